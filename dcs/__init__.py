@@ -1,0 +1,1 @@
+"""Distributed configuration stores: records, the port, and one adapter per backend."""

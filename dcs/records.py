@@ -1,0 +1,217 @@
+"""Frozen records of what the DCS holds. Pure: no I/O, no clock.
+
+Each record is what one key of contract section 1.3 means once parsed; `dcs.codec` turns bytes into
+these and back. A value that cannot be parsed becomes `Broken`, never an exception and never a guess.
+LSNs are absolute byte positions, as the DCS stores them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+#: JSON value as parsed: only used for content that is free by contract (dynamic configuration, tags).
+Json = Any
+
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A key whose value could not be understood; `cause` says why, in one line."""
+
+    key: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class Tags:
+    """Member tags (contract 6.5). Unknown tags are kept and shown."""
+
+    values: Mapping[str, Json] = field(default_factory=lambda: _EMPTY)
+
+    @property
+    def nofailover(self) -> bool:
+        """True when this member may never lead; the bool wins over `failover_priority`."""
+        if "nofailover" in self.values:
+            return bool(self.values["nofailover"])
+        return self.failover_priority <= 0
+
+    @property
+    def failover_priority(self) -> int:
+        """Preference at equal LSN; 1 by default, 0 or less means never."""
+        value = self.values.get("failover_priority", 1)
+        return value if isinstance(value, int) and not isinstance(value, bool) else 1
+
+    @property
+    def noloadbalance(self) -> bool:
+        return self.values.get("noloadbalance") is True
+
+    @property
+    def clonefrom(self) -> bool:
+        return self.values.get("clonefrom") is True
+
+    @property
+    def nostream(self) -> bool:
+        return self.values.get("nostream") is True
+
+    @property
+    def replicatefrom(self) -> str | None:
+        value = self.values.get("replicatefrom")
+        return value if isinstance(value, str) and value else None
+
+
+@dataclass(frozen=True)
+class Member:
+    """`members/<name>`: what one agent publishes about itself."""
+
+    name: str
+    conn_url: str | None = None
+    api_url: str | None = None
+    state: str = "unknown"
+    role: str = "replica"
+    version: str = ""
+    #: `"haagent/<version>"` for ours, None for a Patroni member (design section 3).
+    agent: str | None = None
+    xlog_location: int | None = None
+    replay_lsn: int | None = None
+    receive_lsn: int | None = None
+    replication_state: str | None = None
+    timeline: int | None = None
+    tags: Tags = Tags()
+    pause: bool = False
+    #: False until the CHECKPOINT after a promotion is done; None when absent.
+    checkpoint_after_promote: bool | None = None
+    pending_restart: bool = False
+    #: guc -> (old value, new value)
+    pending_restart_reason: Mapping[str, tuple[str, str]] = field(default_factory=lambda: _EMPTY)
+    scheduled_restart: Mapping[str, Json] | None = None
+    proxy_url: str | None = None
+    #: Ours only: why this member cannot take over right now, one line; None when it can or is unknown.
+    cannot_lead: str | None = None
+    #: Ours only: one line for people about a long or failing recovery ("pg_rewind 2/3 failed: …").
+    note: str | None = None
+    #: Session (etcd lease id, …) the key hangs on, as text; None when unknown.
+    session: str | None = None
+
+    @property
+    def is_haagent(self) -> bool:
+        return self.agent is not None and self.agent.startswith("haagent/")
+
+    @property
+    def host_port(self) -> tuple[str, int] | None:
+        """Host and port of `conn_url`, None when it is missing or malformed."""
+        from urllib.parse import urlsplit
+
+        try:
+            parts = urlsplit(self.conn_url or "")
+            return (parts.hostname, parts.port or 5432) if parts.hostname else None
+        except ValueError:
+            return None
+
+
+@dataclass(frozen=True)
+class Leader:
+    """`leader`: who holds the key, and under which handle."""
+
+    name: str
+    #: Session the key hangs on (etcd lease id in decimal, …).
+    session: str
+    #: Create revision of the key: grows with every new tenure, stays through renewals.
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Status:
+    """`status`: last known position of the primary."""
+
+    optime: int
+    #: slot name -> position; None when the writer left it out.
+    slots: Mapping[str, int] | None = None
+    retain_slots: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class SyncState:
+    """`sync`: who may be missing no acknowledged commit."""
+
+    leader: str | None
+    standbys: tuple[str, ...]
+    quorum: int
+    version: int
+
+
+@dataclass(frozen=True)
+class FailoverRequest:
+    """`failover`: an operator's wish. `leader` set means switchover, only `candidate` a manual failover."""
+
+    leader: str | None
+    candidate: str | None
+    scheduled_at: str | None
+    version: int
+
+    @property
+    def is_switchover(self) -> bool:
+        return self.leader is not None
+
+
+@dataclass(frozen=True)
+class HistoryRow:
+    """One ended timeline (contract 1.3). Timestamp and new leader are unknown for old rows."""
+
+    timeline: int
+    lsn: int
+    reason: str
+    timestamp: str | None = None
+    new_leader: str | None = None
+    #: Ours: what the operation that ended the timeline may have lost or proved, for people. Kept in a
+    #: separate key, because peers of contract 1.3 expect exactly five columns.
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class TimelineClaim:
+    """`haagent_claims`: member `name` set out to create `timeline` in `epoch` (hazard H15)."""
+
+    timeline: int
+    name: str
+    epoch: int
+    #: Expected loss of the promotion, for people ("at most 1048576 bytes", "none"); None when unknown.
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class ConfigRecord:
+    """`config`: the dynamic configuration, a JSON object."""
+
+    data: Mapping[str, Json]
+    version: int
+
+
+@dataclass(frozen=True)
+class ClusterSnapshot:
+    """Everything under `/<namespace>/<scope>` at one revision of the store."""
+
+    revision: int = 0
+    #: None: absent; "": somebody is bootstrapping; else the system identifier.
+    initialize: str | None = None
+    config: ConfigRecord | None = None
+    leader: Leader | None = None
+    members: tuple[Member, ...] = ()
+    status: Status | None = None
+    failover: FailoverRequest | None = None
+    #: Version of the `failover` key even when it holds no request; 0 when absent.
+    failover_version: int = 0
+    sync: SyncState | None = None
+    history: tuple[HistoryRow, ...] | None = None
+    claims: tuple[TimelineClaim, ...] = ()
+    #: Version of the claims key; 0 when absent.
+    claims_version: int = 0
+    failsafe: Mapping[str, str] | None = None
+    broken: tuple[Broken, ...] = ()
+
+    def member(self, name: str) -> Member | None:
+        """The member of that name, None when it has no key."""
+        return next((m for m in self.members if m.name == name), None)

@@ -1,0 +1,1 @@
+"""Rules of `haagent.core.decide`, one file per situation."""

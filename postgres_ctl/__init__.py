@@ -1,0 +1,1 @@
+"""Everything haagent knows about one PostgreSQL instance: facts, files, processes and tools."""
