@@ -1,0 +1,299 @@
+"""The union of everything `decide` may ask for, as data. `haagent.act` is the only interpreter.
+
+Each action that could make a server writable, or give leadership away, carries a `Guard`: facts that must
+still hold in the very moment of the effect. Quick actions return within a DCS or SQL deadline; actions
+marked *job* run in the background, one at a time, and report as `JobResult`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from postgres_ctl.facts import Lsn
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Checked again just before the effect; the first failure stops the decision.
+
+    epoch: our lease must be held under exactly this epoch, and not past its fence.
+    lease_free: we must hold no lease (the action belongs to a follower).
+    pid: the postmaster must still be this one (0: none may live).
+    """
+
+    epoch: int | None = None
+    lease_free: bool = False
+    pid: int | None = None
+
+
+# --- DCS ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CreateInitialize:
+    """Race for a new cluster: `initialize` = "" on our session."""
+
+
+@dataclass(frozen=True)
+class PutInitialize:
+    """Create or complete `initialize` with our system identifier. `only_if_absent` for joiners."""
+
+    system_identifier: str
+    only_if_absent: bool = False
+
+
+@dataclass(frozen=True)
+class DeleteInitialize:
+    """Bootstrap failed: let somebody else try."""
+
+
+@dataclass(frozen=True)
+class PutInitialConfig:
+    """`config` from `bootstrap.dcs`, or from the cached copy; only if absent."""
+
+
+@dataclass(frozen=True)
+class TakeLeader:
+    """Create the leader key, prove it by a renewal, arm the guardian (H1, H8)."""
+
+
+@dataclass(frozen=True)
+class ReleaseLeader:
+    """Close the epoch, write `status.optime` where known, delete the key (rule 2, H6).
+
+    `stopped_pid_free`: PostgreSQL must be proven stopped, or a standby, when this runs."""
+
+    epoch: int
+    optime: Lsn | None = None
+
+
+@dataclass(frozen=True)
+class ClearFailover:
+    """`failover` := {} at this version; `outcome` is told to whoever asked."""
+
+    version: int
+    outcome: str
+    status: int = 503
+
+
+@dataclass(frozen=True)
+class WriteClaim:
+    """Claim the timeline we are about to create (H15)."""
+
+    timeline: int
+    epoch: int
+    version: int
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class WriteStatus:
+    """`status` under our leadership."""
+
+    guard: Guard
+    optime: Lsn
+    slots: Mapping[str, int] = field(default_factory=dict)
+    retain_slots: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class WriteHistory:
+    """`history` from the local history file (contract 1.3)."""
+
+    guard: Guard
+    timeline: int
+
+
+# --- PostgreSQL, quick --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Follow:
+    """Point a running standby at another upstream (None: at nobody) and reload."""
+
+    upstream: str | None
+
+
+@dataclass(frozen=True)
+class ApplyConfig:
+    """Rewrite PostgreSQL's files from the configuration and reload."""
+
+
+@dataclass(frozen=True)
+class SyncSlots:
+    """Bring physical member slots in line."""
+
+    create: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    #: slot -> position
+    advance: Mapping[str, Lsn] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AskPeers:
+    """GET <api_url> of these members in parallel; answers arrive as facts."""
+
+    names: tuple[str, ...]
+
+
+# --- PostgreSQL, jobs ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Initdb:
+    """Job: new data directory with its roles; nothing listens (contract 2.10, our order)."""
+
+
+@dataclass(frozen=True)
+class Clone:
+    """Job: base backup from `source`; `wipe` discards what is there first (rule 7)."""
+
+    source: str
+    wipe: bool = False
+
+
+@dataclass(frozen=True)
+class StartPrimary:
+    """Job: start accepting writes under this epoch. Only the guardian does it (H8)."""
+
+    guard: Guard
+
+
+@dataclass(frozen=True)
+class StartStandby:
+    """Job: start in recovery, streaming from `upstream`, or from nobody."""
+
+    upstream: str | None
+
+
+@dataclass(frozen=True)
+class Promote:
+    """Job: promote under this epoch, wait until out of recovery."""
+
+    guard: Guard
+
+
+@dataclass(frozen=True)
+class CheckpointAfterPromote:
+    """Job: CHECKPOINT, so that pg_rewind sees the new timeline in pg_control."""
+
+    guard: Guard
+
+
+@dataclass(frozen=True)
+class StopInstance:
+    """Job: stop PostgreSQL. `mode`: fast | immediate. `checkpoint`: a CHECKPOINT first, to be quick."""
+
+    mode: str
+    checkpoint: bool = False
+    purpose: str = ""
+
+
+@dataclass(frozen=True)
+class Restart:
+    """Job: stop fast and start in the same role. `epoch` None: as a standby."""
+
+    request_id: int
+    epoch: int | None
+    upstream: str | None
+
+
+@dataclass(frozen=True)
+class Rewind:
+    """Job: keep aside what would be discarded, then pg_rewind from `source` (rule 7)."""
+
+    source: str
+
+
+@dataclass(frozen=True)
+class CheckDivergence:
+    """Job: ask `source` for its timeline history and compare with ours."""
+
+    source: str
+
+
+@dataclass(frozen=True)
+class MoveAside:
+    """Rename an unusable data directory to `<data_dir>.failed`."""
+
+
+@dataclass(frozen=True)
+class CancelJob:
+    """Cancel the running job."""
+
+    reason: str
+
+
+# --- answers and the end ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AnswerRequest:
+    """Answer an operator's request to this member."""
+
+    request_id: int
+    status: int
+    text: str
+
+
+@dataclass(frozen=True)
+class SetFencing:
+    """Pause disarms the guardian, resume arms it again (only after a linearizable read, H20)."""
+
+    armed: bool
+
+
+@dataclass(frozen=True)
+class Exit:
+    """End the agent with this code."""
+
+    code: int
+    reason: str
+
+
+Action = (
+    CreateInitialize
+    | PutInitialize
+    | DeleteInitialize
+    | PutInitialConfig
+    | TakeLeader
+    | ReleaseLeader
+    | ClearFailover
+    | WriteClaim
+    | WriteStatus
+    | WriteHistory
+    | Follow
+    | ApplyConfig
+    | SyncSlots
+    | AskPeers
+    | Initdb
+    | Clone
+    | StartPrimary
+    | StartStandby
+    | Promote
+    | CheckpointAfterPromote
+    | StopInstance
+    | Restart
+    | Rewind
+    | CheckDivergence
+    | MoveAside
+    | CancelJob
+    | AnswerRequest
+    | SetFencing
+    | Exit
+)
+
+#: Kinds that run in the background, one at a time.
+JOBS = (
+    Initdb,
+    Clone,
+    StartPrimary,
+    StartStandby,
+    Promote,
+    CheckpointAfterPromote,
+    StopInstance,
+    Restart,
+    Rewind,
+    CheckDivergence,
+)

@@ -1,0 +1,330 @@
+"""Observation, Memory, Decision: everything `decide` sees, remembers and returns. Frozen, pure.
+
+Rules of the room
+- A fact that could not be read is `Unavailable`, never None (design section 2).
+- Times are seconds on CLOCK_BOOTTIME; `Observation.now` is the only clock a rule may look at.
+- `Memory` is what one agent remembers between two steps; it is lost when the agent dies, so nothing that
+  safety needs may live only here: leases live in DCS and guardian, positions in PostgreSQL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from dcs.records import ClusterSnapshot, Member, Tags
+from haagent.core.actions import Action
+from haagent.core.settings import Settings
+from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, Lsn, TimelineSwitch
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """A fact that could not be read, since when, and why."""
+
+    since: float
+    cause: str
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What this agent is: fixed for its life, except the tags."""
+
+    name: str
+    scope: str
+    tags: Tags = Tags()
+    #: `bootstrap` may create a new cluster here (contract 2.10.1).
+    may_bootstrap: bool = True
+
+
+# --- the local instance -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LastExit:
+    """How the postmaster went the last time the guardian saw one go, in this boot of the host."""
+
+    fenced: bool
+    #: The guardian watched it from start to end: no WAL written to the page cache is lost (H14).
+    watched: bool
+
+
+@dataclass(frozen=True)
+class Instance:
+    """The PostgreSQL beside this agent."""
+
+    data_dir: DataDirState = DataDirState.VALID
+    #: "initdb", "clone" or "rewind" while such work was begun and not finished; None otherwise.
+    unfinished: str | None = None
+    #: A postmaster process lives.
+    alive: bool = False
+    #: Processes or shared memory of a dead postmaster are still there: fenced, but not stopped (H9).
+    leftovers: bool = False
+    #: The postmaster was started, or promoted, to accept writes (or nobody can exclude it).
+    writable: bool = False
+    pid: int | None = None
+    control: ControlData | Unavailable = Unavailable(0.0, "never read")
+    sample: InstanceSample | Unavailable = Unavailable(0.0, "never asked")
+    #: Timelines of the newest history file at hand, oldest first.
+    history: tuple[TimelineSwitch, ...] = ()
+    last_exit: LastExit | None = None
+    #: (timeline, epoch) of promotions this data directory has seen (H15).
+    claimed: tuple[tuple[int, int], ...] = ()
+    #: Settings of the instance differ from the wanted files: ApplyConfig would change something.
+    config_outdated: bool = False
+
+    @property
+    def stopped(self) -> bool:
+        """Proven stopped: no postmaster and nothing left of one."""
+        return not self.alive and not self.leftovers
+
+    @property
+    def answers(self) -> bool:
+        return self.alive and isinstance(self.sample, InstanceSample)
+
+    @property
+    def serves_as_primary(self) -> bool:
+        """Accepts writes, as far as we can tell: an unanswering writable postmaster counts."""
+        if not self.alive:
+            return False
+        if isinstance(self.sample, InstanceSample):
+            return not self.sample.in_recovery
+        return self.writable
+
+    @property
+    def serves_as_standby(self) -> bool:
+        return self.alive and isinstance(self.sample, InstanceSample) and self.sample.in_recovery
+
+    @property
+    def timeline(self) -> int | None:
+        """Timeline this instance is on, from the server, else from pg_control."""
+        if isinstance(self.sample, InstanceSample) and self.sample.timeline:
+            return self.sample.timeline
+        if isinstance(self.control, ControlData):
+            return max(self.control.timeline, self.control.min_recovery_end_timeline)
+        return None
+
+    @property
+    def system_identifier(self) -> str | None:
+        if isinstance(self.control, ControlData):
+            return self.control.system_identifier
+        return self.sample.system_identifier if isinstance(self.sample, InstanceSample) else None
+
+
+# --- lease and guardian -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LeaseFacts:
+    """What the lease keeper and the guardian prove about our leadership."""
+
+    #: Session of this agent; None until the DCS has been reached.
+    session: str | None = None
+    #: Epoch under which we hold the key; None when we do not, or closed it.
+    epoch: int | None = None
+    #: Until when the lease is proven *and* the guardian armed; None before the first proof.
+    fence_at: float | None = None
+    #: The guardian does not fire (pause).
+    disarmed: bool = False
+    #: Highest epoch the guardian has closed.
+    closed_epoch: int = 0
+    #: Why the store said the key is not ours; None while it has not.
+    refused: str | None = None
+    #: The guardian lives and acknowledges.
+    guardian_ok: bool = True
+
+    def holds(self, now: float) -> bool:
+        """"I am leader": the lease is provably valid now (rule 1)."""
+        return self.epoch is not None and self.fence_at is not None and now < self.fence_at
+
+
+# --- peers --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PeerAnswer:
+    """`GET <api_url>` of a peer (contract 3.4)."""
+
+    name: str
+    asked_at: float
+    in_recovery: bool
+    role: str
+    state: str
+    timeline: int | None
+    received: Lsn | None
+    replayed: Lsn | None
+    #: Primary's `xlog.location`; None when not reported (H13: a closed epoch reports none).
+    location: Lsn | None
+    tags: Tags = Tags()
+    watchdog_failed: bool = False
+    is_haagent: bool = False
+    cannot_lead: str | None = None
+    replication_state: str | None = None
+
+    @property
+    def position(self) -> Lsn:
+        if self.location is not None:
+            return self.location
+        return max(self.received or Lsn(0), self.replayed or Lsn(0))
+
+    @property
+    def runs_as_primary(self) -> bool:
+        return self.location is not None and self.location.value > 0
+
+
+@dataclass(frozen=True)
+class PeerSilent:
+    """A peer that was asked and did not answer usefully."""
+
+    name: str
+    asked_at: float
+    cause: str
+
+
+Peer = PeerAnswer | PeerSilent
+
+
+# --- work and wishes ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """The one long work that runs now."""
+
+    kind: str
+    started_at: float
+    detail: str = ""
+    #: Epoch under which it was begun; None when it needs none.
+    epoch: int | None = None
+    cancelled: bool = False
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """How the last job ended; delivered to exactly one step."""
+
+    kind: str
+    ok: bool
+    reason: str = ""
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OperatorRequest:
+    """A wish that concerns this member only. `kind`: restart | reinitialize."""
+
+    id: int
+    kind: str
+    from_leader: bool = False
+
+
+@dataclass(frozen=True)
+class Observation:
+    """All facts of one step, gathered once."""
+
+    now: float
+    me: Identity
+    settings: Settings
+    cluster: ClusterSnapshot | Unavailable
+    instance: Instance
+    lease: LeaseFacts
+    peers: Mapping[str, Peer] = field(default_factory=dict)
+    job: JobFacts | None = None
+    finished_job: JobResult | None = None
+    request: OperatorRequest | None = None
+    #: SIGTERM or SIGINT was received.
+    stopping: bool = False
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Handover:
+    """A planned switchover in progress on the primary."""
+
+    #: Version of the `failover` key that asked for it.
+    version: int
+    candidate: str
+    began_at: float
+    #: Set once PostgreSQL was told to stop.
+    stopping_since: float | None = None
+
+
+@dataclass(frozen=True)
+class Rejoin:
+    """Tries to bring this data directory back under the leader."""
+
+    tries: int = 0
+    not_before: float = 0.0
+    reason: str = ""
+    #: pg_rewind will not help any more: only a fresh clone.
+    needs_clone: bool = False
+    #: The divergence from the leader of this epoch was looked at and is fine or mended.
+    settled_epoch: int = 0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What this agent remembers between two steps."""
+
+    leader_missing_since: float | None = None
+    #: Last leader seen: name and epoch.
+    last_leader: str | None = None
+    last_epoch: int = 0
+    #: Members when the cluster last had a leader (contract 2.4.12).
+    last_members: tuple[Member, ...] = ()
+    #: A hand-over mark (`failover.leader`) was last seen then (H18).
+    handover_seen_at: float | None = None
+    #: initialize race won by this process: "won" -> "initdb done".
+    bootstrap: str | None = None
+    handover: Handover | None = None
+    start_failures: int = 0
+    crashed_since: float | None = None
+    rejoin: Rejoin = Rejoin()
+    #: Own promotion failed then: stay out of the race for ttl.
+    promote_failed_at: float | None = None
+    paused_seen: bool = False
+    resumed_at: float | None = None
+    #: The CHECKPOINT after promotion in this epoch is done.
+    checkpointed_epoch: int = 0
+    #: Standby without stream since then; None while it streams.
+    not_streaming_since: float | None = None
+    #: Clone waits for its slot on the leader since then.
+    slot_wait_since: float | None = None
+    #: Failover request refused locally, waiting for a candidate since then, by key version.
+    request_seen: tuple[int, float] | None = None
+    #: Failed `decide` steps in a row (H12).
+    #: Epoch this agent took and has not yet promoted under.
+    note: str | None = None
+
+
+def evolve(memory: Memory, **changes: Any) -> Memory:
+    """`dataclasses.replace` under a name that reads well in rules."""
+    return replace(memory, **changes)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why somebody may not lead: a stable rule id, and the facts."""
+
+    rule: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do now. `actions` are done in order and stop at the first failure."""
+
+    rule: str
+    reason: str
+    memory: Memory
+    actions: tuple[Action, ...] = ()
+    #: Look again after so many seconds even if nothing happens; None means the usual loop_wait.
+    again_in_s: float | None = None
+    refusals: tuple[Refusal, ...] = ()
+    #: Line of contract 7.3 for log type `plain`; defaults to `reason`.
+    line: str | None = None
+    #: A heartbeat says nothing new: it is not an event.
+    heartbeat: bool = False
