@@ -8,9 +8,8 @@ contract 2.1. Each of these leaves a warning that names key and value.
 What a person sends (PATCH, PUT, `bootstrap.dcs`) goes through `validate_dynamic` first: a safety key
 this agent does not keep yet is refused there, because to accept it would be to promise what it says.
 
-Timings (hazard H7). `loop_wait + 2 * retry_timeout <= ttl` holds for every `Settings` parsed here, and
-`renew_interval_s + 2 * renew_attempt_s + stop_budget_s + drift_margin_s <= ttl_s` by construction: the
-lease keeper's own interval and attempt are derived from the ttl and shrink with it.
+Timings. `loop_wait + 2 * retry_timeout <= ttl` and every minimum hold for all `Settings` parsed here; the
+lease keeper's interval, attempts and stop budget (hazard H7) are derived from them by `core.lease.timings`.
 """
 
 from __future__ import annotations
@@ -35,12 +34,6 @@ LOWEST_RETRY_TIMEOUT_S = 1
 PATRONI_TTL_S, PATRONI_LOOP_WAIT_S, PATRONI_RETRY_TIMEOUT_S = 20, 1, 3
 #: Nothing in this file has a use for more; beyond it floats stop being exact.
 _LARGEST = 2**53
-
-#: Time to stop PostgreSQL before the lease ends: never under this, a sixth of the ttl when that is more.
-_LEAST_STOP_BUDGET_S = 0.5
-_STOP_BUDGET_SHARE = 1 / 6
-#: Allowed drift between our clock and the store's.
-_DRIFT_SHARE = 0.01
 
 
 # --- values with units --------------------------------------------------------------------------
@@ -133,31 +126,6 @@ class Settings:
     def default(cls) -> Settings:
         """What holds when the DCS has no configuration and there is none to bootstrap with."""
         return cls()
-
-    @property
-    def stop_budget_s(self) -> float:
-        """Time kept before the end of the lease in which the guardian stops PostgreSQL."""
-        return max(_LEAST_STOP_BUDGET_S, self.ttl_s * _STOP_BUDGET_SHARE)
-
-    @property
-    def drift_margin_s(self) -> float:
-        return self.ttl_s * _DRIFT_SHARE
-
-    @property
-    def renew_interval_s(self) -> float:
-        """How often the lease keeper renews: min(loop_wait, (ttl - budget) / 2), hazard H7."""
-        return min(self.loop_wait_s, (self.ttl_s - self.stop_budget_s) / 2)
-
-    @property
-    def renew_attempt_s(self) -> float:
-        """Deadline of one renewal: two of them after an interval still end before the fence (H7)."""
-        left = self.ttl_s - self.stop_budget_s - self.drift_margin_s - self.renew_interval_s
-        return min(self.retry_timeout_s, left / 2)
-
-    @property
-    def permit_life_s(self) -> float:
-        """How long one permit of the loop lets the lease keeper go on renewing."""
-        return min(self.loop_wait_s + self.retry_timeout_s, self.ttl_s)
 
 
 @dataclass(frozen=True)
@@ -310,9 +278,9 @@ def _parameters(data: Mapping[str, Any], warnings: list[str]) -> Mapping[str, Sc
 _TIMING_KEYS = ("ttl", "loop_wait", "retry_timeout")
 #: Keys this agent acts on.
 KNOWN_DYNAMIC = (
-    *_TIMING_KEYS, "maximum_lag_on_failover", "check_timeline", "primary_start_timeout", "master_start_timeout",
-    "primary_stop_timeout", "master_stop_timeout", "max_timelines_history", "member_slots_ttl", "pause",
-    "postgresql", "primary_race_backoff",
+    *_TIMING_KEYS, "maximum_lag_on_failover", "check_timeline", "pause", "postgresql", "primary_race_backoff",
+    "primary_start_timeout", "master_start_timeout", "primary_stop_timeout", "master_stop_timeout",
+    "max_timelines_history", "member_slots_ttl",
 )  # fmt: skip
 #: Harmless where they do nothing yet: accepted with a warning.
 _LATER_DYNAMIC = (
