@@ -1,0 +1,58 @@
+# `make` lists the targets. Every target brings the machine to where it needs it first (scripts/setup.sh),
+# which costs under a second when nothing changed.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-print-directory
+
+ifdef HAAGENT_VENV
+VENV := $(HAAGENT_VENV)
+else ifeq ($(shell id -u),0)
+VENV := /opt/haagent/venv
+else
+VENV := $(HOME)/.local/share/haagent/venv
+endif
+export HAAGENT_VENV := $(VENV)
+PYTHON := $(VENV)/bin/python
+
+# Arguments for the program behind a target: make test ARGS='-k lease', make demo ARGS=--help
+ARGS ?=
+JOBS ?= 2
+PYTEST := $(PYTHON) -m pytest -n $(JOBS) --dist worksteal
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo lint format unit test test-all clean
+
+help: ## this list
+	@printf '\033[1mhaagent\033[0m: a PostgreSQL high-availability agent\n\n'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[36mmake %-9s\033[0m %s\n", $$1, $$2 }' Makefile
+	@printf '\nEverything is set up on the first use (Debian packages: root or sudo). Environment: %s\n' '$(VENV)'
+
+setup: ## install what lacks: Debian packages, virtual environment, haagent in it
+	@scripts/setup.sh
+
+demo: setup ## three nodes on this machine, and a failover to watch (ARGS=… for options)
+	@$(VENV)/bin/haagent demo $(ARGS)
+
+lint: setup ## style, types, and who may import whom
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy
+	@$(VENV)/bin/lint-imports --no-cache
+
+format: setup ## put the code into shape
+	@$(PYTHON) -m ruff check --fix .
+	@$(PYTHON) -m ruff format .
+
+unit: setup ## the tests that need no servers, in seconds
+	@$(PYTEST) tests/unit tests/property $(ARGS)
+
+test: lint ## lint, then every test except the slow ones
+	@$(PYTEST) -m 'not slow' $(ARGS)
+
+test-all: lint ## everything, slow tests too; writes docs/test-report.md
+	@scripts/test-report.sh $(ARGS)
+
+clean: ## remove caches from the checkout (the environment stays)
+	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
