@@ -1,6 +1,6 @@
-"""The cluster as people see it: the JSON of `GET /cluster` (contract 3.5), shared with `haagentctl list`. Pure.
+"""The cluster as people see it: the JSON of `GET /cluster`, shared with `haagentctl list`. Pure.
 
-One function turns a DCS snapshot into plain data. Positions become text, lags are bytes behind
+One function turns a DCS snapshot into plain data (contract 3.5). Positions become text, lags are bytes behind
 `status.optime` and never negative, what nobody knows is the text `unknown`. Fields of ours stand under
 `haagent` and only when there is something to tell, so that the rest stays what existing readers expect.
 """
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dcs.records import ClusterSnapshot, Member
+from haagent.core.settings import parse_bool
 from postgres_ctl.facts import Lsn
 
 LEADER = "leader"
@@ -20,8 +21,6 @@ QUORUM_STANDBY = "quorum_standby"
 REPLICA = "replica"
 
 UNKNOWN = "unknown"
-
-_TRUE_TEXTS = ("on", "true", "yes", "1")
 
 
 def cluster_view(snapshot: ClusterSnapshot, scope: str) -> dict[str, Any]:
@@ -76,7 +75,7 @@ def is_quorum_mode(snapshot: ClusterSnapshot) -> bool:
 
 
 def is_paused(snapshot: ClusterSnapshot) -> bool:
-    return str(_config(snapshot).get("pause", "")).lower() in _TRUE_TEXTS
+    return parse_bool(_config(snapshot).get("pause")) is True
 
 
 def _config(snapshot: ClusterSnapshot) -> Mapping[str, Any]:
