@@ -1,0 +1,53 @@
+"""Which members a command means, and the questions it asks on a terminal.
+
+Questions are for people only: without a terminal on standard input and without `--force` the command ends
+with one line that names `--force`, instead of waiting for an answer nobody can give.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from haagent.ctl.errors import CtlError
+
+if TYPE_CHECKING:
+    from dcs.records import ClusterSnapshot, Member
+
+NO_TERMINAL = "standard input is not a terminal, so no question can be asked: use --force"
+
+
+def choose_members(snapshot: ClusterSnapshot, role: str, names: Sequence[str]) -> list[Member]:
+    """Members of `role`, of these only `names` when given; names that do not match are dropped.
+
+    Raises CtlError when nothing is left (contract 4.2).
+    """
+    from haagent.core.member_select import with_role
+
+    matching = with_role(snapshot, role)
+    chosen = [name for name in matching if not names or name in names]
+    if not chosen:
+        raise CtlError(
+            f"No '{role}' among provided members" if names else f"The cluster has no member of role '{role}'"
+        )
+    return [member for member in snapshot.members if member.name in chosen]
+
+
+def ask(text: str, default: str = "") -> str:
+    """The user's answer; raises CtlError without a terminal, click.Abort on Ctrl-C."""
+    _require_terminal()
+    return str(click.prompt(text, type=str, default=default)).strip()
+
+
+def confirm(text: str) -> bool:
+    """True for yes; raises CtlError without a terminal, click.Abort on Ctrl-C."""
+    _require_terminal()
+    return click.confirm(text)
+
+
+def _require_terminal() -> None:
+    if not sys.stdin.isatty():
+        raise CtlError(NO_TERMINAL)
