@@ -62,7 +62,7 @@ class TakeLeader:
 class ReleaseLeader:
     """Close the epoch, write `status.optime` where known, delete the key (rule 2, H6).
 
-    `stopped_pid_free`: PostgreSQL must be proven stopped, or a standby, when this runs."""
+    PostgreSQL must be proven stopped, or a standby, at that moment: the interpreter looks again."""
 
     epoch: int
     optime: Lsn | None = None
@@ -117,7 +117,7 @@ class Follow:
 
 @dataclass(frozen=True)
 class ApplyConfig:
-    """Rewrite PostgreSQL's files from the configuration and reload."""
+    """Rewrite PostgreSQL's files from the configuration and reload; recovery settings stay."""
 
 
 @dataclass(frozen=True)
@@ -175,18 +175,19 @@ class Promote:
 
 
 @dataclass(frozen=True)
-class CheckpointAfterPromote:
-    """Job: CHECKPOINT, so that pg_rewind sees the new timeline in pg_control."""
+class Checkpoint:
+    """CHECKPOINT under our leadership. After a promotion in the background, so that pg_rewind sees the new
+    timeline in pg_control; before a switchover as a job, so that the stop is quick."""
 
     guard: Guard
+    background: bool
 
 
 @dataclass(frozen=True)
 class StopInstance:
-    """Job: stop PostgreSQL. `mode`: fast | immediate. `checkpoint`: a CHECKPOINT first, to be quick."""
+    """Job: stop PostgreSQL. `mode`: fast | immediate; fast becomes immediate when it takes too long."""
 
     mode: str
-    checkpoint: bool = False
     purpose: str = ""
 
 
@@ -272,7 +273,7 @@ Action = (
     | StartPrimary
     | StartStandby
     | Promote
-    | CheckpointAfterPromote
+    | Checkpoint
     | StopInstance
     | Restart
     | Rewind
@@ -291,7 +292,7 @@ JOBS = (
     StartPrimary,
     StartStandby,
     Promote,
-    CheckpointAfterPromote,
+    Checkpoint,
     StopInstance,
     Restart,
     Rewind,

@@ -33,7 +33,7 @@ class Identity:
 
     name: str
     scope: str
-    tags: Tags = Tags()
+    tags: Tags = field(default_factory=Tags)
     #: `bootstrap` may create a new cluster here (contract 2.10.1).
     may_bootstrap: bool = True
 
@@ -73,6 +73,8 @@ class Instance:
     claimed: tuple[tuple[int, int], ...] = ()
     #: Settings of the instance differ from the wanted files: ApplyConfig would change something.
     config_outdated: bool = False
+    #: Host and port a standby follows now; None when nobody.
+    follows: tuple[str, int] | None = None
 
     @property
     def stopped(self) -> bool:
@@ -135,7 +137,7 @@ class LeaseFacts:
     guardian_ok: bool = True
 
     def holds(self, now: float) -> bool:
-        """"I am leader": the lease is provably valid now (rule 1)."""
+        """ "I am leader": the lease is provably valid now (rule 1)."""
         return self.epoch is not None and self.fence_at is not None and now < self.fence_at
 
 
@@ -156,7 +158,7 @@ class PeerAnswer:
     replayed: Lsn | None
     #: Primary's `xlog.location`; None when not reported (H13: a closed epoch reports none).
     location: Lsn | None
-    tags: Tags = Tags()
+    tags: Tags = field(default_factory=Tags)
     watchdog_failed: bool = False
     is_haagent: bool = False
     cannot_lead: str | None = None
@@ -231,7 +233,9 @@ class Observation:
     lease: LeaseFacts
     peers: Mapping[str, Peer] = field(default_factory=dict)
     job: JobFacts | None = None
-    finished_job: JobResult | None = None
+    #: Kinds of background work (CHECKPOINT after promotion) under way beside the job.
+    background: tuple[str, ...] = ()
+    finished: tuple[JobResult, ...] = ()
     request: OperatorRequest | None = None
     #: SIGTERM or SIGINT was received.
     stopping: bool = False
@@ -248,7 +252,8 @@ class Handover:
     version: int
     candidate: str
     began_at: float
-    #: Set once PostgreSQL was told to stop.
+    checkpointed: bool = False
+    #: PostgreSQL was told to stop then.
     stopping_since: float | None = None
 
 
@@ -259,8 +264,8 @@ class Rejoin:
     tries: int = 0
     not_before: float = 0.0
     reason: str = ""
-    #: pg_rewind will not help any more: only a fresh clone.
-    needs_clone: bool = False
+    #: Our WAL is known to have left the leader's history.
+    diverged: bool = False
     #: The divergence from the leader of this epoch was looked at and is fine or mended.
     settled_epoch: int = 0
 
@@ -277,11 +282,10 @@ class Memory:
     last_members: tuple[Member, ...] = ()
     #: A hand-over mark (`failover.leader`) was last seen then (H18).
     handover_seen_at: float | None = None
-    #: initialize race won by this process: "won" -> "initdb done".
+    #: initialize race won by this process: "won" -> "ready" (or "failed: why") -> None once it runs.
     bootstrap: str | None = None
     handover: Handover | None = None
     start_failures: int = 0
-    crashed_since: float | None = None
     rejoin: Rejoin = Rejoin()
     #: Own promotion failed then: stay out of the race for ttl.
     promote_failed_at: float | None = None
@@ -293,10 +297,13 @@ class Memory:
     not_streaming_since: float | None = None
     #: Clone waits for its slot on the leader since then.
     slot_wait_since: float | None = None
-    #: Failover request refused locally, waiting for a candidate since then, by key version.
+    #: Failover request waiting for its candidate: key version, since when.
     request_seen: tuple[int, float] | None = None
-    #: Failed `decide` steps in a row (H12).
-    #: Epoch this agent took and has not yet promoted under.
+    #: We released the key after the successor had proven to have everything: nothing to rewind.
+    clean_release: bool = False
+    #: Slot name -> when its member was last seen (contract 6.2, member_slots_ttl).
+    slots_seen: Mapping[str, float] = field(default_factory=dict)
+    #: One line for people about what goes wrong or takes long; published with the member.
     note: str | None = None
 
 

@@ -1,0 +1,411 @@
+"""Who may become leader: every rule as data, used by the election, by `explain`, REST and the simulator.
+
+`standing` judges this member as if the key were free and returns each check with its verdict: True passed,
+False refused, None not known yet. Safety rule 6: no check is waived but those a manual failover may waive
+(lag, timeline, a peer that is ahead), and never "another primary is running".
+
+Positions are compared as (history, LSN): WAL of a peer beyond the point where our history left its timeline
+is diverged and never blocks; a peer on a newer timeline is ahead (H15).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dcs.records import ClusterSnapshot, FailoverRequest, Member
+from haagent.core.model import (
+    Memory,
+    Observation,
+    Peer,
+    PeerAnswer,
+    PeerSilent,
+    Refusal,
+    Unavailable,
+)
+from postgres_ctl.facts import InstanceSample, Lsn
+
+#: An answer older than this is asked for again, seconds.
+ANSWER_LIFE_S = 1.5
+#: A peer that stayed silent when asked this long before the race need not be waited for again, seconds.
+SILENCE_LIFE_S = 6.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One rule applied: `passed` is None while a fact is missing."""
+
+    rule: str
+    passed: bool | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The whole judgement of one member."""
+
+    checks: tuple[Check, ...]
+    #: Peers whose answer is needed first.
+    ask: tuple[str, ...]
+
+    @property
+    def may_lead(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        return tuple(Refusal(c.rule, c.detail) for c in self.checks if c.passed is False)
+
+
+def standing(obs: Observation, memory: Memory) -> Standing:
+    """Judge this member as if the leader key were free. `obs.cluster` must be known."""
+    assert not isinstance(obs.cluster, Unavailable)
+    local = local_checks(obs, memory)
+    cluster = _cluster_checks(obs, memory, obs.cluster)
+    if any(check.passed is False for check in local + cluster):
+        return Standing(local + cluster, ())
+    ask = unanswered(obs, memory, obs.cluster)
+    if ask:
+        waiting = Check("peers.asked", None, "waiting for answers of " + ", ".join(ask))
+        return Standing((*local, *cluster, waiting), ask)
+    return Standing(local + cluster + _peer_checks(obs, memory, obs.cluster), ())
+
+
+# --- what this member knows of itself -----------------------------------------------------------
+
+
+def local_checks(obs: Observation, memory: Memory) -> tuple[Check, ...]:
+    """Checks that need neither DCS nor peers; their first refusal is published as `cannot_lead`."""
+    instance = obs.instance
+    sample = instance.sample if isinstance(instance.sample, InstanceSample) else None
+    failed = memory.promote_failed_at
+    recently = failed is not None and obs.now < failed + obs.settings.ttl_s
+    return (
+        Check("tag.nofailover", not obs.me.tags.nofailover, "this member carries the tag nofailover"),
+        Check("postgres.answers", instance.answers, "PostgreSQL does not run, or does not answer"),
+        Check(
+            "postgres.wal-read",
+            sample is None or sample.position_is_proven,
+            "it has not yet read all WAL it may have acknowledged (H16)",
+        ),
+        Check(
+            "promote.failed", not recently, f"its own promotion failed less than {obs.settings.ttl_s:g} s ago"
+        ),
+        _twin_check(obs),
+    )
+
+
+def _twin_check(obs: Observation) -> Check:
+    """H15: a timeline number that somebody else claimed after us holds another history."""
+    twin = twin_timeline(obs)
+    detail = f"timeline {twin} was claimed by another member as well" if twin else "no timeline claimed twice"
+    return Check("timeline.twin", twin is None, detail)
+
+
+def twin_timeline(obs: Observation) -> int | None:
+    """A timeline this data directory was primary on, claimed by another member in a later epoch."""
+    if isinstance(obs.cluster, Unavailable):
+        return None
+    latest = {claim.timeline: claim for claim in obs.cluster.claims}
+    for timeline, epoch in obs.instance.claimed:
+        claim = latest.get(timeline)
+        foreign = claim is not None and claim.epoch > epoch and claim.name != obs.me.name
+        if foreign and timeline == obs.instance.timeline:
+            return timeline
+    return None
+
+
+# --- what the DCS says --------------------------------------------------------------------------
+
+
+def manual_failover_to_me(obs: Observation, cluster: ClusterSnapshot) -> bool:
+    """An operator named this member, without naming the leader: lag and timeline are waived."""
+    request = cluster.failover
+    return request is not None and not request.is_switchover and request.candidate == obs.me.name
+
+
+def cluster_timeline(cluster: ClusterSnapshot) -> int:
+    """Last ended timeline + 1; 0 when there is no history (contract 1.3)."""
+    if cluster.history is None:
+        return 0
+    return cluster.history[-1].timeline + 1 if cluster.history else 1
+
+
+def expected_loss_bytes(obs: Observation, cluster: ClusterSnapshot) -> int | None:
+    """Bytes of WAL that the last published position has and this member has not; None unknown."""
+    if cluster.status is None or not isinstance(obs.instance.sample, InstanceSample):
+        return None
+    return max(0, cluster.status.optime - obs.instance.sample.position.value)
+
+
+def expected_loss_text(obs: Observation, cluster: ClusterSnapshot) -> str:
+    """One line for people: what taking over now may lose (rule 5)."""
+    known = expected_loss_bytes(obs, cluster)
+    if known is None:
+        return "unknown"
+    if known == 0:
+        return "no WAL published by the last primary, plus what it wrote since its last status"
+    return f"{known} bytes of WAL, plus what the last primary wrote since its last status"
+
+
+def _cluster_checks(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> tuple[Check, ...]:
+    return (
+        _lag_check(obs, memory, cluster),
+        _timeline_check(obs, cluster),
+        _request_check(obs, memory, cluster),
+        _resume_check(obs, memory),
+        _former_leader_check(obs, memory, cluster),
+    )
+
+
+def _lag_check(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> Check:
+    """Rule 5; after a hand-over mark nobody below `status.optime` for one ttl (H18)."""
+    if not isinstance(obs.instance.sample, InstanceSample) or cluster.status is None:
+        return Check("lag", True, "no position published by the last primary")
+    lag = cluster.status.optime - obs.instance.sample.position.value
+    marked = memory.handover_seen_at
+    if marked is not None and obs.now < marked + obs.settings.ttl_s and lag > 0:
+        return Check(
+            "handover.incomplete", False, f"a planned switchover is on and {lag} bytes of WAL are missing"
+        )
+    if manual_failover_to_me(obs, cluster):
+        return Check("lag", True, f"{lag} bytes behind, waived by a manual failover")
+    limit = obs.settings.maximum_lag_on_failover_bytes
+    return Check(
+        "lag", lag <= limit, f"{lag} bytes behind the last primary, maximum_lag_on_failover is {limit}"
+    )
+
+
+def _timeline_check(obs: Observation, cluster: ClusterSnapshot) -> Check:
+    mine, theirs = obs.instance.timeline, cluster_timeline(cluster)
+    if not obs.settings.check_timeline or manual_failover_to_me(obs, cluster):
+        return Check("timeline", True, f"on timeline {mine}, not compared")
+    fine = mine is not None and mine >= theirs
+    return Check("timeline", fine, f"on timeline {mine}, the cluster is on {theirs}")
+
+
+def _request_check(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> Check:
+    """A requested candidate that is fit goes first; the former leader comes back last (2.7)."""
+    request = cluster.failover
+    if request is None or request.candidate == obs.me.name:
+        return Check("request", True, "nobody else was asked for")
+    if request.candidate is not None and _fit(obs, memory, cluster, request.candidate):
+        return Check("request", False, f"{request.candidate} was asked for and is fit")
+    if request.leader == obs.me.name and _others_fit(obs, memory, cluster, request):
+        return Check("request", False, "this member was asked to step down and another one is fit")
+    return Check("request", True, "the member that was asked for is not fit")
+
+
+def _fit(obs: Observation, memory: Memory, cluster: ClusterSnapshot, name: str) -> bool:
+    """The named member can be expected to take the key: present, able, and not known to be silent.
+
+    A candidate may not hold the others up for ever: one ttl after the key went, the race is free."""
+    member = cluster.member(name)
+    missing = memory.leader_missing_since
+    late = missing is not None and obs.now > missing + obs.settings.ttl_s
+    if member is None or member.tags.nofailover or member.cannot_lead or late:
+        return False
+    peer = obs.peers.get(name)
+    return not (isinstance(peer, PeerSilent) and _fresh(obs, memory, peer))
+
+
+def _others_fit(obs: Observation, memory: Memory, cluster: ClusterSnapshot, request: FailoverRequest) -> bool:
+    return any(_fit(obs, memory, cluster, m.name) for m in cluster.members if m.name != request.leader)
+
+
+def _resume_check(obs: Observation, memory: Memory) -> Check:
+    """H20: for one ttl after a pause only a running primary may take an empty key."""
+    since = memory.resumed_at
+    grace = since is not None and obs.now < since + obs.settings.ttl_s
+    return Check("resume.grace", not grace, "the cluster was resumed less than one ttl ago")
+
+
+def _former_leader_check(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> Check:
+    """H4: the key went but its holder's member key is there: it may still be writable."""
+    rule, name, missing = "former-leader", memory.last_leader, memory.leader_missing_since
+    member = cluster.member(name) if name is not None and name != obs.me.name else None
+    if member is None or missing is None:
+        return Check(rule, True, "the last leader is gone, or it is this member")
+    if obs.now > missing + obs.settings.ttl_s or _stepped_down(member, cluster):
+        return Check(rule, True, f"{member.name} is not writable any more")
+    peer = obs.peers.get(member.name)
+    if peer is None or not _fresh(obs, memory, peer):
+        return Check(rule, True, f"{member.name} will be asked")
+    if isinstance(peer, PeerSilent):
+        return Check(rule, False, f"{member.name} may still be writable: {peer.cause}")
+    return Check(rule, True, f"{member.name} answers")
+
+
+def _stepped_down(member: Member, cluster: ClusterSnapshot) -> bool:
+    marked = cluster.failover is not None and cluster.failover.leader == member.name
+    return marked or member.role != "primary" or member.state != "running"
+
+
+# --- what the peers say -------------------------------------------------------------------------
+
+
+def interesting_peers(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> tuple[str, ...]:
+    """Members now and when the cluster was last healthy, without me and without those we cannot ask."""
+    known = {m.name: m for m in memory.last_members} | {m.name: m for m in cluster.members}
+    return tuple(sorted(n for n, m in known.items() if n != obs.me.name and m.api_url))
+
+
+def unanswered(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> tuple[str, ...]:
+    """Peers without a fresh enough answer or silence."""
+    names = interesting_peers(obs, memory, cluster)
+    return tuple(n for n in names if n not in obs.peers or not _fresh(obs, memory, obs.peers[n]))
+
+
+def _fresh(obs: Observation, memory: Memory, peer: Peer) -> bool:
+    if isinstance(peer, PeerSilent):
+        return peer.asked_at >= obs.now - SILENCE_LIFE_S
+    since = memory.leader_missing_since or 0.0
+    return peer.asked_at >= max(since, obs.now - ANSWER_LIFE_S)
+
+
+def position_in_my_history(obs: Observation, peer: PeerAnswer) -> Lsn:
+    """How far the peer got on *our* history: WAL beyond our switch point is diverged (H15)."""
+    mine = obs.instance.timeline
+    if mine is None or peer.timeline is None or peer.timeline >= mine:
+        return peer.position
+    switch = next((s for s in obs.instance.history if s.timeline == peer.timeline), None)
+    return min(peer.position, switch.switch_lsn) if switch is not None else peer.position
+
+
+def _peer_checks(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> tuple[Check, ...]:
+    names = interesting_peers(obs, memory, cluster)
+    answers = [p for n in names if isinstance(p := obs.peers.get(n), PeerAnswer)]
+    return (
+        _no_other_primary(answers),
+        _nobody_ahead(obs, memory, cluster, answers),
+        _nobody_preferred(obs, cluster, answers),
+    )
+
+
+def _no_other_primary(answers: list[PeerAnswer]) -> Check:
+    """Rule 6: never waived."""
+    alive = [p.name for p in answers if p.runs_as_primary]
+    return Check(
+        "peer.primary", not alive, f"{', '.join(alive)} runs as primary" if alive else "no other primary"
+    )
+
+
+def _nobody_ahead(
+    obs: Observation, memory: Memory, cluster: ClusterSnapshot, answers: list[PeerAnswer]
+) -> Check:
+    """A member with more WAL goes first; one that cannot lead holds us up for at most one ttl (H13)."""
+    if manual_failover_to_me(obs, cluster):
+        return Check("peer.ahead", True, "waived by a manual failover")
+    ahead = [p.name for p in answers if _blocks(obs, memory, p) and _is_ahead(obs, p)]
+    return Check(
+        "peer.ahead", not ahead, f"{', '.join(ahead)} has more WAL" if ahead else "nobody has more WAL"
+    )
+
+
+def _blocks(obs: Observation, memory: Memory, peer: PeerAnswer) -> bool:
+    if peer.tags.nofailover or peer.watchdog_failed:
+        return False
+    missing = memory.leader_missing_since
+    waited = missing is not None and obs.now > missing + obs.settings.ttl_s
+    return peer.cannot_lead is None or not waited
+
+
+def _is_ahead(obs: Observation, peer: PeerAnswer) -> bool:
+    mine = obs.instance.timeline
+    if mine is not None and peer.timeline is not None and peer.timeline > mine:
+        return True
+    return position_in_my_history(obs, peer) > my_position(obs)
+
+
+def my_position(obs: Observation) -> Lsn:
+    """End of our own WAL; 0 when PostgreSQL does not answer."""
+    return obs.instance.sample.position if isinstance(obs.instance.sample, InstanceSample) else Lsn(0)
+
+
+def _nobody_preferred(obs: Observation, cluster: ClusterSnapshot, answers: list[PeerAnswer]) -> Check:
+    """At equal WAL the higher failover_priority goes first."""
+    if cluster.failover is not None and cluster.failover.candidate == obs.me.name:
+        return Check("peer.priority", True, "this member was asked for")
+    mine = obs.me.tags.failover_priority
+    better = [
+        p.name
+        for p in answers
+        if not p.tags.nofailover
+        and not p.watchdog_failed
+        and p.cannot_lead is None
+        and p.tags.failover_priority > mine
+        and position_in_my_history(obs, p) == my_position(obs)
+    ]
+    return Check(
+        "peer.priority",
+        not better,
+        f"{', '.join(better)} has the same WAL and a higher failover_priority"
+        if better
+        else "nobody preferred",
+    )
+
+
+# --- the primary looks for a successor ----------------------------------------------------------
+
+
+def handover_refusal(obs: Observation, cluster: ClusterSnapshot, name: str, forced: bool) -> str | None:
+    """Why `name` cannot take over from this running primary without loss; None when it can (rule 3).
+
+    Looks at what *we* see of it: the walsender that feeds it, its flush position, its own answer. `forced`
+    (manual failover): streaming and lag are waived."""
+    member = cluster.member(name)
+    if member is None:
+        return f"candidate {name} does not exist"
+    if member.tags.nofailover:
+        return f"{name} is tagged nofailover"
+    peer = obs.peers.get(name)
+    if isinstance(peer, PeerSilent):
+        return f"{name} does not answer: {peer.cause}"
+    if isinstance(peer, PeerAnswer) and (peer.watchdog_failed or peer.cannot_lead):
+        return f"{name} cannot lead: {peer.cannot_lead or 'its watchdog failed'}"
+    return None if forced else _stream_refusal(obs, name)
+
+
+def _stream_refusal(obs: Observation, name: str) -> str | None:
+    if not isinstance(obs.instance.sample, InstanceSample):
+        return "PostgreSQL does not answer here"
+    senders = [s for s in obs.instance.sample.senders if s.application_name.lower() == name.lower()]
+    streaming = [s for s in senders if s.state == "streaming" and s.flush_lsn is not None]
+    if not streaming:
+        return f"{name} does not stream from this primary"
+    flush = max(s.flush_lsn for s in streaming if s.flush_lsn is not None)
+    lag = (obs.instance.sample.flush_lsn or Lsn(0)).minus(flush)
+    limit = obs.settings.maximum_lag_on_failover_bytes
+    return f"{name} is {lag} bytes behind, maximum_lag_on_failover is {limit}" if lag > limit else None
+
+
+def best_successor(obs: Observation, cluster: ClusterSnapshot, forced: bool = False) -> str | None:
+    """The fit standby with the most WAL, then the highest priority, then the first name."""
+    fit = [m for m in cluster.members if m.name != obs.me.name]
+    fit = [m for m in fit if handover_refusal(obs, cluster, m.name, forced) is None]
+    if not fit:
+        return None
+    return min(fit, key=lambda m: (-_flushed(obs, m), -m.tags.failover_priority, m.name)).name
+
+
+def _flushed(obs: Observation, member: Member) -> int:
+    if not isinstance(obs.instance.sample, InstanceSample):
+        return member.xlog_location or 0
+    flushed = [
+        s.flush_lsn.value
+        for s in obs.instance.sample.senders
+        if s.application_name.lower() == member.name.lower() and s.flush_lsn is not None
+    ]
+    return max(flushed, default=0)
+
+
+def has_received(peer: Peer | None, checkpoint: Lsn) -> bool:
+    """The peer provably has the whole shutdown checkpoint record that begins at `checkpoint` (rule 3).
+
+    Replay positions lie only at ends of records: replayed > start means the record was replayed. A received
+    position on a page boundary might cut the record in two, so it proves nothing by itself."""
+    if not isinstance(peer, PeerAnswer):
+        return False
+    if peer.replayed is not None and peer.replayed > checkpoint:
+        return True
+    received = peer.received
+    return received is not None and received > checkpoint and received.value % 8192 != 0

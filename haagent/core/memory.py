@@ -1,0 +1,171 @@
+"""How memory follows the facts, before any rule is asked. Pure.
+
+`absorb` only notes what was seen (since when the leader is missing, how the last job ended); it decides
+nothing. Rules may then rely on it, and the simulator sees the same memory the live agent has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from dcs.records import ClusterSnapshot
+from haagent.core.model import (
+    Handover,
+    JobResult,
+    Memory,
+    Observation,
+    Rejoin,
+    Unavailable,
+    evolve,
+)
+from haagent.core.slots import slot_name
+
+#: First pause after a failed try to rejoin, then doubled up to the maximum; seconds.
+REJOIN_PAUSE_S, REJOIN_PAUSE_MAX_S = 2.0, 60.0
+
+
+def absorb(obs: Observation, memory: Memory) -> Memory:
+    """Memory brought up to date with this observation."""
+    for result in obs.finished:
+        memory = _after_job(obs, memory, result)
+    if not isinstance(obs.cluster, Unavailable):
+        memory = _after_view(obs, memory, obs.cluster)
+    return _after_instance(obs, memory)
+
+
+def _after_view(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> Memory:
+    if cluster.leader is None:
+        if memory.leader_missing_since is None:
+            memory = evolve(memory, leader_missing_since=obs.now)
+    else:
+        memory = evolve(
+            memory,
+            leader_missing_since=None,
+            last_leader=cluster.leader.name,
+            last_epoch=cluster.leader.epoch,
+            last_members=cluster.members,
+        )
+    if cluster.failover is not None and cluster.failover.is_switchover and cluster.leader is None:
+        memory = evolve(memory, handover_seen_at=memory.leader_missing_since)
+    if cluster.failover is None:
+        memory = evolve(memory, request_seen=None)
+    seen = {slot_name(m.name): obs.now for m in cluster.members if m.name != obs.me.name}
+    alive = {n: at for n, at in memory.slots_seen.items() if obs.now < at + obs.settings.member_slots_ttl_s}
+    return _after_pause(obs, evolve(memory, slots_seen=alive | seen))
+
+
+def _after_pause(obs: Observation, memory: Memory) -> Memory:
+    if obs.settings.pause:
+        return evolve(memory, paused_seen=True, resumed_at=None)
+    if memory.paused_seen:
+        return evolve(memory, paused_seen=False, resumed_at=obs.now)
+    return memory
+
+
+def _after_instance(obs: Observation, memory: Memory) -> Memory:
+    instance = obs.instance
+    if instance.serves_as_standby and not _streams(obs):
+        since = memory.not_streaming_since
+        return evolve(memory, not_streaming_since=obs.now if since is None else since)
+    if instance.serves_as_standby:
+        memory = evolve(memory, rejoin=Rejoin(settled_epoch=memory.rejoin.settled_epoch), note=None)
+    return evolve(memory, not_streaming_since=None)
+
+
+def _streams(obs: Observation) -> bool:
+    sample = obs.instance.sample
+    return not isinstance(sample, Unavailable) and sample.walreceiver_status == "streaming"
+
+
+# --- jobs ---------------------------------------------------------------------------------------
+
+
+def _after_job(obs: Observation, memory: Memory, result: JobResult) -> Memory:
+    handler = _HANDLERS.get(result.kind)
+    return handler(obs, memory, result) if handler is not None else memory
+
+
+def _initdb(obs: Observation, memory: Memory, result: JobResult) -> Memory:
+    return evolve(memory, bootstrap="ready" if result.ok else f"failed: {result.reason}")
+
+
+def _started(obs: Observation, memory: Memory, result: JobResult) -> Memory:
+    if result.ok:
+        return evolve(memory, start_failures=0, bootstrap=None, clean_release=False, note=None)
+    failures = memory.start_failures + 1
+    return evolve(memory, start_failures=failures, note=f"start failed ({failures}): {result.reason}")
+
+
+def _promoted(obs: Observation, memory: Memory, result: JobResult) -> Memory:
+    if result.ok:
+        return evolve(memory, promote_failed_at=None, note=None)
+    return evolve(memory, promote_failed_at=obs.now, note=f"promotion failed: {result.reason}")
+
+
+def _checkpointed(obs: Observation, memory: Memory, result: JobResult) -> Memory:
+    if memory.handover is not None and not result.data.get("background"):
+        return evolve(memory, handover=replace(memory.handover, checkpointed=True))
+    return evolve(memory, checkpointed_epoch=int(result.data["epoch"])) if result.ok else memory
+
+
+def _cloned(obs: Observation, memory: Memory, result: JobResult) -> Memory:
+    if result.ok:
+        return evolve(memory, rejoin=Rejoin(settled_epoch=memory.last_epoch), slot_wait_since=None, note=None)
+    return _failed_try(obs, memory, f"base backup failed: {result.reason}")
+
+
+def _rewound(obs: Observation, memory: Memory, result: JobResult) -> Memory:
+    if result.ok:
+        return evolve(memory, rejoin=Rejoin(settled_epoch=memory.last_epoch), note=None)
+    return _failed_try(obs, memory, f"pg_rewind failed: {result.reason}")
+
+
+def _failed_try(obs: Observation, memory: Memory, reason: str) -> Memory:
+    old = memory.rejoin
+    pause = min(REJOIN_PAUSE_MAX_S, REJOIN_PAUSE_S * 2 ** min(old.tries, 10))
+    rejoin = evolve_rejoin(old, tries=old.tries + 1, not_before=obs.now + pause, reason=reason)
+    return evolve(memory, rejoin=rejoin, note=f"{reason} (try {rejoin.tries})")
+
+
+def _compared(obs: Observation, memory: Memory, result: JobResult) -> Memory:
+    if not result.ok:
+        return _failed_try(obs, memory, f"could not compare histories: {result.reason}")
+    if result.data.get("diverged"):
+        detail = str(result.data.get("detail", ""))
+        return evolve(
+            memory,
+            rejoin=evolve_rejoin(memory.rejoin, diverged=True, reason=detail),
+            note=f"diverged from the leader: {detail}",
+        )
+    return evolve(memory, rejoin=Rejoin(settled_epoch=memory.last_epoch))
+
+
+def _stopped(obs: Observation, memory: Memory, result: JobResult) -> Memory:
+    if result.ok or memory.handover is None:
+        return memory
+    return evolve(memory, note=f"stop failed: {result.reason}")
+
+
+_HANDLERS: dict[str, Callable[[Observation, Memory, JobResult], Memory]] = {
+    "initdb": _initdb,
+    "start primary": _started,
+    "start standby": _started,
+    "restart": _started,
+    "promote": _promoted,
+    "checkpoint": _checkpointed,
+    "clone": _cloned,
+    "rewind": _rewound,
+    "compare histories": _compared,
+    "stop": _stopped,
+}
+
+
+def evolve_rejoin(rejoin: Rejoin, **changes: object) -> Rejoin:
+    """A changed copy of the rejoin state."""
+    return replace(rejoin, **changes)  # type: ignore[arg-type]
+
+
+def begin_handover(obs: Observation, memory: Memory, version: int, candidate: str) -> Memory:
+    """A switchover passed its checks: from now on PostgreSQL is being stopped."""
+    return evolve(memory, handover=Handover(version, candidate, obs.now))

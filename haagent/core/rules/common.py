@@ -1,0 +1,97 @@
+"""Words that several rules share. Each is a plain question about an observation."""
+
+from __future__ import annotations
+
+from dcs.records import ClusterSnapshot, Leader
+from haagent.core.actions import Action, ApplyConfig
+from haagent.core.model import Decision, Memory, Observation, PeerAnswer, Unavailable
+from postgres_ctl.facts import ControlData, ControlState, DataDirState
+
+#: Look again after this long where PostgreSQL or a peer cannot tell us by itself, seconds.
+SOON_S = 0.25
+
+
+def view(obs: Observation) -> ClusterSnapshot:
+    """The cluster view; only for rules behind `outage`, which answers when there is none."""
+    assert not isinstance(obs.cluster, Unavailable)
+    return obs.cluster
+
+
+def leader(obs: Observation) -> Leader | None:
+    return view(obs).leader
+
+
+def owns_key(obs: Observation) -> bool:
+    """The key is ours under the handle the guardian keeps (H5: the name alone proves nothing)."""
+    key = leader(obs)
+    return key is not None and key.name == obs.me.name and key.epoch == obs.lease.epoch
+
+
+def name_is_taken(obs: Observation) -> bool:
+    """The key carries our name under a handle that is not ours: a stranger, or an epoch we closed."""
+    key = leader(obs)
+    return key is not None and key.name == obs.me.name and key.epoch != obs.lease.epoch
+
+
+def other_leads(obs: Observation) -> bool:
+    key = leader(obs)
+    return key is not None and key.name != obs.me.name
+
+
+def epoch_of(obs: Observation) -> int:
+    assert obs.lease.epoch is not None
+    return obs.lease.epoch
+
+
+def leader_is_ready(obs: Observation) -> bool:
+    """The leader runs as primary and pg_control on it already shows its timeline (contract 1.3)."""
+    key = leader(obs)
+    member = view(obs).member(key.name) if key is not None else None
+    return (
+        member is not None
+        and member.role == "primary"
+        and member.state == "running"
+        and member.checkpoint_after_promote is not False
+    )
+
+
+def was_primary(obs: Observation) -> bool:
+    """pg_control was last written by a primary, in whatever way it ended."""
+    control = obs.instance.control
+    return isinstance(control, ControlData) and control.state in (
+        ControlState.SHUT_DOWN,
+        ControlState.SHUTTING_DOWN,
+        ControlState.IN_PRODUCTION,
+        ControlState.IN_CRASH_RECOVERY,
+    )
+
+
+def has_data(obs: Observation) -> bool:
+    return obs.instance.data_dir is DataDirState.VALID and obs.instance.unfinished is None
+
+
+def rewind_is_possible(obs: Observation) -> bool:
+    control = obs.instance.control
+    hints = isinstance(control, ControlData) and (control.wal_log_hints or control.data_checksums)
+    return obs.settings.use_pg_rewind and hints
+
+
+def fit_successor_answers(obs: Observation) -> bool:
+    """A reachable standby could take over after us: nobody releases a key into the void."""
+    return any(
+        isinstance(p, PeerAnswer)
+        and p.in_recovery
+        and not p.tags.nofailover
+        and p.cannot_lead is None
+        and not p.watchdog_failed
+        for p in obs.peers.values()
+    )
+
+
+def outdated_config(obs: Observation) -> tuple[Action, ...]:
+    return (ApplyConfig(),) if obs.instance.config_outdated and obs.instance.answers else ()
+
+
+def wait(rule: str, reason: str, memory: Memory, again_in_s: float | None = None) -> Decision:
+    """Nothing to do but to look again."""
+    return Decision(rule, reason, memory, again_in_s=again_in_s, heartbeat=True)

@@ -1,0 +1,279 @@
+"""Somebody else leads: be a good standby, however this data directory came here."""
+
+from __future__ import annotations
+
+from dcs.records import Member
+from haagent.core import slots
+from haagent.core.actions import AskPeers, CheckDivergence, Clone, Follow, Rewind, StartStandby, StopInstance
+from haagent.core.candidate import interesting_peers, twin_timeline
+from haagent.core.memory import evolve_rejoin
+from haagent.core.model import Decision, Memory, Observation, PeerSilent, evolve
+from haagent.core.rules import common
+from postgres_ctl.facts import ControlData, DataDirState, InstanceSample
+
+#: A clone waits this long for its slot on the leader before it goes on without, seconds.
+SLOT_WAIT_S = 5.0
+#: A standby may take this long to stream before its history is compared with the leader's, seconds.
+STREAM_WAIT_S = 3.0
+#: While it does not stream, the other members are asked this often, so that a race knows who is silent.
+ASK_EVERY_S = 3.0
+#: Tries of pg_rewind before it is given up.
+REWIND_TRIES = 3
+
+
+def name_taken(obs: Observation, memory: Memory) -> Decision | None:
+    """The key has our name under a foreign handle: no owner, no follower, until it expires (H5)."""
+    if not common.name_is_taken(obs):
+        return None
+    if obs.instance.serves_as_primary:
+        reason = "demoted self because the leader key has my name under a handle that is not mine"
+        return Decision("stranger.demote", reason, memory, (StopInstance("immediate", reason),))
+    return common.wait(
+        "stranger.wait", "the leader key has my name, but it is not mine: waiting for its end", memory, 1.0
+    )
+
+
+def primary_while_other_leads(obs: Observation, memory: Memory) -> Decision | None:
+    """Rule 1: at once, whatever the old deadline was (contract 2.6, immediate-nolock)."""
+    if not common.other_leads(obs) or not obs.instance.serves_as_primary:
+        return None
+    reason = "demoted self because failed to update leader lock in DCS"
+    detail = f"{reason}: {obs.lease.refused or 'another member leads'}"
+    return Decision("demote.lost", detail, memory, (StopInstance("immediate", reason),), line=reason)
+
+
+# --- no data, or data that is not good ----------------------------------------------------------
+
+
+def clone_source(obs: Observation) -> str:
+    """A running `clonefrom` member, never the leader nor me; else the leader (contract 2.10).
+
+    Among several, each member picks by its own name, so that clones spread without chance."""
+    key = common.leader(obs)
+    assert key is not None
+    fit = sorted(m.name for m in common.view(obs).members if _may_be_cloned(obs, m, key.name))
+    return fit[sum(obs.me.name.encode()) % len(fit)] if fit else key.name
+
+
+def _may_be_cloned(obs: Observation, member: Member, leader_name: str) -> bool:
+    running = member.tags.clonefrom and member.state == "running" and member.conn_url is not None
+    return running and member.name not in (obs.me.name, leader_name) and member.role == "replica"
+
+
+def no_data(obs: Observation, memory: Memory) -> Decision | None:
+    """Empty, or a copy that was begun and not finished: clone, after the leader made our slot."""
+    if not common.other_leads(obs) or obs.instance.alive or common.has_data(obs):
+        return None
+    if obs.instance.data_dir is DataDirState.FOREIGN:
+        reason = "the data directory is not empty and holds no PostgreSQL cluster: not touched"
+        return common.wait("clone.foreign", reason, evolve(memory, note=reason))
+    if obs.instance.unfinished == "rewind" and obs.instance.data_dir is DataDirState.VALID:
+        return _rewind_again(obs, memory)
+    return _clone(obs, memory, wipe=obs.instance.data_dir is not DataDirState.MISSING_OR_EMPTY)
+
+
+def _clone(obs: Observation, memory: Memory, wipe: bool) -> Decision:
+    """Rule 7: only while the leader runs as primary, so another good copy exists."""
+    key = common.leader(obs)
+    assert key is not None
+    if obs.now < memory.rejoin.not_before:
+        return common.wait(
+            "clone.pause", memory.note or "waiting to clone", memory, memory.rejoin.not_before - obs.now
+        )
+    member = common.view(obs).member(key.name)
+    if member is None or member.conn_url is None or member.role != "primary":
+        return common.wait("clone.no-leader", f"waiting for leader {key.name} to run as primary", memory, 1.0)
+    since = memory.slot_wait_since if memory.slot_wait_since is not None else obs.now
+    if not _slot_is_there(obs) and obs.now - since < SLOT_WAIT_S:
+        waiting = evolve(memory, slot_wait_since=since)
+        return common.wait("clone.slot", f"waiting for my slot on {key.name}", waiting, common.SOON_S)
+    source = clone_source(obs)
+    reason = f"trying to bootstrap from leader '{source}'" if source == key.name else f"cloning from {source}"
+    return Decision("clone.begin", reason, evolve(memory, bootstrap=None), (Clone(source, wipe),))
+
+
+def _slot_is_there(obs: Observation) -> bool:
+    status = common.view(obs).status
+    if not obs.settings.use_slots:
+        return True
+    return status is not None and slots.slot_name(obs.me.name) in (status.slots or {})
+
+
+# --- stopped ------------------------------------------------------------------------------------
+
+
+def stopped(obs: Observation, memory: Memory) -> Decision | None:
+    """Data is here and PostgreSQL does not run: rewind what needs it, then start as a standby."""
+    if not common.other_leads(obs) or obs.instance.alive or not common.has_data(obs):
+        return None
+    key = common.leader(obs)
+    assert key is not None
+    twin = twin_timeline(obs)
+    if twin is not None:
+        reason = f"timeline {twin} was claimed by another member as well: only a fresh clone is safe"
+        return _clone_if_allowed(obs, evolve(memory, note=reason), reason)
+    if _needs_rewind(obs, memory, key.epoch):
+        return _mend(obs, memory, key.name)
+    if memory.start_failures >= 3:
+        again = evolve(memory, start_failures=2)
+        return Decision(
+            "follow.start-pause", memory.note or "does not start", again, (), 10.0, heartbeat=True
+        )
+    return Decision("follow.start", f"starting as a standby of {key.name}", memory, (StartStandby(key.name),))
+
+
+def _needs_rewind(obs: Observation, memory: Memory, epoch: int) -> bool:
+    if memory.clean_release or memory.rejoin.settled_epoch == epoch:
+        return False
+    return memory.rejoin.diverged or common.was_primary(obs)
+
+
+def _mend(obs: Observation, memory: Memory, source: str) -> Decision:
+    """An ex-primary, or a standby known to have diverged: pg_rewind, a clone, or a try as it is."""
+    if obs.now < memory.rejoin.not_before:
+        pause = memory.rejoin.not_before - obs.now
+        return common.wait("rejoin.pause", memory.note or "waiting to rejoin", memory, pause)
+    if not common.leader_is_ready(obs):
+        return common.wait("rejoin.wait", f"waiting for {source} to be ready for pg_rewind", memory, 1.0)
+    if common.rewind_is_possible(obs) and memory.rejoin.tries < REWIND_TRIES:
+        return Decision("rejoin.rewind", f"running pg_rewind from {source}", memory, (Rewind(source),))
+    failed = memory.rejoin.tries >= REWIND_TRIES
+    allowed = obs.settings.remove_data_directory_on_rewind_failure if failed else _may_discard(obs)
+    if allowed:
+        return _clone(obs, memory, wipe=True)
+    if memory.rejoin.diverged:
+        return _stay_out(memory, memory.rejoin.reason)
+    return _try_as_it_is(obs, memory, source)
+
+
+def _may_discard(obs: Observation) -> bool:
+    return obs.settings.remove_data_directory_on_diverged_timelines
+
+
+def _try_as_it_is(obs: Observation, memory: Memory, source: str) -> Decision:
+    """pg_rewind cannot run here: start, and let the comparison of histories find a divergence."""
+    epoch = memory.last_epoch
+    settled = evolve(memory, rejoin=evolve_rejoin(memory.rejoin, settled_epoch=epoch))
+    reason = f"pg_rewind is not possible here: starting as a standby of {source} as it is"
+    return Decision("rejoin.as-it-is", reason, settled, (StartStandby(source),))
+
+
+def _clone_if_allowed(obs: Observation, memory: Memory, reason: str) -> Decision:
+    return _clone(obs, memory, wipe=True) if _may_discard(obs) else _stay_out(memory, reason)
+
+
+def _stay_out(memory: Memory, reason: str) -> Decision:
+    note = f"{reason}: run haagentctl reinit, or allow remove_data_directory_on_diverged_timelines"
+    return common.wait("rejoin.stay-out", note, evolve(memory, note=note))
+
+
+def _rewind_again(obs: Observation, memory: Memory) -> Decision:
+    """pg_rewind was interrupted: the directory is half of two histories until it is done again."""
+    key = common.leader(obs)
+    assert key is not None
+    if obs.now < memory.rejoin.not_before:
+        pause = memory.rejoin.not_before - obs.now
+        return common.wait("rejoin.pause", memory.note or "waiting to rejoin", memory, pause)
+    if not common.leader_is_ready(obs):
+        return common.wait("rejoin.wait", f"waiting for {key.name} to be ready for pg_rewind", memory, 1.0)
+    if memory.rejoin.tries < REWIND_TRIES:
+        return Decision(
+            "rejoin.rewind-again", "pg_rewind was interrupted: once more", memory, (Rewind(key.name),)
+        )
+    if obs.settings.remove_data_directory_on_rewind_failure:
+        return _clone(obs, memory, wipe=True)
+    return _stay_out(memory, memory.rejoin.reason or "an interrupted pg_rewind could not be finished")
+
+
+# --- running ------------------------------------------------------------------------------------
+
+
+def not_answering(obs: Observation, memory: Memory) -> Decision | None:
+    if not common.other_leads(obs) or not obs.instance.alive or obs.instance.answers:
+        return None
+    return common.wait("follow.no-answer", "PostgreSQL is starting, or does not answer", memory, 1.0)
+
+
+def wrong_upstream(obs: Observation, memory: Memory) -> Decision | None:
+    """Follow the leader; its slot for us is there already (contract 2.3)."""
+    if not common.other_leads(obs) or not obs.instance.serves_as_standby:
+        return None
+    key = common.leader(obs)
+    assert key is not None
+    member = common.view(obs).member(key.name)
+    target = member.host_port if member is not None else None
+    if target is None:
+        return common.wait(
+            "follow.no-address", f"leader {key.name} has published no address yet", memory, 1.0
+        )
+    sample = obs.instance.sample
+    slot = slots.slot_name(obs.me.name) if obs.settings.use_slots else None
+    same_slot = not isinstance(sample, InstanceSample) or (sample.primary_slot_name or None) == slot
+    if obs.instance.follows == target and same_slot:
+        return None
+    return Decision("follow.leader", f"following new leader {key.name}", memory, (Follow(key.name),), 1.0)
+
+
+def diverged(obs: Observation, memory: Memory) -> Decision | None:
+    """A standby that does not stream: is its WAL still part of the leader's history?"""
+    if not common.other_leads(obs) or not obs.instance.serves_as_standby:
+        return None
+    key = common.leader(obs)
+    assert key is not None
+    if memory.rejoin.diverged:
+        return _leave_diverged(obs, memory)
+    since = memory.not_streaming_since
+    waited = since is not None and obs.now >= since + STREAM_WAIT_S and obs.now >= memory.rejoin.not_before
+    if not waited or memory.rejoin.settled_epoch == key.epoch or not common.leader_is_ready(obs):
+        return None
+    reason = f"not streaming: comparing histories with {key.name}"
+    return Decision("follow.compare", reason, memory, (CheckDivergence(key.name),))
+
+
+def _leave_diverged(obs: Observation, memory: Memory) -> Decision:
+    possible = _control_allows(obs) or _may_discard(obs)
+    if not possible:
+        return _stay_out(memory, memory.rejoin.reason or "diverged from the leader")
+    reason = f"stopping to mend a diverged history: {memory.rejoin.reason}"
+    return Decision("follow.stop-diverged", reason, memory, (StopInstance("fast", "rejoin"),))
+
+
+def _control_allows(obs: Observation) -> bool:
+    return obs.settings.use_pg_rewind and (
+        not isinstance(obs.instance.control, ControlData) or common.rewind_is_possible(obs)
+    )
+
+
+def ask_while_not_streaming(obs: Observation, memory: Memory) -> Decision | None:
+    """Peers are asked before the lease expires, so that a silent one does not delay the race."""
+    if not common.other_leads(obs) or memory.not_streaming_since is None:
+        return None
+    names = interesting_peers(obs, memory, common.view(obs))
+    due = tuple(n for n in names if _due(obs, n))
+    if not due:
+        return None
+    return Decision(
+        "follow.ask", "not streaming: asking the others", memory, (AskPeers(due),), 1.0, heartbeat=True
+    )
+
+
+def _due(obs: Observation, name: str) -> bool:
+    peer = obs.peers.get(name)
+    pause = ASK_EVERY_S if isinstance(peer, PeerSilent) or peer is None else obs.settings.loop_wait_s
+    return peer is None or obs.now >= peer.asked_at + pause
+
+
+def steady(obs: Observation, memory: Memory) -> Decision | None:
+    """A healthy standby: slots and files in line, nothing else."""
+    if not common.other_leads(obs):
+        return None
+    key = common.leader(obs)
+    assert key is not None
+    change = slots.plan(obs, memory)
+    actions = ((change,) if change is not None else ()) + common.outdated_config(obs)
+    line = f"no action. I am ({obs.me.name}), a secondary, and following a leader ({key.name})"
+    return Decision("follow.steady", line, memory, actions, _next_look(memory), heartbeat=True)
+
+
+def _next_look(memory: Memory) -> float | None:
+    return 1.0 if memory.not_streaming_since is not None else None

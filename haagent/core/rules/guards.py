@@ -1,0 +1,90 @@
+"""Before anything else: foreign data, a running job, a server that is not proven stopped."""
+
+from __future__ import annotations
+
+from haagent.core.actions import AnswerRequest, AskPeers, CancelJob, Exit
+from haagent.core.candidate import interesting_peers, unanswered
+from haagent.core.model import Decision, Memory, Observation, Unavailable
+from haagent.core.rules import common
+
+
+def foreign_cluster(obs: Observation, memory: Memory) -> Decision | None:
+    """Data of another cluster never joins this one (contract 1.3)."""
+    if isinstance(obs.cluster, Unavailable) or obs.settings.pause:
+        return None
+    known, mine = obs.cluster.initialize, obs.instance.system_identifier
+    valid = known is not None and known.isdigit() and len(known) >= 10
+    if not common.has_data(obs) or not valid or mine is None or mine == known:
+        return None
+    reason = f"system ID mismatch, node {obs.me.name} belongs to a different cluster: {known} != {mine}"
+    return Decision("start.foreign-cluster", reason, memory, (Exit(1, reason),))
+
+
+def replica_without_cluster(obs: Observation, memory: Memory) -> Decision | None:
+    """A running standby of a cluster nobody has initialised: its primary goes first (contract 1.3)."""
+    if isinstance(obs.cluster, Unavailable) or obs.settings.pause:
+        return None
+    if (
+        obs.cluster.initialize is not None
+        or obs.cluster.leader is not None
+        or not obs.instance.serves_as_standby
+    ):
+        return None
+    if obs.instance.follows is None or memory.last_leader is not None:
+        return None
+    reason = f"{obs.me.name} is a replica without a known cluster: start the primary's agent first"
+    return Decision("start.replica-first", reason, memory, (Exit(1, reason),))
+
+
+def job_running(obs: Observation, memory: Memory) -> Decision | None:
+    """One long work at a time; it is cancelled only when its ground is gone."""
+    job = obs.job
+    if job is None:
+        return None
+    busy = f"{job.kind} already in progress"
+    answer = (AnswerRequest(obs.request.id, 503, busy),) if obs.request is not None else ()
+    lost = job.epoch is not None and obs.lease.epoch != job.epoch
+    if lost and not job.cancelled:
+        reason = f"{job.kind} was begun under a lease that is lost"
+        return Decision("job.lease-lost", reason, memory, (*answer, CancelJob(reason)))
+    if obs.stopping and not job.cancelled and job.kind not in ("stop",):
+        return Decision("job.stopping", "shutting down", memory, (*answer, CancelJob("shutting down")))
+    slow = _slow_primary_start(obs, memory)
+    if slow is not None:
+        return slow
+    if answer:
+        return Decision("job.busy", busy, memory, answer)
+    return common.wait(
+        "job.running", f"{job.kind} in progress" + (f": {job.detail}" if job.detail else ""), memory
+    )
+
+
+def _slow_primary_start(obs: Observation, memory: Memory) -> Decision | None:
+    """A primary that is not back in `primary_start_timeout` is handed over, if somebody can take over."""
+    job, limit = obs.job, obs.settings.primary_start_timeout_s
+    if job is None or job.kind != "start primary" or job.cancelled or isinstance(obs.cluster, Unavailable):
+        return None
+    if obs.now < job.started_at + limit:
+        return common.wait(
+            "job.starting",
+            "starting primary after failure",
+            memory,
+            max(0.1, job.started_at + limit - obs.now),
+        )
+    ask = unanswered(obs, memory, obs.cluster)
+    if ask:
+        return Decision(
+            "job.slow-start.ask", "looking for a successor", memory, (AskPeers(ask),), common.SOON_S
+        )
+    if interesting_peers(obs, memory, obs.cluster) and common.fit_successor_answers(obs):
+        reason = f"PostgreSQL did not come back within primary_start_timeout ({limit:g} s)"
+        return Decision("job.slow-start", reason, memory, (CancelJob(reason),))
+    return None
+
+
+def not_proven_stopped(obs: Observation, memory: Memory) -> Decision | None:
+    """Fenced is not stopped: no release, start or rewind while some of the old server lives (H9, H13)."""
+    if not obs.instance.leftovers:
+        return None
+    reason = "processes of the old postmaster cannot be ended yet: nothing is started or released"
+    return common.wait("guard.not-proven-stopped", reason, memory, common.SOON_S)

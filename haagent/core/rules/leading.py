@@ -1,0 +1,244 @@
+"""The key is ours: promote, come back after a crash, hand over, or carry on."""
+
+from __future__ import annotations
+
+from dcs.records import ClusterSnapshot
+from haagent.core import slots
+from haagent.core.actions import (
+    Action,
+    AskPeers,
+    Checkpoint,
+    ClearFailover,
+    Guard,
+    Promote,
+    PutInitialConfig,
+    PutInitialize,
+    ReleaseLeader,
+    StartPrimary,
+    StartStandby,
+    StopInstance,
+    WriteClaim,
+    WriteHistory,
+    WriteStatus,
+)
+from haagent.core.candidate import (
+    expected_loss_text,
+    interesting_peers,
+    manual_failover_to_me,
+    standing,
+    unanswered,
+)
+from haagent.core.model import Decision, Memory, Observation, evolve
+from haagent.core.rules import common
+from postgres_ctl.facts import ControlData, InstanceSample
+
+#: Starts of a crashed primary that may fail before it is handed over.
+START_TRIES = 2
+
+
+def lease_not_valid(obs: Observation, memory: Memory) -> Decision | None:
+    """The key is ours in the store, but the proof ran out: never writable again under this epoch (H6)."""
+    if not common.owns_key(obs) or obs.lease.holds(obs.now) or obs.lease.disarmed:
+        return None
+    epoch = common.epoch_of(obs)
+    fenced = obs.lease.closed_epoch >= epoch or (obs.lease.fence_at or obs.now + 1) <= obs.now
+    if not fenced:
+        return common.wait(
+            "lease.unproven", "the leader key is ours, its life is not proven yet", memory, 0.2
+        )
+    if obs.instance.stopped or obs.instance.serves_as_standby:
+        reason = "the lease ran out and PostgreSQL is not writable: releasing the leader key"
+        return Decision("lease.release-closed", reason, memory, (ReleaseLeader(epoch),), 0.0)
+    if not obs.lease.guardian_ok:
+        reason = "the lease ran out and the guardian does not answer"
+        return Decision("lease.fence-myself", reason, memory, (StopInstance("immediate", reason),))
+    return common.wait(
+        "lease.fencing", "the lease ran out: the guardian stops PostgreSQL", memory, common.SOON_S
+    )
+
+
+def stopped(obs: Observation, memory: Memory) -> Decision | None:
+    """The key is ours and PostgreSQL does not run."""
+    if not common.owns_key(obs) or obs.instance.alive:
+        return None
+    if not common.has_data(obs):
+        reason = "released leader key voluntarily as there is no usable data directory here"
+        return Decision("leader.no-data", reason, memory, (ReleaseLeader(common.epoch_of(obs)),))
+    guard = Guard(epoch=common.epoch_of(obs), pid=0)
+    if memory.bootstrap == "ready" and memory.start_failures < START_TRIES:
+        line = "initialized a new cluster"
+        return Decision(
+            "bootstrap.start", "starting the new cluster", memory, (StartPrimary(guard),), line=line
+        )
+    if _came_down_under_our_eyes(obs):
+        return _restart_or_hand_over(obs, memory, guard)
+    reason = "holding the key on a stopped node: starting read-only first, its end of WAL is not known"
+    return Decision("leader.start-readonly", reason, memory, (StartStandby(None),))
+
+
+def _came_down_under_our_eyes(obs: Observation) -> bool:
+    """H14: in this boot, watched from start to end, so nothing written to the page cache is lost."""
+    last = obs.instance.last_exit
+    return last is not None and last.watched and not last.fenced and common.was_primary(obs)
+
+
+def _restart_or_hand_over(obs: Observation, memory: Memory, guard: Guard) -> Decision:
+    no_time = obs.settings.primary_start_timeout_s <= 0
+    if memory.start_failures >= START_TRIES or no_time:
+        successor = _look_for_successor(obs, memory)
+        if successor is not None:
+            return successor
+    if memory.start_failures == 0:
+        reason = "starting primary after failure"
+        return Decision("leader.restart-in-place", reason, memory, (StartPrimary(guard),))
+    reason = (
+        f"starting primary after failure, try {memory.start_failures + 1}: {memory.note or 'unknown cause'}"
+    )
+    return Decision("leader.restart-again", reason, memory, (StartPrimary(guard),))
+
+
+def _look_for_successor(obs: Observation, memory: Memory) -> Decision | None:
+    """Somebody must be there to take over before we let go of the key; None when nobody is."""
+    ask = unanswered(obs, memory, common.view(obs))
+    if ask:
+        return Decision(
+            "leader.ask-successors", "looking for a successor", memory, (AskPeers(ask),), common.SOON_S
+        )
+    if not common.fit_successor_answers(obs):
+        return None
+    reason = "demoted self because PostgreSQL could not be started here and a standby can take over"
+    return Decision(
+        "leader.hand-over-crashed", reason, memory, (ReleaseLeader(common.epoch_of(obs)),), line=reason
+    )
+
+
+def in_recovery(obs: Observation, memory: Memory) -> Decision | None:
+    """The key is ours and PostgreSQL is a standby: promote, if every rule of the election still holds."""
+    if not common.owns_key(obs) or not obs.instance.serves_as_standby:
+        return None
+    epoch = common.epoch_of(obs)
+    judged = standing(obs, memory)
+    if judged.ask:
+        return Decision(
+            "promote.ask", "asking the other members", memory, (AskPeers(judged.ask),), common.SOON_S
+        )
+    if not judged.may_lead:
+        why = "; ".join(f"{r.rule}: {r.detail}" for r in judged.refusals)
+        reason = f"holding the key but not allowed to promote: {why}"
+        action = ReleaseLeader(epoch)
+        return Decision("promote.refused", reason, memory, (action,), 1.0, judged.refusals)
+    return _promote(obs, memory, epoch)
+
+
+def _promote(obs: Observation, memory: Memory, epoch: int) -> Decision:
+    """Rule 2, in this order: claim the timeline, clear the request, promote (H15)."""
+    cluster, timeline = common.view(obs), (obs.instance.timeline or 0) + 1
+    loss = "expected loss: " + expected_loss_text(obs, cluster)
+    if cluster.failover is not None and cluster.failover.is_switchover:
+        loss = "planned: nothing lost"
+    claim = WriteClaim(timeline, epoch, cluster.claims_version, loss)
+    clear: tuple[Action, ...] = ()
+    if cluster.failover is not None:
+        done = "failed over" if manual_failover_to_me(obs, cluster) else "switched over"
+        clear = (
+            ClearFailover(cluster.failover.version, f'Successfully {done} to "{obs.me.name}"; {loss}', 200),
+        )
+    action = Promote(Guard(epoch=epoch, pid=obs.instance.pid))
+    line = "promoted self to leader by acquiring session lock"
+    reason = f"{line}; timeline {timeline}, {loss}"
+    return Decision("promote.now", reason, memory, (claim, *clear, action), line=line)
+
+
+def not_answering(obs: Observation, memory: Memory) -> Decision | None:
+    """The key is ours and PostgreSQL lives without answering: the lease is kept (rule 10, H12)."""
+    if not common.owns_key(obs) or obs.instance.answers:
+        return None
+    return common.wait("leader.no-answer", "PostgreSQL does not answer; the lease is kept", memory, 1.0)
+
+
+def steady(obs: Observation, memory: Memory) -> Decision | None:
+    """A healthy primary: keep store, slots and files in line."""
+    if not common.owns_key(obs) or not obs.instance.serves_as_primary:
+        return None
+    actions = maintenance(obs, memory)
+    line = f"no action. I am ({obs.me.name}), the leader with the lock"
+    return Decision("leader.steady", line, evolve(memory, clean_release=False), actions, heartbeat=True)
+
+
+# --- maintenance --------------------------------------------------------------------------------
+
+
+def maintenance(obs: Observation, memory: Memory) -> tuple[Action, ...]:
+    """Writes of contract 1.2 that are due, each only when something changed."""
+    sample = obs.instance.sample
+    if not isinstance(sample, InstanceSample) or obs.lease.epoch is None:
+        return ()
+    cluster, guard = common.view(obs), Guard(epoch=obs.lease.epoch, pid=obs.instance.pid)
+    slot_change = slots.plan(obs, memory)
+    return (
+        *_initialise(obs, cluster),
+        *((slot_change,) if slot_change is not None else ()),
+        *_status(obs, memory, cluster, sample, guard),
+        *_history(obs, cluster, sample, guard),
+        *_checkpoint(obs, memory, guard),
+        *common.outdated_config(obs),
+    )
+
+
+def _initialise(obs: Observation, cluster: ClusterSnapshot) -> tuple[Action, ...]:
+    mine, known = obs.instance.system_identifier, cluster.initialize
+    broken = known is None or not known.isdigit() or len(known) < 10
+    write: tuple[Action, ...] = (PutInitialize(mine),) if broken and mine is not None else ()
+    return write + ((PutInitialConfig(),) if cluster.config is None else ())
+
+
+def _status(
+    obs: Observation, memory: Memory, cluster: ClusterSnapshot, sample: InstanceSample, guard: Guard
+) -> tuple[Action, ...]:
+    if sample.flush_lsn is None:
+        return ()
+    mine = slots.slot_name(obs.me.name)
+    positions = {
+        s.name: s.restart_lsn.value
+        for s in sample.slots
+        if s.type == "physical" and s.restart_lsn is not None and not s.temporary
+    }
+    positions[mine] = sample.flush_lsn.value
+    retained = tuple(sorted({*memory.slots_seen, mine}))
+    old = cluster.status
+    if old is not None and (old.optime, dict(old.slots or {}), old.retain_slots) == (
+        sample.flush_lsn.value,
+        positions,
+        retained,
+    ):
+        return ()
+    return (WriteStatus(guard, sample.flush_lsn, positions, retained),)
+
+
+def _history(
+    obs: Observation, cluster: ClusterSnapshot, sample: InstanceSample, guard: Guard
+) -> tuple[Action, ...]:
+    """Rewritten when the last row is not the timeline before ours, or lacks its columns (contract 1.3)."""
+    timeline, rows = sample.timeline or 0, cluster.history
+    if timeline <= 1:
+        return (WriteHistory(guard, timeline),) if rows or rows is None else ()
+    last = rows[-1] if rows else None
+    if last is not None and last.timeline == timeline - 1 and last.new_leader is not None:
+        return ()
+    return (WriteHistory(guard, timeline),)
+
+
+def _checkpoint(obs: Observation, memory: Memory, guard: Guard) -> tuple[Action, ...]:
+    if memory.checkpointed_epoch == guard.epoch or "checkpoint" in obs.background:
+        return ()
+    return (Checkpoint(guard, background=True),)
+
+
+def has_peers(obs: Observation, memory: Memory) -> bool:
+    return bool(interesting_peers(obs, memory, common.view(obs)))
+
+
+def clean_stop(obs: Observation) -> bool:
+    """pg_control says the primary wrote its shutdown checkpoint."""
+    control = obs.instance.control
+    return isinstance(control, ControlData) and control.state.value == "shut down"

@@ -1,0 +1,52 @@
+"""The DCS does not answer: a primary goes on exactly as long as its lease is proven, a standby stays."""
+
+from __future__ import annotations
+
+from haagent.core.actions import Exit, Guard, StartPrimary, StartStandby, StopInstance
+from haagent.core.model import Decision, Memory, Observation, Unavailable
+from haagent.core.rules import common
+
+
+def dcs_unreachable(obs: Observation, memory: Memory) -> Decision | None:
+    """Contract 2.11, with the guardian's deadline instead of a guess."""
+    if not isinstance(obs.cluster, Unavailable):
+        return None
+    cause = obs.cluster.cause
+    if obs.stopping:
+        return _stopping(obs, memory)
+    if obs.settings.pause:
+        return common.wait("outage.paused", "PAUSE: DCS is not accessible", memory)
+    if obs.lease.holds(obs.now):
+        return _leading(obs, memory, cause)
+    if obs.instance.serves_as_primary:
+        reason = "demoted self because DCS is not accessible and I was a leader"
+        return Decision(
+            "outage.demote", f"{reason}: {cause}", memory, (StopInstance("fast", reason),), line=reason
+        )
+    known = memory.last_leader is not None and obs.instance.stopped and common.has_data(obs)
+    if known and memory.start_failures < 3:
+        reason = "DCS is not accessible: starting read-only, following nobody"
+        return Decision(
+            "outage.start-readonly", reason, memory, (StartStandby(None),), line="DCS is not accessible"
+        )
+    return common.wait("outage.wait", f"DCS is not accessible: {cause}", memory)
+
+
+def _leading(obs: Observation, memory: Memory, cause: str) -> Decision:
+    left = (obs.lease.fence_at or obs.now) - obs.now
+    crashed = obs.instance.stopped and common.has_data(obs) and common.was_primary(obs)
+    watched = obs.instance.last_exit is not None and obs.instance.last_exit.watched
+    if crashed and watched and memory.handover is None and memory.start_failures < 3:
+        action = StartPrimary(Guard(epoch=common.epoch_of(obs), pid=0))
+        reason = "starting primary after failure"
+        return Decision("outage.restart-in-place", reason, memory, (action,))
+    reason = f"DCS is not accessible ({cause}); the lease is proven for {left:.1f} s more"
+    return common.wait("outage.lease-holds", reason, memory, max(0.1, left))
+
+
+def _stopping(obs: Observation, memory: Memory) -> Decision:
+    if obs.settings.pause or obs.instance.stopped:
+        return Decision(
+            "outage.exit", "stopped while the DCS is not accessible", memory, (Exit(0, "stopped"),)
+        )
+    return Decision("outage.stop", "shutting down", memory, (StopInstance("fast", "shutdown"),))

@@ -1,0 +1,60 @@
+"""Paused means hands off (rule 9, contract 2.13): no automatic promote, demote, start or stop."""
+
+from __future__ import annotations
+
+from haagent.core.actions import ClearFailover, PutInitialize, ReleaseLeader, SetFencing, TakeLeader
+from haagent.core.model import Decision, Memory, Observation
+from haagent.core.rules import common, leading
+from haagent.core.rules.requests import operator_request
+from haagent.core.rules.switchover import on_the_primary
+
+
+def paused(obs: Observation, memory: Memory) -> Decision | None:
+    """Only what an operator asked for by name is done; the key is kept by a running primary."""
+    if not obs.settings.pause:
+        return _armed_again(obs, memory)
+    if not obs.lease.disarmed and obs.lease.epoch is not None:
+        return Decision("pause.disarm", "PAUSE: fencing is off", memory, (SetFencing(False),))
+    asked = operator_request(obs, memory)
+    if asked is not None:
+        return asked
+    if common.owns_key(obs):
+        return _leading(obs, memory)
+    return _not_leading(obs, memory)
+
+
+def _armed_again(obs: Observation, memory: Memory) -> Decision | None:
+    if obs.lease.disarmed and obs.lease.epoch is not None:
+        return Decision("pause.arm", "resumed: fencing is on again", memory, (SetFencing(True),), 0.0)
+    return None
+
+
+def _leading(obs: Observation, memory: Memory) -> Decision:
+    request = common.view(obs).failover
+    if request is not None and request.candidate is None:
+        text = "Switchover is possible only to a specific candidate in a paused state"
+        return Decision("pause.clear", text, memory, (ClearFailover(request.version, text, 400),))
+    manual = on_the_primary(obs, memory)
+    if manual is not None:
+        return manual
+    if obs.instance.serves_as_primary:
+        actions = leading.maintenance(obs, memory)
+        line = f"PAUSE: no action. I am ({obs.me.name}), the leader with the lock"
+        return Decision("pause.leader", line, memory, actions, heartbeat=True)
+    reason = "PAUSE: released leader key voluntarily as PostgreSQL is not running as primary here"
+    return Decision("pause.release", reason, memory, (ReleaseLeader(common.epoch_of(obs)),))
+
+
+def _not_leading(obs: Observation, memory: Memory) -> Decision | None:
+    cluster, mine = common.view(obs), obs.instance.system_identifier
+    if cluster.leader is None and cluster.failover is not None:
+        return None  # the named candidate acts by the rules of the race
+    if cluster.leader is None and obs.instance.serves_as_primary and mine is not None:
+        if not cluster.initialize:
+            return Decision("pause.initialize", "PAUSE: joining", memory, (PutInitialize(mine, True),), 0.0)
+        if cluster.initialize == mine:
+            reason = "PAUSE: acquired session lock as a leader"
+            return Decision("pause.take", reason, memory, (TakeLeader(),), line=reason)
+    who = cluster.leader.name if cluster.leader is not None else "nobody"
+    line = f"PAUSE: no action. I am ({obs.me.name}), a secondary, and following a leader ({who})"
+    return common.wait("pause.other", line, memory)

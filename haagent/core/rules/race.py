@@ -1,0 +1,153 @@
+"""No leader key: take it, make a new cluster, or say exactly why not."""
+
+from __future__ import annotations
+
+from haagent.core import slots
+from haagent.core.actions import (
+    AskPeers,
+    CreateInitialize,
+    DeleteInitialize,
+    Exit,
+    Initdb,
+    MoveAside,
+    PutInitialConfig,
+    PutInitialize,
+    StartStandby,
+    StopInstance,
+    TakeLeader,
+)
+from haagent.core.candidate import cluster_timeline, standing
+from haagent.core.model import Decision, Memory, Observation, evolve
+from haagent.core.rules import common
+from postgres_ctl.facts import DataDirState
+
+#: A released primary gives its successor this long to appear before it starts read-only, seconds.
+SUCCESSOR_S = 2.0
+
+
+def bootstrap(obs: Observation, memory: Memory) -> Decision | None:
+    """Nobody leads and there is no data here (contract 2.10), or our own bootstrap is under way.
+
+    The `initialize` race value hangs on our session: if we die, it vanishes and somebody else may try."""
+    if common.leader(obs) is not None or obs.instance.alive:
+        return None
+    if memory.bootstrap is not None:
+        return _finish_bootstrap(obs, memory, memory.bootstrap)
+    if obs.instance.unfinished == "initdb":
+        reason = "an initdb was begun here and not finished"
+        return Decision("bootstrap.move-aside", reason, memory, (MoveAside(),), 0.0)
+    if obs.instance.data_dir is DataDirState.FOREIGN:
+        reason = "the data directory is not empty and holds no PostgreSQL cluster: not touched"
+        return common.wait("bootstrap.foreign", reason, memory)
+    if common.has_data(obs):
+        return None
+    return _race_for_new_cluster(obs, memory)
+
+
+def _race_for_new_cluster(obs: Observation, memory: Memory) -> Decision:
+    initialize = common.view(obs).initialize
+    allowed = obs.me.may_bootstrap and not obs.me.tags.nofailover and not obs.settings.pause
+    if initialize is None and allowed and obs.instance.unfinished is None:
+        won = evolve(memory, bootstrap="won")
+        return Decision(
+            "bootstrap.race", "trying to bootstrap a new cluster", won, (CreateInitialize(), Initdb())
+        )
+    waiting = "waiting for leader to bootstrap"
+    return common.wait("bootstrap.wait", waiting, memory)
+
+
+def _finish_bootstrap(obs: Observation, memory: Memory, stage: str) -> Decision | None:
+    if stage.startswith("failed"):
+        reason = f"bootstrap failed: {stage}"
+        return Decision("bootstrap.failed", reason, memory, (DeleteInitialize(), Exit(1, reason)))
+    mine = obs.instance.system_identifier
+    if stage != "ready" or mine is None:
+        return Decision(
+            "bootstrap.lost", "another member bootstraps", evolve(memory, bootstrap=None), (), 0.5
+        )
+    actions = (PutInitialize(mine), PutInitialConfig(), TakeLeader())
+    return Decision("bootstrap.take", "initialized a new cluster, taking the key", memory, actions, 0.0)
+
+
+def primary_without_key(obs: Observation, memory: Memory) -> Decision | None:
+    """We run as primary and nobody holds the key: an agent beside a running primary, or a deleted key."""
+    cluster = common.view(obs)
+    if cluster.leader is not None or not obs.instance.serves_as_primary:
+        return None
+    if not obs.instance.answers:
+        return common.wait("race.primary-no-answer", "PostgreSQL does not answer", memory, 1.0)
+    mine, known = obs.instance.timeline or 0, cluster_timeline(cluster)
+    if mine < known or obs.me.tags.nofailover:
+        reason = f"demoted self: on timeline {mine} while the cluster is on {known}, or tagged nofailover"
+        return Decision("race.primary-stale", reason, memory, (StopInstance("immediate", reason),))
+    judged = standing(obs, memory)
+    if judged.ask:
+        return Decision(
+            "race.primary-ask", "asking the other members", memory, (AskPeers(judged.ask),), common.SOON_S
+        )
+    other = next((r for r in judged.refusals if r.rule == "peer.primary"), None)
+    if other is not None:
+        reason = f"demoted self because {other.detail}"
+        return Decision(
+            "race.two-primaries", reason, memory, (StopInstance("immediate", reason),), None, (other,)
+        )
+    return _take_as_primary(obs, memory)
+
+
+def _take_as_primary(obs: Observation, memory: Memory) -> Decision:
+    mine = obs.instance.system_identifier
+    join = (PutInitialize(mine, only_if_absent=True),) if mine and not common.view(obs).initialize else ()
+    line = "acquired session lock as a leader"
+    return Decision("race.primary-takes", line, memory, (*join, TakeLeader()), 0.0, line=line)
+
+
+def stopped_without_leader(obs: Observation, memory: Memory) -> Decision | None:
+    """Nobody leads and PostgreSQL is stopped: read-only first, positions must be known before a race."""
+    cluster = common.view(obs)
+    if cluster.leader is not None or obs.instance.alive or not common.has_data(obs):
+        return None
+    waited = obs.now - (memory.leader_missing_since or obs.now)
+    if memory.clean_release and waited < SUCCESSOR_S:
+        return common.wait(
+            "race.released", "waiting for the successor to take the key", memory, SUCCESSOR_S - waited
+        )
+    mine = obs.instance.system_identifier
+    if cluster.initialize == "":
+        return common.wait("race.bootstrapping", "waiting for leader to bootstrap", memory)
+    if memory.start_failures >= 3:
+        again = evolve(memory, start_failures=2)
+        return Decision(
+            "race.start-pause", memory.note or "PostgreSQL does not start", again, (), 10.0, heartbeat=True
+        )
+    join = (PutInitialize(mine, only_if_absent=True),) if mine and cluster.initialize is None else ()
+    reason = "nobody leads: starting read-only"
+    return Decision("race.start-readonly", reason, memory, (*join, StartStandby(None)))
+
+
+def standby_races(obs: Observation, memory: Memory) -> Decision | None:
+    """The election itself: every rule of `candidate.standing`, each refusal as data."""
+    if common.leader(obs) is not None or not obs.instance.alive:
+        return None
+    if not obs.instance.answers:
+        return common.wait("race.no-answer", "PostgreSQL does not answer", memory, common.SOON_S)
+    judged = standing(obs, memory)
+    if judged.ask:
+        return Decision(
+            "race.ask", "asking the other members", memory, (AskPeers(judged.ask),), common.SOON_S
+        )
+    if judged.may_lead:
+        return Decision(
+            "race.take", "nobody leads and every rule lets me: taking the key", memory, (TakeLeader(),), 0.0
+        )
+    why = "; ".join(f"{r.rule}: {r.detail}" for r in judged.refusals)
+    change = slots.plan(obs, memory)
+    return Decision(
+        "race.refused",
+        f"following a different leader because I am not allowed to promote: {why}",
+        memory,
+        (change,) if change is not None else (),
+        1.0,
+        judged.refusals,
+        line="following a different leader because I am not allowed to promote",
+        heartbeat=True,
+    )

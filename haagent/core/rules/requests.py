@@ -1,0 +1,53 @@
+"""Operator requests to this member: restart and reinitialize (contract 3.6)."""
+
+from __future__ import annotations
+
+from haagent.core.actions import AnswerRequest, Clone, Restart
+from haagent.core.model import Decision, Memory, Observation, OperatorRequest
+from haagent.core.rules import common
+from haagent.core.rules.follower import clone_source
+
+
+def operator_request(obs: Observation, memory: Memory) -> Decision | None:
+    """A wish is answered in the step that sees it, or by the job it starts."""
+    if obs.request is None:
+        return None
+    if obs.request.kind == "restart":
+        return _restart(obs, memory, obs.request)
+    return _reinitialize(obs, memory, obs.request)
+
+
+def _refuse(request: OperatorRequest, text: str, memory: Memory) -> Decision:
+    return Decision("request.refused", text, memory, (AnswerRequest(request.id, 503, text),))
+
+
+def _restart(obs: Observation, memory: Memory, request: OperatorRequest) -> Decision:
+    if not common.has_data(obs):
+        return _refuse(request, "restart failed: there is no data directory yet", memory)
+    if obs.instance.alive and not obs.instance.answers:
+        return _refuse(request, "postgres is still starting", memory)
+    key = common.leader(obs)
+    if obs.instance.serves_as_primary:
+        if not (common.owns_key(obs) and obs.lease.holds(obs.now)):
+            return _refuse(
+                request, "restart failed: a primary without a proven lease is not started again", memory
+            )
+        job = Restart(request.id, common.epoch_of(obs), None)
+    else:
+        job = Restart(request.id, None, key.name if key is not None and common.other_leads(obs) else None)
+    return Decision("request.restart", "restarting PostgreSQL on request", memory, (job,))
+
+
+def _reinitialize(obs: Observation, memory: Memory, request: OperatorRequest) -> Decision:
+    key = common.leader(obs)
+    if key is None:
+        return _refuse(request, "Cluster has no leader, can not reinitialize", memory)
+    if not common.other_leads(obs) or obs.instance.serves_as_primary:
+        return _refuse(request, "I am the leader, can not reinitialize", memory)
+    if not common.leader_is_ready(obs):
+        return _refuse(
+            request, f"leader {key.name} is not a running primary yet, can not reinitialize", memory
+        )
+    source = key.name if request.from_leader else clone_source(obs)
+    actions = (AnswerRequest(request.id, 200, "reinitialize started"), Clone(source, wipe=True))
+    return Decision("request.reinitialize", f"reinitializing from {source} on request", memory, actions)

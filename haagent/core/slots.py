@@ -1,0 +1,76 @@
+"""Physical member slots: which ones should exist here, and how far they may move. Pure. Contract 6.2.
+
+Every member keeps a slot for every other member it could serve, so that a standby finds its slot on
+whoever leads next *before* it asks. On a standby these slots are inactive; they follow the positions
+the leader publishes in `status.slots`, never beyond what this standby replayed.
+
+A slot is dropped only when it once belonged to a member of this cluster that has been gone for
+`member_slots_ttl`; slots of unknown origin are an administrator's and are left alone.
+"""
+
+from __future__ import annotations
+
+import re
+
+from haagent.core.actions import SyncSlots
+from haagent.core.model import Memory, Observation, Unavailable
+from postgres_ctl.facts import InstanceSample, Lsn, Slot
+
+_SPECIAL = re.compile(r"[^a-z0-9_]")
+
+
+def slot_name(member: str) -> str:
+    """Name of the slot of a member (contract 6.2): lower case, `-` and `.` to `_`, others by code point."""
+    text = member.lower().replace("-", "_").replace(".", "_")
+    return _SPECIAL.sub(lambda m: f"u{ord(m[0]):04d}", text)[:63]
+
+
+def wanted_slots(obs: Observation, memory: Memory) -> frozenset[str]:
+    """Slots that should exist here: of all other members, and of those gone only a while ago."""
+    if isinstance(obs.cluster, Unavailable) or not obs.settings.use_slots:
+        return frozenset()
+    mine = slot_name(obs.me.name)
+    members = {slot_name(m.name) for m in obs.cluster.members if not m.tags.nostream}
+    return frozenset((members | set(memory.slots_seen)) - {mine})
+
+
+def plan(obs: Observation, memory: Memory, remembered: frozenset[str] = frozenset()) -> SyncSlots | None:
+    """What to change in the slots of the running instance; None when all is well.
+
+    `remembered`: member slots known from `status.retain_slots`, which may be dropped once unwanted."""
+    sample = obs.instance.sample
+    if not isinstance(sample, InstanceSample) or isinstance(obs.cluster, Unavailable):
+        return None
+    want = wanted_slots(obs, memory)
+    have = {s.name: s for s in sample.slots if s.type == "physical" and not s.temporary}
+    lost = {n for n in want & set(have) if _useless(have[n])}
+    create = tuple(sorted((want - set(have)) | lost))
+    known = remembered | (
+        frozenset(obs.cluster.status.retain_slots or ()) if obs.cluster.status else frozenset()
+    )
+    gone = {n for n in have if n not in want and n in known and not have[n].active}
+    drop = (
+        tuple(sorted(gone - {slot_name(obs.me.name)} | lost))
+        if not obs.settings.pause
+        else tuple(sorted(lost))
+    )
+    advance = _advances(obs, have, want - lost) if sample.in_recovery else {}
+    return SyncSlots(create, drop, advance) if create or drop or advance else None
+
+
+def _useless(slot: Slot) -> bool:
+    """It keeps no WAL any more, or holds back vacuum for nobody: make it anew."""
+    return not slot.active and (slot.restart_lsn is None or slot.wal_status == "lost" or slot.xmin_set)
+
+
+def _advances(obs: Observation, have: dict[str, Slot], want: frozenset[str]) -> dict[str, Lsn]:
+    assert not isinstance(obs.cluster, Unavailable)
+    assert isinstance(obs.instance.sample, InstanceSample)
+    published = (obs.cluster.status.slots if obs.cluster.status else None) or {}
+    limit = obs.instance.sample.replay_lsn or Lsn(0)
+    moves = {}
+    for name in want & set(have) & set(published):
+        slot, target = have[name], min(Lsn(published[name]), limit)
+        if not slot.active and slot.restart_lsn is not None and target > slot.restart_lsn:
+            moves[name] = target
+    return moves
