@@ -1,0 +1,171 @@
+"""What the guardian does in forked children: everything that touches a disk.
+
+Theory. A hung disk must hang a child, never the guardian. Each child first ties its life to the guardian's
+(parent-death signal) and closes what it inherited, so that a child stuck in the kernel neither survives the
+guardian nor keeps its connections open. The child that becomes the postmaster reports through a pipe: one
+`X` just before exec, then nothing; or the reason why not. The pipe closes itself on exec.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from haagent import guardian_os
+
+#: First byte of the report: exec comes next. Anything after it says why exec failed.
+ABOUT_TO_EXEC = b"X"
+_SIGNALS_CHANGED = (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGTERM, signal.SIGCHLD)
+_STANDBY_SIGNALS = ("standby.signal", "recovery.signal")
+_HIGHEST_FD = 65536
+
+
+class StartOrder(NamedTuple):
+    """How to start the postmaster; `fence_at` (CLOCK_BOOTTIME seconds) bounds a writable start."""
+
+    argv: list[str]
+    env: dict[str, str]
+    cwd: str
+    log: str
+    data_dir: str
+    writable: bool
+    fence_at: float | None
+
+
+class _NotStarted(Exception):
+    """Carries the reason to the guardian."""
+
+
+def fork_postmaster(order: StartOrder) -> tuple[int, int]:
+    """Fork the child that becomes the postmaster: its pid and the reading end of its report. Raises OSError."""
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        pid = _fork(lambda: _become_postmaster(order, writer), keep_fd=writer, death_signal=signal.SIGQUIT)
+    except OSError:
+        os.close(reader)
+        raise
+    finally:
+        os.close(writer)
+    return pid, reader
+
+
+def fork_promote_file(data_dir: str) -> int:
+    """Fork the child that writes the promote signal file; it exits with 0 or an errno. Raises OSError."""
+    return _fork(lambda: _touch(os.path.join(data_dir, "promote")), keep_fd=None, death_signal=signal.SIGKILL)
+
+
+def fork_note(text: str) -> int:
+    """Fork the child that writes one line to the guardian's log. Raises OSError."""
+    return _fork(lambda: _write_note(text), keep_fd=None, death_signal=signal.SIGKILL)
+
+
+def _fork(body: Callable[[], int], keep_fd: int | None, death_signal: int) -> int:
+    guardian = os.getpid()
+    # Blocked across the fork, so that a signal meant for the child waits for its handlers to be reset.
+    mask = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    try:
+        pid = os.fork()
+    except OSError:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        raise
+    if pid:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return pid
+    code = 255
+    try:
+        signal.set_wakeup_fd(-1)
+        guardian_os.set_death_signal(death_signal)
+        if os.getppid() != guardian:
+            os._exit(code)  # it died before the line above, so no signal will come
+        _close_inherited(keep_fd)
+        for signum in _SIGNALS_CHANGED:
+            signal.signal(signum, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        code = body()
+    except OSError as fault:
+        code = fault.errno or 255
+    finally:
+        os._exit(code & 0xFF)
+
+
+def _close_inherited(keep_fd: int | None) -> None:
+    """Everything above stderr but the report: a hung child must not hold the guardian's lock or sockets."""
+    if keep_fd is None:
+        os.closerange(3, _HIGHEST_FD)
+    else:
+        os.closerange(3, keep_fd)
+        os.closerange(keep_fd + 1, _HIGHEST_FD)
+
+
+def _become_postmaster(order: StartOrder, report_fd: int) -> int:
+    try:
+        os.setsid()
+        _restore_oom_score(order.env)
+        _check_data_dir(order)
+        _redirect(order.log)
+        os.chdir(order.cwd)
+        if order.fence_at is not None and guardian_os.boottime() >= order.fence_at:
+            raise _NotStarted("the lease ended before the server could start")
+        os.write(report_fd, ABOUT_TO_EXEC)
+        os.execve(order.argv[0], order.argv, order.env)
+    except _NotStarted as fault:
+        os.write(report_fd, str(fault).encode())
+    except OSError as fault:
+        name = fault.filename if isinstance(fault.filename, str) else order.argv[0]
+        os.write(report_fd, f"{name}: {os.strerror(fault.errno or 0)}".encode())
+    return 1
+
+
+def _restore_oom_score(env: dict[str, str]) -> None:
+    """The guardian may be protected from the OOM killer, PostgreSQL is not, unless it sees to that itself."""
+    if "PG_OOM_ADJUST_FILE" in env:
+        return
+    with open("/proc/self/oom_score_adj", "r+") as file:
+        if int(file.read()) < 0:
+            file.seek(0)
+            file.write("0")
+
+
+def _check_data_dir(order: StartOrder) -> None:
+    """Rule 1: a server started without a lease must be a standby, one started with it must not."""
+    present = [name for name in _STANDBY_SIGNALS if _exists(os.path.join(order.data_dir, name))]
+    if order.writable and present:
+        raise _NotStarted(f"writable start, but {present[0]} is in the data directory")
+    if not order.writable and not present:
+        raise _NotStarted("standby start, but neither standby.signal nor recovery.signal is in the data directory")
+    others = guardian_os.processes_in(order.data_dir, os.path.basename(order.argv[0])[:15])
+    if others:
+        raise _NotStarted(f"process {others[0]} still runs in the data directory")
+
+
+def _exists(path: str) -> bool:
+    """Unlike os.path.exists, an I/O error is no "no"."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _redirect(log: str) -> None:
+    """PostgreSQL writes to a file, never to a pipe that blocks it when the reader freezes (H10)."""
+    null_fd = os.open("/dev/null", os.O_RDWR)
+    log_fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.dup2(null_fd, 0)
+    os.dup2(log_fd, 1)
+    os.dup2(log_fd, 2)
+    for fd in {null_fd, log_fd} - {0, 1, 2}:
+        os.close(fd)
+
+
+def _touch(path: str) -> int:
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+    return 0
+
+
+def _write_note(text: str) -> int:
+    os.write(2, f"{time.strftime('%Y-%m-%d %H:%M:%S %z')} {text}\n".encode())
+    return 0
