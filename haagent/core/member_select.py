@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from dcs.records import ClusterSnapshot, Member
+from dcs.records import ClusterSnapshot, HistoryRow, Member
 from haagent.core import roles
 from haagent.core.cluster_view import LEADER, STANDBY_LEADER
 
@@ -174,6 +174,19 @@ def _slot_name(member: str) -> str:
     """Name of the replication slot of a member (contract 6.2)."""
     lowered = re.sub(r"[-.]", "_", member.lower())
     return re.sub(r"[^a-z0-9_]", lambda m: f"u{ord(m.group()):04d}", lowered)[:63]
+
+
+# --- history ------------------------------------------------------------------------------------
+
+
+def history_note(snapshot: ClusterSnapshot, row: HistoryRow) -> str | None:
+    """What the promotion that ended this timeline said about its loss: from the row, or its claim."""
+    if row.note:
+        return row.note
+    for claim in snapshot.claims:
+        if claim.timeline == row.timeline + 1 and claim.name == row.new_leader:
+            return claim.note
+    return None
 
 
 # --- configuration ------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ the agents use, and written only if nobody changed it in between. `apply_pairs` 
 from __future__ import annotations
 
 import copy
-import json
 import os
 import shutil
 import subprocess
@@ -255,9 +254,10 @@ def _judge(cluster: Cluster, snapshot: ClusterSnapshot, after: Mapping[str, Any]
 
 def _write(cluster: Cluster, data: Mapping[str, Any], version: int) -> None:
     from dcs.api import Conflict, Unknown
+    from dcs.codec import encode_config
 
     try:
-        text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text = encode_config(data)
     except (TypeError, ValueError) as error:  # YAML knows dates, JSON does not
         raise CtlError(f"the configuration cannot be stored as JSON: {error}") from None
     with one_line_errors():

@@ -8,7 +8,6 @@ member could be reached the wish is left in the store, by compare-and-set, for t
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -51,11 +50,6 @@ class _Wish:
         """The body of the REST request."""
         fields = {"leader": self.leader, "candidate": self.candidate}
         return {key: value for key, value in fields.items() if value}
-
-    def key(self) -> str:
-        """The value of the `failover` key (contract 1.3)."""
-        fields = {"leader": self.leader, "member": self.candidate}
-        return json.dumps({key: value for key, value in fields.items() if value}, separators=(",", ":"))
 
 
 @click.command("switchover", short_help="Hand the leadership over in an orderly way.")
@@ -230,11 +224,12 @@ def _send(session: Session, snapshot: ClusterSnapshot, wish: _Wish) -> Outcome |
 
 def _leave_in_store(cluster: Cluster, snapshot: ClusterSnapshot, wish: _Wish) -> None:
     from dcs.api import Ok, Unknown
+    from dcs.codec import encode_failover
     from haagent.ctl.output import timestamp
 
-    version = snapshot.failover_version
+    value, version = encode_failover(wish.leader, wish.candidate), snapshot.failover_version
     with one_line_errors():
-        written = cluster.dcs.compare_and_set("failover", wish.key(), version, DCS_DEADLINE_S)
+        written = cluster.dcs.compare_and_set("failover", value, version, DCS_DEADLINE_S)
     if isinstance(written, Unknown):
         raise CtlError(f"no member could be reached; unknown whether the DCS took it: {written.cause}")
     if not isinstance(written, Ok):

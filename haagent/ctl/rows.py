@@ -18,7 +18,7 @@ BYTES_PER_MB = 1024 * 1024
 DEFAULT_PORT = 5432
 #: A longer reason would tear the pretty table apart.
 LONGEST_REASON = 50
-#: `from:` and `to:` of a scheduled switchover end here.
+#: `from` and `to` of a scheduled switchover end here.
 FOOTER_WIDTH = 24
 #: Lag from which the terminal shows it in red, MB.
 RED_LAG_MB = 1
@@ -167,7 +167,7 @@ def footer(view: Mapping[str, Any], snapshot: ClusterSnapshot) -> list[str]:
         lines.append(f" Switchover scheduled at: {switchover['at']}")
         for word in ("from", "to"):
             if switchover.get(word):
-                lines.append(f"{word + ':':>{FOOTER_WIDTH}} {switchover[word]}")
+                lines.append(f"{word:>{FOOTER_WIDTH}}: {switchover[word]}")
     notes = _notes(snapshot)
     lines.extend(f" {name}: {note}" for name, note in sorted(notes.items()))
     return lines

@@ -160,6 +160,8 @@ def history_command(session: Session, cluster_name: str | None, form: str) -> No
 
 def history_rows(snapshot: ClusterSnapshot) -> list[dict[str, Any]]:
     """Rows by column title; short ones padded with empty text, `Note` only where there is one."""
+    from haagent.core.member_select import history_note
+
     rows = []
     for ended in snapshot.history or ():
         row: dict[str, Any] = {
@@ -169,7 +171,8 @@ def history_rows(snapshot: ClusterSnapshot) -> list[dict[str, Any]]:
             "Timestamp": ended.timestamp or "",
             "New Leader": ended.new_leader or "",
         }
-        rows.append({**row, "Note": ended.note} if ended.note else row)
+        note = history_note(snapshot, ended)
+        rows.append({**row, "Note": note} if note else row)
     return rows
 
 
