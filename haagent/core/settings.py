@@ -137,7 +137,9 @@ class Problem:
     allowed: str
 
     def __str__(self) -> str:
-        return f"{self.key}: {show(self.value)}: {self.allowed}"
+        """`postgresql.listen 'x' must be …`; a problem without a value has "" there."""
+        value = f" {show(self.value)}" if self.value != "" else ""
+        return f"{self.key}{value} {self.allowed}"
 
 
 def show(value: object) -> str:
@@ -298,11 +300,11 @@ def _is_empty(value: object) -> bool:
 
 
 #: Keys that promise safety and are not built: key -> (test for "not switched on", what is allowed).
-_SAFETY_DYNAMIC: Mapping[str, tuple[Callable[[object], bool], str]] = MappingProxyType(
+SAFETY_DYNAMIC: Mapping[str, tuple[Callable[[object], bool], str]] = MappingProxyType(
     {
-        "synchronous_mode": (_is_off, "only off: synchronous modes are not built yet"),
-        "synchronous_mode_strict": (_is_off, "only off: synchronous modes are not built yet"),
-        "failsafe_mode": (_is_off, "only off: failsafe mode is not built yet"),
+        "synchronous_mode": (_is_off, "must be off: synchronous modes are not built yet"),
+        "synchronous_mode_strict": (_is_off, "must be off: synchronous modes are not built yet"),
+        "failsafe_mode": (_is_off, "must be off: failsafe mode is not built yet"),
         "standby_cluster": (_is_empty, "must be absent: standby clusters are not built yet"),
     }
 )
@@ -312,7 +314,7 @@ def _unbuilt(data: Mapping[str, Any]) -> list[Problem]:
     """Safety keys of `data` that are switched on although they are not built."""
     return [
         Problem(key, data[key], allowed)
-        for key, (is_unset, allowed) in _SAFETY_DYNAMIC.items()
+        for key, (is_unset, allowed) in SAFETY_DYNAMIC.items()
         if key in data and not is_unset(data[key])
     ]
 
@@ -348,7 +350,7 @@ def validate_dynamic(
 
 
 def _unknown_dynamic(data: Mapping[str, Any]) -> list[str]:
-    known = (*KNOWN_DYNAMIC, *_LATER_DYNAMIC, *_SAFETY_DYNAMIC)
+    known = (*KNOWN_DYNAMIC, *_LATER_DYNAMIC, *SAFETY_DYNAMIC)
     warnings = []
     for key, value in data.items():
         if key in _LATER_DYNAMIC and not _is_empty(value):

@@ -1,0 +1,135 @@
+"""A tree of raw values against the table of keys: typed values, every problem, every warning.
+
+Nothing is raised and nothing is decided here about how values belong together; that is `load`'s part.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from haagent.config.schema import BACKENDS_LATER, BACKENDS_REFUSED, KEYS, SECTIONS, Key, Status, children
+from haagent.config.sources import Tree
+from haagent.core.settings import SAFETY_DYNAMIC, Problem, unknown_key
+
+#: Shown for a secret, whatever it is.
+MASK = "***"
+_LOGIN_IN_URL = re.compile(r"//[^/@\s]*@")
+
+
+@dataclass
+class Checked:
+    """What the table made of a tree."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    origins: Mapping[str, str] = field(default_factory=dict)
+    #: Top-level names that have a value.
+    tops: frozenset[str] = frozenset()
+
+    def get(self, path: str) -> Any:
+        """The value, or the key's default in the same typed form."""
+        if path in self.values:
+            return self.values[path]
+        key = KEYS[path]
+        return None if key.default is None else key.type.parse(key.default)
+
+    def refuse(self, path: str, value: object, allowed: str) -> None:
+        """Note a problem; a secret's value is masked, and the line or variable is named."""
+        origin = self.origins.get(path)
+        key = KEYS.get(path)
+        shown = MASK if key is not None and key.secret and value != "" else value
+        if isinstance(shown, str):
+            shown = _LOGIN_IN_URL.sub(f"//{MASK}@", shown)
+        self.problems.append(Problem(path, shown, allowed + (f" ({origin})" if origin else "")))
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def check(tree: Tree, only: Container[str] | None = None) -> Checked:
+    """Every value of `tree` that the table knows, typed.
+
+    With `only`, a part of a configuration: other top-level names are not looked at, and nothing is required.
+    """
+    data = {k: value for k, value in tree.data.items() if value is not None and (only is None or k in only)}
+    checked = Checked(
+        problems=list(tree.problems),
+        warnings=list(tree.warnings),
+        origins=tree.origins,
+        tops=frozenset(data),
+    )
+    check_section(data, "", checked)
+    for path, key in KEYS.items():
+        if key.required and only is None and path not in checked.values:
+            _missing(key, checked)
+    return checked
+
+
+def _missing(key: Key, checked: Checked) -> None:
+    """A required key that is not there; one that is there with a bad value is a problem already."""
+    told = (key.path, *(p for p in SECTIONS if p and key.path.startswith(p + ".")))
+    if not any(problem.key in told for problem in checked.problems):
+        checked.refuse(key.path, "", f"is missing: must be {key.type.allowed}")
+
+
+def check_section(data: Mapping[str, Any], section: str, checked: Checked) -> None:
+    """Look at everything in `section` ("" = top) and below."""
+    methods = _methods(data, section)
+    for name, value in data.items():
+        path = f"{section}.{name}" if section else name
+        if value is None:
+            continue
+        if path in KEYS:
+            _check_value(KEYS[path], value, checked)
+        elif path in SECTIONS:
+            if isinstance(value, Mapping):
+                check_section(value, path, checked)
+            else:
+                checked.refuse(path, "", "must be a mapping")
+        elif not section and name in SAFETY_DYNAMIC:
+            is_unset, allowed = SAFETY_DYNAMIC[name]
+            if not is_unset(value):
+                checked.refuse(name, value, allowed)
+        elif name not in methods and (section or name not in (*BACKENDS_LATER, *BACKENDS_REFUSED)):
+            checked.warn(unknown_key(path, name, children(section)))
+
+
+def _methods(data: Mapping[str, Any], section: str) -> tuple[str, ...]:
+    """Sections with names of their own: they belong to keys that are judged themselves."""
+    found = {
+        "postgresql": [data.get("create_replica_methods"), data.get("create_replica_method")],
+        "bootstrap": [data.get("method")],
+    }.get(section, [])
+    return tuple(
+        str(name) for value in found for name in (value if isinstance(value, (list, tuple)) else [value])
+    )
+
+
+def _check_value(key: Key, value: object, checked: Checked) -> None:
+    try:
+        parsed = key.type.parse(value)
+    except (ValueError, TypeError, RecursionError, OverflowError):
+        checked.refuse(key.path, value, f"must be {key.type.allowed}")
+        return
+    unbuilt = key.status is Status.REFUSED and not _in(parsed, key.harmless)
+    if unbuilt or _in(parsed, key.refused):
+        checked.refuse(key.path, value, key.hint)
+    elif key.status is Status.LATER and not _in(parsed, key.harmless):
+        checked.warn(f"{key.path}: not supported yet: ignored")
+    checked.values[key.path] = parsed
+
+
+def _in(value: object, values: tuple[object, ...]) -> bool:
+    return any(type(value) is type(other) and value == other for other in values)
+
+
+def refuse_options(checked: Checked, path: str, forbidden: tuple[str, ...]) -> None:
+    """Options of a program the agent must set itself (contract 5.6, 6.4)."""
+    for argument in checked.get(path):
+        name, _, value = argument.removeprefix("--").partition("=")
+        if name in forbidden and not (name == "compress" and value.startswith("server-")):
+            checked.refuse(path, name, "is an option only the agent may set")

@@ -1,0 +1,138 @@
+"""`load(path)`: the local configuration, complete and checked, or every reason why not.
+
+Two steps: `check` types each value by the table; here the values are put together, with the checks that
+need more than one of them or the machine (programs, directories). Problems are collected, never raised
+one by one. Loading is repeatable: a reload calls it again with the same environment.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from haagent.config.check import Checked, check
+from haagent.config.postgres import check_machine, postgres_config
+from haagent.config.schema import BACKENDS, BACKENDS_LATER, BACKENDS_REFUSED, KEYS
+from haagent.config.sections import (
+    bootstrap_config,
+    ctl_config,
+    dcs_section,
+    log_config,
+    member_tags,
+    restapi_config,
+)
+from haagent.config.sources import Environment, Tree, problem, read_path, read_yaml, take_environment
+from haagent.config.types import AgentConfig, ConfigErrors, CtlConfig, DcsSection
+
+_DCS_NAMES = (*BACKENDS, *BACKENDS_LATER, *BACKENDS_REFUSED)
+_CTL_SECTIONS = ("scope", "namespace", "ctl", "restapi")
+
+
+@functools.cache
+def process_environment() -> Environment:
+    """The variables of this process, read and removed at the first call."""
+    return take_environment(os.environ)
+
+
+def load(path: str | None, environment: Environment | None = None) -> AgentConfig:
+    """The configuration of the file or directory `path` under the environment variables.
+
+    Without `path`, of the variables alone. Raises ConfigErrors.
+    """
+    checked = check(_read(path, environment or process_environment()))
+    config = _build(checked, path)
+    if config is None or checked.problems:
+        raise ConfigErrors(tuple(checked.problems), tuple(checked.warnings))
+    return config
+
+
+def _read(path: str | None, environment: Environment) -> Tree:
+    """File and variables, one over the other."""
+    if path is not None:
+        tree = read_path(path)
+    elif environment.document is not None:
+        return read_yaml(environment.document, "HAAGENT_CONFIGURATION")
+    elif environment.values:
+        tree = Tree()
+    else:
+        raise problem("configuration", "is missing: name a file, a directory, or set HAAGENT_* variables")
+    environment.overlay(tree)
+    return tree
+
+
+def _build(checked: Checked, path: str | None) -> AgentConfig | None:
+    """Everything put together; None when a part without a default is missing."""
+    get = checked.get
+    dcs = dcs_section(checked)
+    restapi = restapi_config(checked)
+    bootstrap = bootstrap_config(checked, dcs)
+    tags = member_tags(checked)
+    log = log_config(checked)
+    postgresql = postgres_config(checked)
+    check_machine(checked)
+    if dcs is None or restapi is None or postgresql is None or not get("scope") or not get("name"):
+        return None
+    secrets = {str(value) for p, value in checked.values.items() if KEYS[p].secret and value}
+    return AgentConfig(
+        scope=get("scope"),
+        name=get("name"),
+        namespace=get("namespace").strip("/") or "service",
+        restapi=restapi,
+        ctl=ctl_config(checked),
+        dcs=dcs,
+        bootstrap=bootstrap,
+        postgresql=postgresql,
+        tags=tags,
+        log=log,
+        source=path,
+        warnings=tuple(checked.warnings),
+        values=MappingProxyType(dict(checked.values)),
+        secrets=tuple(sorted(secrets)),
+    )
+
+
+# --- reload, ctl --------------------------------------------------------------------------------
+
+
+def changed_keys(old: AgentConfig, new: AgentConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Keys that differ: (those a reload puts into effect, those that need a start of the agent)."""
+    paths = sorted(
+        p for p in {*old.values, *new.values} if old.values.get(p) != new.values.get(p) and p in KEYS
+    )
+    return tuple(p for p in paths if KEYS[p].reload), tuple(p for p in paths if not KEYS[p].reload)
+
+
+@dataclass(frozen=True)
+class CtlFile:
+    """What haagentctl needs of a configuration; everything may be missing."""
+
+    scope: str | None
+    namespace: str
+    ctl: CtlConfig
+    dcs: DcsSection | None
+    warnings: tuple[str, ...] = ()
+
+
+def load_for_ctl(path: str | None, environment: Environment | None = None) -> CtlFile:
+    """Sections ctl, restapi, DCS, scope and namespace of any file, also an agent's; nothing else.
+
+    `path` None or a file without content: the variables alone. Raises ConfigErrors.
+    """
+    environment = environment or process_environment()
+    tree = read_path(path) if path is not None else Tree()
+    if path is None and environment.document is not None:
+        tree = read_yaml(environment.document, "HAAGENT_CONFIGURATION")
+    environment.overlay(tree)
+    restapi = tree.data.get("restapi")
+    if isinstance(restapi, Mapping):
+        # The agent's certificates may be unreadable for the person who runs ctl.
+        tree.data["restapi"] = {k: value for k, value in restapi.items() if k == "authentication"}
+    checked = check(tree, only=(*_CTL_SECTIONS, *_DCS_NAMES))
+    dcs = dcs_section(checked) if checked.tops.intersection(_DCS_NAMES) else None
+    if checked.problems:
+        raise ConfigErrors(tuple(checked.problems), tuple(checked.warnings))
+    namespace = checked.get("namespace").strip("/") or "service"
+    return CtlFile(checked.get("scope"), namespace, ctl_config(checked), dcs, tuple(checked.warnings))
