@@ -1,10 +1,11 @@
 """Faults of a PostgreSQL instance and its tools, translated at the edge.
 
-    PostgresError
-    ├── PostgresUnavailable   no answer from the server within the deadline
-    ├── QueryFailed           the server answered with an error
-    ├── ToolFailed            initdb, pg_basebackup, pg_rewind, … exited non-zero or was cancelled
-    └── DataDirError          the data directory is not what it should be
+PostgresError
+├── PostgresUnavailable   no answer from the server within the deadline
+├── QueryFailed           the server answered with an error
+├── ToolFailed            initdb, pg_basebackup, pg_rewind, … exited non-zero or was cancelled
+├── DataDirError          the data directory is not what it should be
+└── ConfigFileError       a configuration file cannot be read or written
 """
 
 
@@ -35,3 +36,7 @@ class ToolFailed(PostgresError):
 
 class DataDirError(PostgresError):
     """The data directory is missing, foreign or damaged."""
+
+
+class ConfigFileError(PostgresError):
+    """A configuration file cannot be read or written, or a value cannot be put into it."""

@@ -80,6 +80,7 @@ class ControlData:
     max_wal_senders: int
     max_prepared_transactions: int
     max_locks_per_transaction: int
+    wal_segment_bytes: int = 16 * 1024 * 1024
 
     @property
     def shut_down_cleanly(self) -> bool:

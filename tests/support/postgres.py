@@ -155,7 +155,7 @@ class Server:
         return cls(Path(tempfile.mkdtemp(prefix=f"haagent-{label}-")))
 
     def configure(self, extra: str = "") -> None:
-        """Write postgresql.conf (BASE_CONF, port, socket in the root directory) and a trusting pg_hba.conf."""
+        """Write postgresql.conf (BASE_CONF, port, socket in the root) and a trusting pg_hba.conf."""
         (self.data_dir / "postgresql.conf").write_text(
             f"{BASE_CONF}port = {self.port}\nlisten_addresses = '127.0.0.1'\n"
             f"unix_socket_directories = '{self.root}'\n{extra}"

@@ -1,0 +1,166 @@
+"""Cloning a data directory: pg_basebackup, or a command of the user's (contract 6.4).
+
+Theory. A clone goes only into an empty directory and is one construction (`datadir.under_construction`):
+what a failed or cancelled one copied is removed, and what a killed agent left is known to be incomplete. The
+checkpoint is fast by default: a spread one lets a lost node wait minutes for its first byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from postgres_ctl.api import Cancellation, ConnectionTarget, option_arguments, run_tool, tool
+from postgres_ctl.config_files import write_standby_signal
+from postgres_ctl.datadir import link_targets, under_construction, wipe
+
+__all__ = ["CloneSpec", "CommandSpec", "clone", "clone_by_command", "copied_bytes", "wipe"]
+
+#: Options of `postgresql.basebackup` that are ours (contract 6.4).
+FORBIDDEN_OPTIONS = frozenset(
+    {"pgdata", "format", "wal-method", "xlog-method", "gzip", "version", "help", "dbname", "host", "port"}
+    | {"username", "password", "no-password"}
+)
+
+
+@dataclass(frozen=True)
+class CloneSpec:
+    """`options` is contract 6.4's list: each `"name"` or `{"name": value}`; a mapping counts as one entry."""
+
+    data_dir: str
+    bin_dir: str
+    source: ConnectionTarget
+    #: File with the source's password; the caller keeps it up to date (`config_files.write_pgpass`).
+    passfile: str
+    options: Sequence[str | Mapping[str, object]] = ()
+    #: So that several clones of one source can be told apart in pg_stat_replication.
+    application_name: str = "pg_basebackup"
+
+
+def basebackup_arguments(
+    options: Sequence[str | Mapping[str, object]],
+) -> tuple[list[str], list[str]]:
+    """(arguments, warnings) from contract 6.4's options; `--checkpoint=fast` unless they choose."""
+    arguments, warnings = option_arguments("postgresql.basebackup", options, FORBIDDEN_OPTIONS)
+    for argument in [a for a in arguments if a.startswith("--compress=") and "=server-" not in a]:
+        # The copy has to be a directory that can be started: only the way may be compressed.
+        arguments.remove(argument)
+        warnings.append("postgresql.basebackup.compress: only server-side compression, ignored")
+    if not any(argument.startswith("--checkpoint") for argument in arguments):
+        arguments.append("--checkpoint=fast")
+    return arguments, warnings
+
+
+def clone(spec: CloneSpec, deadline_s: float, cancel: Cancellation | None = None) -> tuple[str, ...]:
+    """pg_basebackup into an absent or empty directory; returns warnings.
+
+    standby.signal is set, recovery settings are not written.
+
+    On failure everything copied is removed. Raises ToolFailed, DataDirError.
+    """
+    arguments, warnings = basebackup_arguments(spec.options)
+    dsn = spec.source.dsn(application_name=spec.application_name)
+    argv = [
+        tool(spec.bin_dir, "pg_basebackup"),
+        f"--pgdata={spec.data_dir}",
+        "-X",
+        "stream",
+        f"--dbname={dsn}",
+    ]
+    argv += ["--no-password", *arguments]
+    with under_construction(spec.data_dir):
+        run_tool(
+            argv,
+            deadline_s,
+            cancel=cancel,
+            passfile=spec.passfile,
+            secrets=_secrets(spec.source),
+            cwd=spec.data_dir,
+        )
+        _forget_origin(spec.data_dir)
+    return tuple(warnings)
+
+
+def _secrets(source: ConnectionTarget) -> list[str]:
+    return [secret for secret in (source.password, source.sslpassword) if secret]
+
+
+#: Of the source's life, not of the copy's.
+_NOT_OURS = ("recovery.signal", "postmaster.pid", "postmaster.opts")
+
+
+def _forget_origin(data_dir: str) -> None:
+    """Before the copy counts as whole: it must never start as anything but a standby (hazard H8)."""
+    write_standby_signal(data_dir)
+    for name in _NOT_OURS:
+        path = os.path.join(data_dir, name)
+        if os.path.lexists(path):
+            os.unlink(path)
+
+
+def copied_bytes(data_dir: str) -> int:
+    """Bytes in the directory and in what its links lead to, as far as they can be seen: a progress value."""
+    seen: dict[tuple[int, int], int] = {}
+    for root in (data_dir, *link_targets(data_dir)):
+        for directory, _, files in os.walk(root):
+            for name in files:
+                try:
+                    found = os.lstat(os.path.join(directory, name))
+                except OSError:
+                    continue
+                seen[found.st_dev, found.st_ino] = found.st_blocks * 512
+    return sum(seen.values())
+
+
+# --- other methods --------------------------------------------------------------------------------
+
+#: Keys that steer the method and are still passed to it unless `no_params` (contract 6.4).
+_STEERING = ("no_params", "no_leader", "keep_data")
+
+
+@dataclass(frozen=True)
+class CommandSpec:
+    """A method of the user's: `parameters` are the keys of its section except `command`."""
+
+    data_dir: str
+    command: str
+    scope: str
+    source: ConnectionTarget | None
+    passfile: str
+    parameters: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def keep_data(self) -> bool:
+        return self.parameters.get("keep_data") is True
+
+
+def command_arguments(spec: CommandSpec) -> list[str]:
+    """The command line of contract 6.4. Raises ValueError on unbalanced quotes."""
+    no_params = spec.parameters.get("no_params") is True
+    argv = shlex.split(spec.command)
+    argv += [
+        f"--{name}={value}"
+        for name, value in spec.parameters.items()
+        if not (no_params and name in _STEERING)
+    ]
+    if not no_params:
+        connstring = spec.source.dsn() if spec.source else ""
+        argv += [f"--scope={spec.scope}", "--role=replica", f"--datadir={spec.data_dir}"]
+        argv += [f"--connstring={connstring}"]
+    return argv
+
+
+def clone_by_command(spec: CommandSpec, deadline_s: float, cancel: Cancellation | None = None) -> None:
+    """Run a method of the user's. With `keep_data` the directory is not emptied, before or after failure.
+
+    Raises ToolFailed (non-zero exit, deadline, cancelled), DataDirError, ValueError.
+    """
+    argv = command_arguments(spec)
+    hidden = _secrets(spec.source) if spec.source else []
+
+    with contextlib.nullcontext() if spec.keep_data else under_construction(spec.data_dir, create=False):
+        run_tool(argv, deadline_s, cancel=cancel, passfile=spec.passfile, secrets=hidden)
+        _forget_origin(spec.data_dir)

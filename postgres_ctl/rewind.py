@@ -1,0 +1,256 @@
+"""pg_rewind: bringing a diverged data directory back onto the leader's history (contract 2.9).
+
+Theory. pg_rewind changes the directory in place and, once it copies, cannot be undone or resumed. So: a
+crashed server gets its clean shutdown first (single-user, by us, not by pg_rewind, so that what will be
+discarded is known before anything changes); the WAL to be discarded is copied aside (safety rule 7, call
+`keep_diverged_wal` between `make_clean` and `rewind`); and a marker beside the directory, with its device
+and inode, tells a directory in which pg_rewind was interrupted: it must be rewound again or cloned,
+never started. After success standby.signal is in place before the marker goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from postgres_ctl.api import Cancellation, ConnectionTarget, option_arguments, run_tool, tool
+from postgres_ctl.bootstrap import single_user
+from postgres_ctl.config_files import write_standby_signal
+from postgres_ctl.datadir import Marker, end_orphaned_tools, fsync_dir, require_unused
+from postgres_ctl.errors import DataDirError, PostgresError, ToolFailed
+from postgres_ctl.facts import ControlData, Lsn
+
+#: Options of `postgresql.rewind` that are ours (contract 5.2).
+FORBIDDEN_OPTIONS = frozenset(
+    {
+        "target-pgdata",
+        "source-pgdata",
+        "source-server",
+        "write-recovery-conf",
+        "dry-run",
+        "restore-target-wal",
+    }
+    | {"config-file", "no-ensure-shutdown", "version", "help"}
+)
+
+
+@dataclass(frozen=True)
+class Rewound:
+    """The directory now follows the source's history; standby.signal is set, other settings are not."""
+
+
+@dataclass(frozen=True)
+class NotNeeded:
+    """The directory is on the source's history already; nothing was changed."""
+
+
+@dataclass(frozen=True)
+class RewindFailed:
+    """`damaged`: pg_rewind had begun to change the directory: rewind again or clone, never start it."""
+
+    reason: str
+    output: str = ""
+    cancelled: bool = False
+    damaged: bool = False
+
+
+RewindOutcome = Rewound | NotNeeded | RewindFailed
+
+
+@dataclass(frozen=True)
+class RewindSpec:
+    """`source` is the leader (rewind role or superuser); `options` is `postgresql.rewind`."""
+
+    data_dir: str
+    bin_dir: str
+    source: ConnectionTarget
+    passfile: str
+    options: Sequence[str | Mapping[str, object]] = ()
+    #: True when the server's configuration has a restore_command pg_rewind can use.
+    restore_target_wal: bool = False
+    #: Given to pg_rewind 15 and newer when the configuration is outside PGDATA.
+    config_file: str | None = None
+
+
+def possible(control: ControlData, bin_dir: str) -> bool:
+    """Can pg_rewind work here: the program exists, and hint bit changes were logged or checksummed?"""
+    has_program = shutil.which(tool(bin_dir, "pg_rewind")) is not None
+    return has_program and (control.wal_log_hints or control.data_checksums)
+
+
+def interrupted(data_dir: str) -> bool:
+    """Was pg_rewind interrupted in this very directory while it changed it? Then never start it."""
+    return _marker(data_dir).is_set()
+
+
+def forget_interruption(data_dir: str) -> None:
+    """Remove the marker: the directory was cloned anew."""
+    _marker(data_dir).clear()
+
+
+def _marker(data_dir: str) -> Marker:
+    return Marker(data_dir, ".rewinding")
+
+
+def make_clean(
+    bin_dir: str,
+    data_dir: str,
+    control: ControlData,
+    deadline_s: float,
+    cancel: Cancellation | None = None,
+    config_file: str | None = None,
+) -> None:
+    """Crash recovery and clean shutdown in single-user mode, when it is due.
+
+    Raises DataDirError (in use; or a crashed standby, which has to be started and stopped read-only by
+    the caller instead), ToolFailed.
+    """
+    require_unused(data_dir)
+    if not control.shut_down_cleanly:
+        single_user(bin_dir, data_dir, (), deadline_s, cancel, config_file=config_file)
+
+
+def rewind(spec: RewindSpec, deadline_s: float, cancel: Cancellation | None = None) -> RewindOutcome:
+    """Run pg_rewind on a cleanly stopped directory, at most `deadline_s` seconds. Raises nothing of ours."""
+    marker = _marker(spec.data_dir)
+    again = marker.is_set()
+    try:
+        end_orphaned_tools(spec.data_dir)
+        require_unused(spec.data_dir)
+        arguments = rewind_arguments(spec.options)[0]
+        marker.set()
+        output = _run(spec, arguments, deadline_s, cancel)
+        write_standby_signal(spec.data_dir)
+        marker.clear()
+    except ToolFailed as e:
+        damaged = again or _has_begun(e.output)
+        if not damaged:
+            marker.clear()
+        return RewindFailed(str(e), e.output, e.cancelled, damaged)
+    except PostgresError as e:
+        return RewindFailed(str(e), damaged=again)
+    return NotNeeded() if "no rewind required" in output else Rewound()
+
+
+def rewind_arguments(options: Sequence[str | Mapping[str, object]]) -> tuple[list[str], list[str]]:
+    """(arguments, warnings) from `postgresql.rewind`; options that are ours are left out."""
+    return option_arguments("postgresql.rewind", options, FORBIDDEN_OPTIONS)
+
+
+def _run(spec: RewindSpec, arguments: list[str], deadline_s: float, cancel: Cancellation | None) -> str:
+    argv = [tool(spec.bin_dir, "pg_rewind"), "-D", spec.data_dir, f"--source-server={spec.source.dsn()}"]
+    argv.append("--no-ensure-shutdown")
+    if spec.restore_target_wal:
+        argv.append("--restore-target-wal")
+        if spec.config_file:
+            argv.append(f"--config-file={spec.config_file}")
+    secrets = [secret for secret in (spec.source.password, spec.source.sslpassword) if secret]
+    return run_tool(
+        [*argv, *arguments],
+        deadline_s,
+        cancel=cancel,
+        passfile=spec.passfile,
+        env={"PGOPTIONS": "-c statement_timeout=0"},
+        secrets=secrets,
+        # Found by `leftovers` even when we die and it lives on.
+        cwd=spec.data_dir,
+    ).output
+
+
+def _has_begun(output: str) -> bool:
+    """pg_rewind prints this just before it changes the first file; a cut tail counts as begun."""
+    return "rewinding from last common checkpoint" in output or len(output) > 4096
+
+
+# --- what will be discarded -----------------------------------------------------------------------
+
+#: A node that diverged by more keeps its first part: WAL can only be read from its beginning on.
+KEEP_LIMIT_BYTES = 1024**3
+#: Never more than this share of the free space: a full disk stops the next server too.
+_FREE_SHARE = 4
+#: Kept directories of earlier rewinds beside the data directory, newest first.
+KEEP_DIRECTORIES = 3
+_SEGMENT_NAME = re.compile(r"^([0-9A-F]{8})([0-9A-F]{8})([0-9A-F]{8})$")
+
+
+@dataclass(frozen=True)
+class DiscardReport:
+    """What a rewind discards: WAL from the switch point to this server's end, and what was kept of it."""
+
+    lsn_from: Lsn
+    lsn_to: Lsn
+    kept_dir: str
+    segments_kept: int
+    bytes_kept: int
+    segments_left_out: int
+
+    @property
+    def discarded_bytes(self) -> int:
+        return max(0, self.lsn_to.minus(self.lsn_from))
+
+
+def diverged_dir(data_dir: str, timeline: int, switch_lsn: Lsn) -> str:
+    """Where to keep the WAL beside the data directory."""
+    return f"{os.path.normpath(data_dir)}.diverged-{timeline}-{switch_lsn.value:X}"
+
+
+def keep_diverged_wal(
+    data_dir: str, control: ControlData, switch_lsn: Lsn, keep_dir: str, limit_bytes: int = KEEP_LIMIT_BYTES
+) -> DiscardReport:
+    """Copy the WAL segments from `switch_lsn` to the end of a stopped server's WAL into `keep_dir`.
+
+    Oldest first until `limit_bytes` (or a quarter of the free space) is used; the report says what was
+    left out. Nothing is copied when nothing diverged. Older kept directories beyond KEEP_DIRECTORIES
+    are removed. Raises DataDirError.
+    """
+    end = max(control.checkpoint_lsn, control.min_recovery_end)
+    if end <= switch_lsn:
+        return DiscardReport(switch_lsn, end, keep_dir, 0, 0, 0)
+    names = _segments_between(data_dir, control, switch_lsn, end)
+    try:
+        os.makedirs(keep_dir, mode=0o700, exist_ok=True)
+        room = min(limit_bytes, shutil.disk_usage(keep_dir).free // _FREE_SHARE)
+        fitting = names[: room // control.wal_segment_bytes]
+        for name in fitting:
+            _copy_synced(os.path.join(data_dir, "pg_wal", name), os.path.join(keep_dir, name))
+        fsync_dir(keep_dir)
+    except OSError as e:
+        raise DataDirError(f"cannot keep diverged WAL in {keep_dir}: {e.strerror}") from None
+    _forget_oldest(data_dir, keep_dir)
+    kept = len(fitting)
+    return DiscardReport(switch_lsn, end, keep_dir, kept, kept * control.wal_segment_bytes, len(names) - kept)
+
+
+def _segments_between(data_dir: str, control: ControlData, start: Lsn, end: Lsn) -> list[str]:
+    size = control.wal_segment_bytes
+    per_file = 0x1_0000_0000 // size
+    first, last = start.value // size, end.value // size
+    found = []
+    for name in os.listdir(os.path.join(data_dir, "pg_wal")):
+        match = _SEGMENT_NAME.match(name)
+        if match and first <= int(match[2], 16) * per_file + int(match[3], 16) <= last:
+            found.append((match[2] + match[3], name))
+    return [name for _, name in sorted(found)]
+
+
+def _copy_synced(source: str, target: str) -> None:
+    shutil.copyfile(source, target)
+    fd = os.open(target, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _forget_oldest(data_dir: str, current: str) -> None:
+    pattern = glob.escape(os.path.normpath(data_dir)) + ".diverged-*"
+    others = [path for path in glob.glob(pattern) if os.path.normpath(path) != os.path.normpath(current)]
+    others.sort(key=os.path.getmtime, reverse=True)
+    for path in others[KEEP_DIRECTORIES - 1 :]:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path)
