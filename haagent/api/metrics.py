@@ -78,20 +78,20 @@ def _patroni_metrics(published: Published) -> Iterator[_Metric]:
     yield _Metric("patroni_postmaster_start_time", "Start of the postmaster, epoch seconds.", _epoch(start))
     yield _flag("patroni_primary", "1 when this member is a primary.", is_primary(role))
     yield _primary_location(sample, is_primary(role))
-    yield _flag("patroni_standby_leader", "1 when this member leads a standby cluster.", is_standby_leader(role))
+    yield _flag("patroni_standby_leader", "1 when it leads a standby cluster.", is_standby_leader(role))
     yield _flag("patroni_replica", "1 when this member is a replica.", is_replica(role))
     sync, quorum = (fact and view is not None for fact in (facts.listed_as_sync, facts.listed_as_quorum))
     yield _flag("patroni_sync_standby", "1 when listed as synchronous standby.", sync)
     yield _flag("patroni_quorum_standby", "1 when listed as quorum standby.", quorum)
     yield from _standby_metrics(sample)
     version = sample.server_version if sample is not None else 0
-    yield _Metric("patroni_postgres_server_version", "server_version_num of PostgreSQL, 0 if unknown.", version)
+    yield _Metric("patroni_postgres_server_version", "server_version_num, 0 if unknown.", version)
     unlocked = view is None or not is_locked(view)
     yield _flag("patroni_cluster_unlocked", "1 when no leader is known.", unlocked)
     yield _flag("patroni_failsafe_mode_is_active", "1 while failsafe mode keeps the primary.", False)
     timeline = sample.timeline or 0 if sample is not None else 0
     yield _Metric("patroni_postgres_timeline", "Timeline of PostgreSQL, 0 if unknown.", timeline)
-    yield _Metric("patroni_dcs_last_seen", "Last contact with the DCS, epoch seconds.", published.dcs_last_seen)
+    yield _Metric("patroni_dcs_last_seen", "Last DCS contact, epoch seconds.", published.dcs_last_seen)
     pending = bool(published.pending_restart_reason)
     yield _flag("patroni_pending_restart", "1 when a parameter waits for a restart.", pending)
     yield _flag("patroni_is_paused", "1 while automatic failover is paused.", published.settings.pause)
@@ -128,7 +128,7 @@ def _standby_metrics(sample: InstanceSample | None) -> Iterator[_Metric]:
 def _haagent_metrics(published: Published, leader_until: float | None, now: float) -> Iterator[_Metric]:
     yield _Metric("haagent_up", f"haagent {__version__} answers.", 1)
     left_s = max(0.0, leader_until - now) if leader_until is not None else 0.0
-    yield _Metric("haagent_lease_seconds_left", "Proven life of our leader lease, 0 without.", round(left_s, 3))
+    yield _Metric("haagent_lease_seconds_left", "Proven life of our leader lease.", round(left_s, 3))
     alive_s = max(0.0, published.alive_until - now)
     yield _Metric("haagent_liveness_seconds_left", "Time until the loop counts as stuck.", round(alive_s, 3))
     if published.sample is not None:

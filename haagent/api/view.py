@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from dcs.records import ClusterSnapshot, Tags
 from haagent.core.settings import Settings
@@ -26,7 +26,7 @@ class Published:
     #: primary, replica, standby_leader, demoted, uninitialized, promoted.
     role: str
     settings: Settings
-    tags: Tags = Tags()
+    tags: Tags = field(default_factory=Tags)
     #: Last answer of PostgreSQL; None when it does not answer or does not run.
     sample: InstanceSample | None = None
     #: Last view of the DCS; None when there has been none.
@@ -37,7 +37,8 @@ class Published:
     dcs_last_seen: int = 0
     system_identifier: str | None = None
     pending_restart_reason: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    #: CLOCK_BOOTTIME second until which the loop counts as alive (next planned step + ttl or 2 ttl; inf in pause).
+    #: CLOCK_BOOTTIME second until which the loop counts as alive (next planned step + ttl or 2 ttl;
+    #: inf in pause).
     alive_until: float = 0.0
     #: One line for people: a running job with its progress, a failing recovery and its reason.
     note: str | None = None
@@ -92,3 +93,11 @@ class AgentPort(Protocol):
 
     def explain(self) -> Mapping[str, Any]:
         """Could this member take over now, rule by rule (design section 2)."""
+
+
+@runtime_checkable
+class EventSource(Protocol):
+    """What an agent may offer beside `AgentPort`: its latest events for `/events` and the dashboard."""
+
+    def events(self) -> list[Mapping[str, Any]]:
+        """Latest events, newest last, each with at least `time` (ISO text) and `message`; never blocks."""

@@ -1,0 +1,296 @@
+"""The REST application: paths to handlers (contract section 3).
+
+Theory. A handler turns a request into one call of `AgentPort` or one pure function, and its result into
+an answer; it knows no rule of the cluster. The first component of a path selects the handler; what no
+handler takes is a health check for GET, and 501 for the rest. HEAD and OPTIONS are health checks only.
+Every call that changes something passes `access` before its body is read.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException
+
+from dcs.api import boottime
+from dcs.errors import DcsError
+from haagent.api import access, control, dashboard
+from haagent.api.config import RestConfig
+from haagent.api.health import bare_status, health_status, liveness_status, readiness_status
+from haagent.api.http1 import MAX_BODY_BYTES
+from haagent.api.metrics import CONTENT_TYPE, metrics_text
+from haagent.api.status import history_json, patroni_json
+from haagent.api.view import AgentPort, Answer, EventSource
+from haagent.core.cluster_view import cluster_view
+
+log = logging.getLogger("haagent.api")
+
+#: A peer waits 2 s for `/patroni` (contract 2.4); a fresh sample has to fit well into that.
+PEER_REFRESH_S = 1.0
+#: Peers that may have a fresh sample taken at the same time; more are answered from the last one.
+MAX_REFRESHES = 8
+
+Handler = Callable[[], Response]
+
+
+class _Refused(Exception):
+    """The call ends here with this answer."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status, self.text = status, text
+
+
+def build_app(port: AgentPort, config: RestConfig) -> Flask:
+    """The application for one agent under one configuration; a reload builds a new one."""
+    app = Flask("haagent.api", static_folder=None)
+    app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False
+    reading, changing = _Reading(port), _Changing(port, config)
+    for name, read in reading.handlers().items():
+        _route(app, "GET", f"/{name}", read)
+    for (method, name), change in changing.handlers().items():
+        _route(app, method, f"/{name}", change)
+    _route(app, "GET", "", reading.health)
+    _install_hooks(app, port, config, reading.health)
+    return app
+
+
+def _route(app: Flask, method: str, path: str, handler: Handler) -> None:
+    """`handler` answers `path` and everything below it."""
+
+    def view(rest: str = "") -> Response:
+        return handler()
+
+    for rule in (path or "/", f"{path}/<path:rest>"):
+        # HEAD and OPTIONS never get here, `_install_hooks` answers them.
+        app.add_url_rule(rule, f"{method} {path}", view, methods=[method], provide_automatic_options=False)
+
+
+def _install_hooks(app: Flask, port: AgentPort, config: RestConfig, health: Handler) -> None:
+    def bare() -> Response | None:
+        """HEAD and OPTIONS: the status line of the health check, whatever else the path can do."""
+        if request.method not in ("HEAD", "OPTIONS"):
+            return None
+        status = bare_status(request.path, _query(), port.published(), port.leader_until(), boottime())
+        return _empty(status)
+
+    def extra_headers(response: Response) -> Response:
+        for name, value in config.http_extra_headers.items():
+            response.headers[name] = value
+        if request.scheme == "https":
+            for name, value in config.https_extra_headers.items():
+                response.headers[name] = value
+        return response
+
+    def on_error(error: Exception) -> Response:
+        if isinstance(error, _Refused):
+            return _text(error.status, error.text)
+        if isinstance(error, DcsError):
+            return _text(503, "DCS is not accessible")
+        if isinstance(error, HTTPException) and error.code in (404, 405):
+            return health() if request.method == "GET" else _text(501, "Unsupported method")
+        if isinstance(error, HTTPException):
+            return _text(error.code or 500, error.name)
+        log.error("%s %s failed", request.method, request.path[:200], exc_info=error)
+        return _text(500, "internal error")
+
+    app.before_request(bare)
+    app.after_request(extra_headers)
+    app.register_error_handler(Exception, on_error)
+
+
+class _Reading:
+    """Calls that change nothing."""
+
+    def __init__(self, port: AgentPort) -> None:
+        self._port = port
+        self._refreshes = threading.BoundedSemaphore(MAX_REFRESHES)
+        self._dashboard_html = dashboard.page()
+
+    def handlers(self) -> Mapping[str, Handler]:
+        return {
+            "patroni": self.patroni,
+            "cluster": self.cluster,
+            "history": self.history,
+            "config": self.config,
+            "metrics": self.metrics,
+            "failsafe": lambda: _text(502, "failsafe mode is not enabled"),
+            "liveness": self.liveness,
+            "readiness": self.readiness,
+            "explain": lambda: _json(200, self._port.explain()),
+            "events": self.events,
+            "dashboard": self.dashboard,
+        }
+
+    def health(self) -> Response:
+        published = self._port.published()
+        status = health_status(request.path, _query(), published, self._port.leader_until(), boottime())
+        return _json(status, patroni_json(published))
+
+    def patroni(self) -> Response:
+        published = self._port.published()
+        if request.args.get("peer") and self._refreshes.acquire(blocking=False):
+            try:
+                published = self._port.refresh(PEER_REFRESH_S)
+            finally:
+                self._refreshes.release()
+        return _json(200, patroni_json(published))
+
+    def cluster(self) -> Response:
+        return _json(200, cluster_view(self._port.read_cluster(), self._port.published().scope))
+
+    def history(self) -> Response:
+        cluster = self._port.published().cluster or self._port.read_cluster()
+        return _json(200, history_json(cluster.history))
+
+    def config(self) -> Response:
+        record = self._port.read_cluster().config
+        if record is None:
+            return _text(502, "the config key does not exist")
+        return _json(200, record.data)
+
+    def metrics(self) -> Response:
+        text = metrics_text(self._port.published(), self._port.leader_until(), boottime())
+        return Response(text, 200, content_type=CONTENT_TYPE)
+
+    def liveness(self) -> Response:
+        return _empty(liveness_status(self._port.published(), boottime()))
+
+    def readiness(self) -> Response:
+        published, until = self._port.published(), self._port.leader_until()
+        return _empty(readiness_status(_query(), published, until, boottime()))
+
+    def events(self) -> Response:
+        events = self._port.events() if isinstance(self._port, EventSource) else []
+        return _json(200, events)
+
+    def dashboard(self) -> Response:
+        headers = {"Content-Security-Policy": dashboard.POLICY}
+        return Response(self._dashboard_html, 200, headers, content_type="text/html; charset=utf-8")
+
+
+class _Changing:
+    """Calls that change something: access first, then the body, then the agent."""
+
+    def __init__(self, port: AgentPort, config: RestConfig) -> None:
+        self._port = port
+        self._config = config
+
+    def handlers(self) -> Mapping[tuple[str, str], Handler]:
+        checked: dict[tuple[str, str], Handler] = {
+            ("POST", "switchover"): lambda: self.switchover(is_failover=False),
+            ("POST", "failover"): lambda: self.switchover(is_failover=True),
+            ("POST", "restart"): self.restart,
+            ("POST", "reinitialize"): self.reinitialize,
+            ("POST", "reload"): lambda: _answer(self._port.reload()),
+            ("PATCH", "config"): lambda: _answer(self._port.patch_config(_body(required=True))),
+            ("PUT", "config"): lambda: _answer(self._port.put_config(_body(required=True))),
+            ("DELETE", "switchover"): lambda: _text(404, "no switchover is scheduled"),
+            ("DELETE", "restart"): lambda: _text(404, "no restarts are scheduled"),
+            ("POST", "failsafe"): lambda: _text(502, "failsafe mode is not enabled"),
+            # The contract's answer; it acts on Windows only.
+            ("POST", "sigterm"): lambda: _text(202, "shutdown scheduled"),
+        }
+        guarded = {key: self._guarded(handler, key[1]) for key, handler in checked.items()}
+        not_built: Handler = lambda: _text(501, "Unsupported method")  # noqa: E731
+        return guarded | {("POST", "mpp"): not_built, ("POST", "citus"): not_built}
+
+    def _guarded(self, handler: Handler, name: str) -> Handler:
+        def guarded() -> Response:
+            caller = access.Caller(
+                address=request.remote_addr or "",
+                is_https=request.scheme == "https",
+                has_certificate=bool(request.environ.get("haagent.client_certificate")),
+                authorization=request.headers.get("Authorization"),
+            )
+            members_count = name != "failsafe"
+            refusal = access.refusal(self._config, self._port.published(), caller, members_count)
+            if refusal is None:
+                return handler()
+            response = _text(refusal.status, refusal.text)
+            if refusal.status == 401:
+                response.headers["WWW-Authenticate"] = access.CHALLENGE
+            return response
+
+        return guarded
+
+    def switchover(self, is_failover: bool) -> Response:
+        body = _body(required=True)
+        asked = control.switchover_request(body, is_failover, self._paused(), datetime.now(UTC))
+        if isinstance(asked, Answer):
+            return _answer(asked)
+        is_manual_failover, wish = asked
+        return _answer(self._port.failover(wish) if is_manual_failover else self._port.switchover(wish))
+
+    def restart(self) -> Response:
+        asked = control.restart_request(_body(required=False), self._paused(), datetime.now(UTC))
+        return _answer(asked if isinstance(asked, Answer) else self._port.restart(asked))
+
+    def reinitialize(self) -> Response:
+        asked = control.reinitialize_request(_body(required=False))
+        return _answer(asked if isinstance(asked, Answer) else self._port.reinitialize(asked))
+
+    def _paused(self) -> bool:
+        return self._port.published().settings.pause
+
+
+def _query() -> str:
+    return request.query_string.decode("latin-1")
+
+
+def _body(required: bool) -> dict[str, Any]:
+    """The JSON object in the body; {} when there is none and none is needed. Raises _Refused."""
+    length = request.content_length
+    if length is None:
+        if required:
+            raise _Refused(411, "Length Required")
+        return {}
+    if length > MAX_BODY_BYTES:
+        raise _Refused(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
+    try:
+        raw = request.environ["wsgi.input"].read(length)
+    except TimeoutError as error:
+        raise _Refused(408, "the body did not arrive in time") from error
+    except OSError as error:
+        raise _Refused(400, "the body ended early") from error
+    if not raw and not required:
+        return {}
+    try:
+        body = control.parse_object(raw)
+    except control.BadBody as error:
+        raise _Refused(400, f"Bad Request: {error}") from error
+    if required and not body:
+        raise _Refused(400, "Bad Request: the body is an empty object")
+    return body
+
+
+def _answer(answer: Answer) -> Response:
+    if isinstance(answer.body, str):
+        return _text(answer.status, answer.body)
+    return _json(answer.status, answer.body)
+
+
+def _json(status: int, body: Mapping[str, Any] | list[Any]) -> Response:
+    return Response(json.dumps(body, default=_plain), status, content_type="application/json")
+
+
+def _plain(value: Any) -> Any:
+    """Read-only mappings and other values our records are made of, as JSON."""
+    return dict(value) if isinstance(value, Mapping) else str(value)
+
+
+def _text(status: int, text: str) -> Response:
+    return Response(text, status, content_type="text/html")
+
+
+def _empty(status: int) -> Response:
+    response = Response(b"", status)
+    del response.headers["Content-Type"]
+    return response

@@ -1,0 +1,123 @@
+"""Bodies of the calls that change something, parsed and judged (contract 3.6). Pure.
+
+Here is everything a body alone can decide: shape, types, times, wishes this agent cannot keep yet. What
+needs the cluster is the agent's answer. A refusal is an `Answer` too; "not supported yet" names the
+key, because to accept a schedule and then not act on it would be a broken promise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, NoReturn
+
+from dateutil import parser as dates
+
+from haagent.api.view import Answer
+from haagent.core.roles import same_member
+
+_RESTART_FILTERS = ("role", "postgres_version", "restart_pending", "timeout")
+_NOW = "now"
+
+
+class BadBody(Exception):
+    """Not a JSON object, or an empty one where something is needed."""
+
+
+def parse_object(raw: bytes) -> dict[str, Any]:
+    """The JSON object in `raw`. Raises BadBody."""
+    try:
+        value = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise BadBody("the body is not JSON") from error
+    if not isinstance(value, dict):
+        raise BadBody("the body is not a JSON object")
+    return value
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not JSON")
+
+
+def switchover_request(
+    body: Mapping[str, Any], is_failover: bool, paused: bool, now: datetime
+) -> tuple[bool, dict[str, Any]] | Answer:
+    """(is a manual failover, what is asked for), or why not.
+
+    A failover that names the leader is a switchover. `now` with time zone.
+    """
+    for key in ("leader", "candidate", "member", "scheduled_at"):
+        if body.get(key) is not None and not isinstance(body[key], str):
+            return Answer(400, f"{key}: must be a text")
+    leader, candidate = body.get("leader"), body.get("candidate") or body.get("member")
+    scheduled_at = _schedule(body.get("scheduled_at"))
+    if is_failover and not candidate:
+        return Answer(400, "Failover could be performed only to a specific candidate")
+    if not is_failover and not leader:
+        return Answer(400, "Switchover could be performed only from a specific leader")
+    if scheduled_at is not None:
+        return _judge_scheduled_switchover(scheduled_at, is_failover, paused, now)
+    if paused and not candidate:
+        return Answer(400, "Switchover is possible only to a specific candidate in a paused state")
+    if same_member(leader, candidate):
+        return Answer(400, "Switchover target and source are the same")
+    asked = {key: value for key, value in (("leader", leader), ("candidate", candidate)) if value}
+    return is_failover and not leader, asked
+
+
+def _judge_scheduled_switchover(scheduled_at: str, is_failover: bool, paused: bool, now: datetime) -> Answer:
+    if is_failover:
+        return Answer(400, "Failover can't be scheduled")
+    if paused:
+        return Answer(400, "Can't schedule switchover in the paused state")
+    return _bad_time(scheduled_at, "switchover", now) or Answer(400, "not supported yet: scheduled_at")
+
+
+def restart_request(body: Mapping[str, Any], paused: bool, now: datetime) -> dict[str, Any] | Answer:
+    """What is asked for (so far: nothing but a restart), or why not."""
+    for key in body:
+        if key not in (*_RESTART_FILTERS, "schedule"):
+            return Answer(400, f"Unknown filter for the scheduled restart: {key}")
+    for key in _RESTART_FILTERS:
+        if key in body:
+            return Answer(400, f"not supported yet: {key}")
+    schedule = body.get("schedule")
+    if schedule is not None and not isinstance(schedule, str):
+        return Answer(400, "schedule: must be a text")
+    if _schedule(schedule) is None:
+        return {}
+    if paused:
+        return Answer(500, "Can't schedule restart in the paused state")
+    return _bad_time(schedule, "restart", now) or Answer(400, "not supported yet: schedule")
+
+
+def reinitialize_request(body: Mapping[str, Any]) -> dict[str, Any] | Answer:
+    """`force` and `from_leader`, both off unless asked for, or why not."""
+    asked = {}
+    for key in ("force", "from_leader"):
+        value = body.get(key)
+        if value is not None and not isinstance(value, bool):
+            return Answer(400, f"{key}: must be true or false")
+        asked[key] = bool(value)
+    return asked
+
+
+def _schedule(text: str | None) -> str | None:
+    """The time asked for; None for "at once"."""
+    return None if text is None or text.strip().lower() in ("", _NOW) else text
+
+
+def _bad_time(text: str | None, action: str, now: datetime) -> Answer | None:
+    try:
+        moment = dates.parse(text or "")
+    except (ValueError, OverflowError, TypeError, RecursionError):
+        return Answer(
+            422,
+            "Unable to parse scheduled timestamp. It should be in an unambiguous format, e.g. ISO 8601",
+        )
+    if moment.tzinfo is None:
+        return Answer(400, f"Timezone information is mandatory for the scheduled {action}")
+    if moment < now:
+        return Answer(422, f"Cannot schedule {action} in the past")
+    return None
