@@ -190,7 +190,6 @@ def _confirm(snapshot: ClusterSnapshot, scope: str, wish: _Wish, force: bool) ->
 def _carry_out(session: Session, cluster: Cluster, snapshot: ClusterSnapshot, wish: _Wish) -> None:
     from haagent.ctl.members import Lost, Reply
     from haagent.ctl.output import timestamp
-    from haagent.ctl.show import print_members
 
     outcome = _send(session, snapshot, wish)
     title = wish.action.capitalize()
@@ -205,7 +204,16 @@ def _carry_out(session: Session, cluster: Cluster, snapshot: ClusterSnapshot, wi
         end = "result unknown" if _UNKNOWN_END in outcome.text else "failed"
         click.echo(f"{title} {end}, details: {outcome.status}, {outcome.text}")
         refused()
-    print_members(cluster.snapshot(), cluster.scope)
+    _show_after(cluster)
+
+
+def _show_after(cluster: Cluster) -> None:
+    from haagent.ctl.show import print_members
+
+    try:
+        print_members(cluster.snapshot(), cluster.scope)
+    except CtlError as error:  # the request itself was carried out: that is what the exit code tells
+        error.show()
 
 
 def _send(session: Session, snapshot: ClusterSnapshot, wish: _Wish) -> Outcome | None:

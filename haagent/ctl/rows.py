@@ -34,6 +34,8 @@ _BASE = (
     Column("Replay LSN", right=True),
     Column("Replay Lag", right=True, heading="Lag"),
 )
+#: Not a column: whether the member of this row leads, for its colour.
+_LEADS = "_leads"
 _EXTRA = ("Pending restart", "Pending restart reason", "Scheduled restart", "Tags")
 
 
@@ -78,8 +80,9 @@ def _row(member: Mapping[str, Any], with_port: bool) -> dict[str, Any]:
         "Receive Lag": "",
         "Replay LSN": "",
         "Replay Lag": "",
+        _LEADS: row_leads(member),
     }
-    if not row_leads(member):
+    if not row[_LEADS]:
         row |= _positions(member)
     row["Pending restart"] = "*" if member.get("pending_restart") else ""
     row["Pending restart reason"] = _reasons(member.get("pending_restart_reason") or {})
@@ -133,7 +136,8 @@ def _scheduled_restart(restart: Mapping[str, Any]) -> str:
 
 def _single_text(row: Row) -> dict[str, Any]:
     reasons = "\n".join(f"{guc}: {change}" for guc, change in row["Pending restart reason"])
-    return {**row, "Pending restart reason": reasons}
+    told = {key: value for key, value in row.items() if key != _LEADS}
+    return {**told, "Pending restart reason": reasons}
 
 
 def _for_people(row: Row) -> dict[str, Any]:
@@ -193,8 +197,8 @@ def _add_notes(rows: Sequence[dict[str, Any]], snapshot: ClusterSnapshot) -> Non
 
 
 def _colour(row: Row, column: str, text: str) -> str:
-    if column == "Role" and row["Role"].endswith("Leader"):
-        return paint(text, "green")
+    if column == "Role":
+        return paint(text, "green") if row[_LEADS] else text
     if column == "State":
         return text if row["State"] in ("running", "streaming") else paint(text, "red")
     if column in ("Receive Lag", "Replay Lag"):
