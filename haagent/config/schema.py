@@ -76,7 +76,7 @@ def _log() -> Iterator[Key]:
         "log.type", choice("plain", "logfmt", "json"), "Lines for people, or events for machines", "plain"
     )
     yield Key("log.level", level, "Least level that is written", "INFO")
-    yield Key("log.traceback_level", level, "Log level from which tracebacks are written", "ERROR")
+    yield Key("log.traceback_level", level, "Tracebacks are written when `level` is this or finer", "ERROR")
     yield Key(
         "log.format",
         v.ANY,
@@ -86,7 +86,7 @@ def _log() -> Iterator[Key]:
     yield Key("log.dateformat", v.WORD, "strftime format; without it date, time and milliseconds")
     yield Key("log.static_fields", v.SCALARS, "Fields added to every event (logfmt, json)", {})
     yield Key("log.max_queue_size", whole(1), "Records that may wait to be written; more are counted", 1000)
-    yield Key("log.dir", v.PATH, "Write `haagent.log` here instead of stderr")
+    yield Key("log.dir", v.PATH, "Write `patroni.log` here instead of stderr")
     yield Key("log.file_num", whole(0), "Rotated files to keep", 4)
     yield Key("log.file_size", size(1024), "Size at which a file is rotated, bytes", 25000000)
     yield Key("log.mode", v.MODE, "Permissions of the files; by umask when left out")

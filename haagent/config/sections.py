@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -41,10 +42,8 @@ def _log_format(checked: Checked) -> str | tuple[tuple[str, str], ...]:
     path = "log.format"
     value = checked.get(path)
     if isinstance(value, str):
-        try:
-            value % _AnyField()
-        except (ValueError, TypeError):
-            checked.refuse(path, value, "must be a %-format with named fields, like %(message)s")
+        if not _is_record_format(value, checked.get("log.static_fields")):
+            checked.refuse(path, value, "must be a %-format with fields of logging, like %(message)s")
         return value
     items = value if isinstance(value, list) else [value]
     pairs = [(i, i) if isinstance(i, str) else i for i in items]
@@ -55,11 +54,14 @@ def _log_format(checked: Checked) -> str | tuple[tuple[str, str], ...]:
     return found
 
 
-class _AnyField(dict[str, Any]):
-    """Stands for a log record when a format is tried out."""
-
-    def __missing__(self, key: str) -> int:
-        return 0
+def _is_record_format(text: str, static_fields: Mapping[str, Any]) -> bool:
+    """True when a log record can be rendered by `text`."""
+    try:
+        formatter = logging.Formatter(text, defaults=dict(static_fields))
+        formatter.format(logging.makeLogRecord({"msg": ""}))
+    except (ValueError, TypeError, KeyError):
+        return False
+    return True
 
 
 def _loggers(checked: Checked) -> Mapping[str, str]:
