@@ -1,0 +1,141 @@
+"""`/metrics` against what a Patroni 4.1.5 member exposes: same names, types, labels and values."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from dcs.records import ClusterSnapshot, Tags
+from haagent.api.metrics import metrics_text
+from haagent.api.view import Published
+from haagent.core.settings import Settings
+from postgres_ctl.facts import Lsn
+from tests.unit.test_health import LEASE, NOW, PRIMARY, QUORUM, REPLICA, SYNC, member, sample
+
+#: Name, type and value of every sample of a replica, in order (recorded from Patroni 4.1.5).
+REPLICA_OF_PATRONI = """
+patroni_version gauge 040105
+patroni_postgres_running gauge 1
+patroni_postmaster_start_time gauge 1795233570.04193
+patroni_primary gauge 0
+patroni_xlog_location counter 0
+patroni_standby_leader gauge 0
+patroni_replica gauge 1
+patroni_sync_standby gauge 0
+patroni_quorum_standby gauge 0
+patroni_xlog_received_location counter 67108960
+patroni_xlog_replayed_location counter 67108960
+patroni_xlog_replayed_timestamp gauge 0
+patroni_xlog_paused gauge 0
+patroni_postgres_streaming gauge 1
+patroni_postgres_in_archive_recovery gauge 0
+patroni_postgres_server_version gauge 150020
+patroni_cluster_unlocked gauge 0
+patroni_failsafe_mode_is_active gauge 0
+patroni_postgres_timeline gauge 1
+patroni_dcs_last_seen gauge 1795233587
+patroni_pending_restart gauge 0
+patroni_is_paused gauge 0
+patroni_postgres_state gauge 5
+"""
+STATES = (
+    "# Values: 0=initdb, 1=initdb_failed, 2=custom_bootstrap, 3=custom_bootstrap_failed, 4=creating_replica, "
+    "5=running, 6=starting, 7=bootstrap_starting, 8=start_failed, 9=restarting, 10=restart_failed, "
+    "11=stopping, 12=stopped, 13=stop_failed, 14=crashed"
+)
+
+
+def values(published: Published, until: float | None = None) -> dict[str, float]:
+    lines = [line for line in metrics_text(published, until, NOW).splitlines() if not line.startswith("#")]
+    return {line.partition("{")[0].partition(" ")[0]: float(line.split()[-1]) for line in lines}
+
+
+def test_a_replica_shows_what_patroni_shows() -> None:
+    standby = sample(
+        True,
+        postmaster_start_time="2026-11-21 03:59:30.041930+00:00",
+        receive_lsn=Lsn(67108960),
+        replay_lsn=Lsn(67108960),
+    )
+    lines = metrics_text(member("replica", sample=standby, dcs_last_seen=1795233587), None, NOW).splitlines()
+    samples = [line for line in lines if line.startswith("patroni_")]
+    types = {words[2]: words[3] for words in (line.split() for line in lines if line.startswith("# TYPE"))}
+    shown = [
+        f"{name} {types[name]} {line.split()[-1]}" for line in samples for name in [line.partition("{")[0]]
+    ]
+    expected = REPLICA_OF_PATRONI.split("\n")[1:-1]
+    assert shown[: len(expected)] == expected
+    assert all('{scope="demo",name="n1"} ' in line for line in samples)
+    assert STATES in lines
+
+
+def test_every_sample_has_help_and_type_before_it() -> None:
+    families = list(text_string_to_metric_families(metrics_text(REPLICA, None, NOW)))
+    assert len(families) > 30
+    for family in families:
+        assert family.documentation
+        assert family.type in ("gauge", "counter")
+
+
+def test_a_primary_shows_its_position_and_a_demoted_one_none() -> None:
+    assert values(PRIMARY, LEASE)["patroni_xlog_location"] == 100 * 1024 * 1024
+    demoted = values(member("demoted"))
+    assert demoted["patroni_xlog_location"] == 0
+    assert demoted["patroni_primary"] == 0
+
+
+def test_sync_membership_is_shown_by_mode() -> None:
+    assert values(SYNC)["patroni_sync_standby"] == 1
+    assert values(SYNC)["patroni_quorum_standby"] == 0
+    assert values(QUORUM)["patroni_sync_standby"] == 0
+    assert values(QUORUM)["patroni_quorum_standby"] == 1
+
+
+def test_a_silent_server_has_no_replication_metrics() -> None:
+    silent = values(member("replica", sample=None))
+    assert "patroni_postgres_streaming" not in silent
+    assert silent["patroni_postgres_running"] == 0
+    assert silent["patroni_postgres_state"] == -1
+    assert silent["patroni_postgres_server_version"] == 0
+
+
+def test_flags_follow_the_published_picture() -> None:
+    shown = values(
+        member(
+            "replica",
+            settings=Settings(pause=True),
+            pending_restart_reason={"max_connections": ("100", "200")},
+            cluster=ClusterSnapshot(),
+            tags=Tags({"nofailover": True}),
+        )
+    )
+    assert shown["patroni_is_paused"] == 1
+    assert shown["patroni_pending_restart"] == 1
+    assert shown["patroni_cluster_unlocked"] == 1
+    assert shown["patroni_failover_priority"] == 0
+
+
+def test_lease_and_numbers_of_the_agent() -> None:
+    agent = {"loop_seconds": ("Time of the last step.", 0.25), "haagent_renewals_total": ("Renewals.", 7.0)}
+    shown = values(replace(PRIMARY, metrics=agent), LEASE)
+    assert shown["haagent_lease_seconds_left"] == 20
+    assert shown["haagent_sample_age_seconds"] == 1
+    assert shown["haagent_loop_seconds"] == 0.25
+    assert shown["haagent_renewals_total"] == 7
+    assert values(PRIMARY, None)["haagent_lease_seconds_left"] == 0
+    assert values(PRIMARY, NOW - 5)["haagent_lease_seconds_left"] == 0
+
+
+def test_odd_names_and_values_stay_parsable() -> None:
+    odd = replace(
+        REPLICA,
+        scope='a"b\\c\nd',
+        alive_until=float("inf"),
+        metrics={"x": ("two\nlines", float("nan"))},
+        sample=sample(True, postmaster_start_time="garbage", replay_timestamp="infinity"),
+    )
+    families = list(text_string_to_metric_families(metrics_text(odd, None, NOW)))
+    patroni = [one for family in families for one in family.samples if one.name.startswith("patroni_")]
+    assert {one.labels["scope"] for one in patroni} == {'a"b\\c\nd'}
+    assert values(odd)["patroni_postmaster_start_time"] == 0
