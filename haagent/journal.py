@@ -98,7 +98,7 @@ class Journal:
         `lsn` may be an Lsn or text. Returns the event, None for a heartbeat.
         """
         known = {"epoch": epoch, "timeline": timeline, "lsn": lsn, "took_ms": _rounded(took_ms)}
-        clean = _clean(known | fields)
+        clean = self._clean(known | fields)
         text = line if line is not None else reason
         if heartbeat:
             self._log(level, text, {"rule": rule, **clean}, repeated=text == self._last_line)
@@ -108,7 +108,7 @@ class Journal:
 
     def event(self, kind: str, reason: str, *, level: int = logging.INFO, **fields: Any) -> Event:
         """Record something that no rule decided: the fence fired, a job ended, a peer vanished."""
-        return self._record(level, reason, kind, "", reason, _clean(fields))
+        return self._record(level, reason, kind, "", reason, self._clean(fields))
 
     def recent(self, after_seq: int = 0) -> tuple[Event, ...]:
         """The last events, oldest first, of those after `after_seq`."""
@@ -129,9 +129,23 @@ class Journal:
             if self._spool:
                 self._spool.put(event)
         self._last_line = text
-        self._log(level, text, _shown(event, text), repeated=False)
+        shown = _shown(event, with_reason=reason != text)
+        self._log(level, text, shown, repeated=False)
         self._call_back(event)
         return event
+
+    def _clean(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Fields that are known, as JSON values without secrets: an Lsn becomes its text."""
+        return MappingProxyType({k: self._json(value) for k, value in fields.items() if value is not None})
+
+    def _json(self, value: Any) -> Any:
+        if isinstance(value, (int, float, bool)):
+            return value
+        if isinstance(value, (list, tuple)):
+            return [self._json(item) for item in value]
+        if isinstance(value, Mapping):
+            return {str(k): self._json(item) for k, item in value.items()}
+        return self._secrets.masked(str(value))
 
     def _log(self, level: int, text: str, fields: Mapping[str, Any], repeated: bool) -> None:
         logger.log(level, "%s", text, extra={"event": fields, "repeated": repeated})
@@ -156,27 +170,12 @@ class Journal:
         self._file.write(self._secrets.masked(text).encode("utf-8", "replace"))
 
 
-def _shown(event: Event, text: str) -> dict[str, Any]:
+def _shown(event: Event, with_reason: bool) -> dict[str, Any]:
     """Fields of the event's log line; the reason only where the line does not say it already."""
     fields: dict[str, Any] = {"kind": event.kind, "rule": event.rule or None, "seq": event.seq}
-    if event.reason != text:
+    if with_reason:
         fields["reason"] = event.reason
     return fields | dict(event.fields)
-
-
-def _clean(fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Fields that are known, as JSON values: an Lsn becomes its text."""
-    return MappingProxyType({k: _json(value) for k, value in fields.items() if value is not None})
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, (str, int, float, bool)):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [_json(item) for item in value]
-    if isinstance(value, Mapping):
-        return {str(k): _json(item) for k, item in value.items()}
-    return str(value)
 
 
 def _rounded(took_ms: float | None) -> float | None:

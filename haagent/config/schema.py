@@ -18,6 +18,7 @@ from enum import Enum
 
 from haagent.config import values as v
 from haagent.config.values import ValueType, choice, seconds, size, whole
+from haagent.core.settings import LATER_DYNAMIC, SAFETY_DYNAMIC
 
 
 class Status(Enum):
@@ -133,7 +134,7 @@ def _ctl() -> Iterator[Key]:
     yield Key("ctl.keyfile_password", v.TEXT, "Password of the key", secret=True)
 
 
-_CONN_OPTIONS = (
+CONN_OPTIONS = (
     "sslmode", "sslcert", "sslkey", "sslpassword", "sslrootcert", "sslcrl", "sslcrldir", "gssencmode",
     "channel_binding", "sslnegotiation",
 )  # fmt: skip
@@ -153,7 +154,7 @@ def _authentication() -> Iterator[Key]:
         base = f"postgresql.authentication.{role}"
         yield Key(f"{base}.username", v.WORD, meaning, default, required=role == "replication")
         yield Key(f"{base}.password", v.TEXT, "Its password", secret=True)
-        for option in _CONN_OPTIONS:
+        for option in CONN_OPTIONS:
             yield Key(f"{base}.{option}", v.WORD, f"libpq's `{option}`", secret=option == "sslpassword")
 
 
@@ -287,6 +288,49 @@ KEYS: dict[str, Key] = {
     for part in (_top, _log, _restapi, _ctl, _postgresql, _bootstrap, _later_sections, _dcs)
     for key in part()
 }
+
+
+_UNBUILT = {
+    "maximum_lag_on_syncnode": "Synchronous modes",
+    "synchronous_node_count": "Synchronous modes",
+    "slots": "Permanent replication slots",
+    "permanent_slots": "Old name of `slots`",
+    "permanent_replication_slots": "Old name of `slots`",
+    "ignore_slots": "Slots made by others",
+    "synchronous_mode": "No loss of acknowledged writes in an unplanned failover; only off is accepted",
+    "synchronous_mode_strict": "No writes without a synchronous standby; only off is accepted",
+    "failsafe_mode": "Go on as primary while the DCS is away and all members agree; only off is accepted",
+    "standby_cluster": "Follow another cluster; must be absent",
+}
+
+
+def _dynamic() -> Iterator[Key]:
+    yield Key("ttl", whole(3), "Life of the leader key and of members, seconds; with etcd3 3 or more", 30)
+    yield Key("loop_wait", whole(1), "Longest time between two looks at the cluster, seconds", 10)
+    yield Key("retry_timeout", whole(1), "Deadline of one DCS operation, retries included, seconds", 10)
+    yield Key(
+        "maximum_lag_on_failover", whole(0), "A standby further behind may not take over, bytes", 1048576
+    )
+    yield Key("check_timeline", v.FLAG, "Only a standby on the newest timeline may take over", False)
+    yield Key(
+        "primary_start_timeout", whole(0), "Crash recovery may take so long, then the primary fails over", 300
+    )
+    yield Key("primary_stop_timeout", whole(0), "Only with synchronous modes; 0 is off", 0)
+    yield Key("primary_race_backoff", whole(0), "Parsed, not acted upon yet", 0)
+    yield Key("max_timelines_history", whole(0), "Rows of `history` to keep; 0 keeps all", 0)
+    yield Key("member_slots_ttl", seconds(0), "Slots of members that left are kept so long", 1800)
+    yield Key("pause", v.FLAG, "Hands off: no automatic action", False)
+    yield Key("postgresql", v.MAPPING, "As in the local file, where marked DCS", {})
+    for old in ("master_start_timeout", "master_stop_timeout"):
+        yield Key(old, whole(0), f"Old name of `{old.replace('master', 'primary')}`")
+    for name in LATER_DYNAMIC:
+        yield Key(name, v.ANY, _UNBUILT[name], status=Status.LATER)
+    for name in SAFETY_DYNAMIC:
+        yield Key(name, v.ANY, _UNBUILT[name], status=Status.REFUSED)
+
+
+#: Keys of the dynamic configuration, for the reference; `core.settings` parses them.
+DYNAMIC: dict[str, Key] = {key.path: key for key in _dynamic()}
 
 #: Every mapping that has keys of its own in the table: "", "postgresql", "postgresql.authentication", …
 SECTIONS: frozenset[str] = frozenset(

@@ -285,7 +285,7 @@ KNOWN_DYNAMIC = (
     "max_timelines_history", "member_slots_ttl",
 )  # fmt: skip
 #: Harmless where they do nothing yet: accepted with a warning.
-_LATER_DYNAMIC = (
+LATER_DYNAMIC = (
     "maximum_lag_on_syncnode", "synchronous_node_count", "slots", "permanent_slots",
     "permanent_replication_slots", "ignore_slots",
 )  # fmt: skip
@@ -350,10 +350,10 @@ def validate_dynamic(
 
 
 def _unknown_dynamic(data: Mapping[str, Any]) -> list[str]:
-    known = (*KNOWN_DYNAMIC, *_LATER_DYNAMIC, *SAFETY_DYNAMIC)
+    known = (*KNOWN_DYNAMIC, *LATER_DYNAMIC, *SAFETY_DYNAMIC)
     warnings = []
     for key, value in data.items():
-        if key in _LATER_DYNAMIC and not _is_empty(value):
+        if key in LATER_DYNAMIC and not _is_empty(value):
             warnings.append(f"{key}: not supported yet: ignored")
         elif key not in known:
             warnings.append(unknown_key(str(key), key, known))
