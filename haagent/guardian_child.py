@@ -40,7 +40,7 @@ class _NotStarted(Exception):
 
 
 def fork_postmaster(order: StartOrder) -> tuple[int, int]:
-    """Fork the child that becomes the postmaster: its pid and the reading end of its report. Raises OSError."""
+    """Fork the child that becomes the postmaster: its pid, and where its report is read. Raises OSError."""
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         pid = _fork(lambda: _become_postmaster(order, writer), keep_fd=writer, death_signal=signal.SIGQUIT)
@@ -110,7 +110,7 @@ def _become_postmaster(order: StartOrder, report_fd: int) -> int:
         if order.fence_at is not None and guardian_os.boottime() >= order.fence_at:
             raise _NotStarted("the lease ended before the server could start")
         os.write(report_fd, ABOUT_TO_EXEC)
-        os.execve(order.argv[0], order.argv, order.env)
+        os.execve(order.argv[0], order.argv, order.env)  # noqa: S606 - no shell is the point
     except _NotStarted as fault:
         os.write(report_fd, str(fault).encode())
     except OSError as fault:
@@ -135,7 +135,9 @@ def _check_data_dir(order: StartOrder) -> None:
     if order.writable and present:
         raise _NotStarted(f"writable start, but {present[0]} is in the data directory")
     if not order.writable and not present:
-        raise _NotStarted("standby start, but neither standby.signal nor recovery.signal is in the data directory")
+        raise _NotStarted(
+            "standby start, but neither standby.signal nor recovery.signal is in the data directory"
+        )
     others = guardian_os.processes_in(order.data_dir, os.path.basename(order.argv[0])[:15])
     if others:
         raise _NotStarted(f"process {others[0]} still runs in the data directory")

@@ -1,10 +1,10 @@
 """The agent's side of the guardian: find or start it, talk to it, and stand in for it when it is frozen.
 
 Theory. `GuardianLink` is one connection. A reader thread takes answers and events; any thread may ask. Every
-request has a deadline and ends in a value: done, refused with the reason, or `NoAnswer`, which means that it may
-or may not have happened (ask `status`). Without an answer the guardian gets one SIGCONT, in case somebody stopped
-it, and is never killed: its death is PostgreSQL's. `fence_directly` is what the agent does itself when the
-guardian cannot (hazard H10).
+request has a deadline and ends in a value: done, refused with the reason, or `NoAnswer`, which means that it
+may or may not have happened (ask `status`). Without an answer the guardian gets a SIGCONT, in case somebody
+stopped it, and is never killed: its death is PostgreSQL's. `fence_directly` is what the agent does when
+the guardian cannot (hazard H10).
 """
 
 from __future__ import annotations
@@ -23,23 +23,65 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from haagent import guardian_os
 from haagent.guardian_os import boottime
+from haagent.guardian_types import (
+    Armed,
+    ArmedState,
+    ArmRefused,
+    Done,
+    Fencing,
+    GuardianEvent,
+    GuardianLost,
+    GuardianState,
+    Handle,
+    LastExit,
+    NoAnswer,
+    PostmasterExited,
+    PostmasterState,
+    Refused,
+    Simple,
+    Started,
+    StartRefused,
+    event_from,
+    state_from,
+)
+from haagent.guardian_wire import LOCK_NAME, MAX_MESSAGE_BYTES, PROTOCOL, SOCKET_NAME
 
-PROTOCOL = 1
-SOCKET_NAME = "guardian.sock"
-LOCK_NAME = "guardian.lock"
-MAX_MESSAGE_BYTES = 256 * 1024
+__all__ = [
+    "ArmRefused",
+    "Armed",
+    "ArmedState",
+    "Done",
+    "Fencing",
+    "GuardianEvent",
+    "GuardianLink",
+    "GuardianLost",
+    "GuardianState",
+    "GuardianUnavailable",
+    "Handle",
+    "LastExit",
+    "NoAnswer",
+    "PostmasterExited",
+    "PostmasterState",
+    "Refused",
+    "Simple",
+    "StartRefused",
+    "Started",
+    "fence_directly",
+]
+
 #: Between two looks for a guardian that holds the lock but does not listen yet, or is about to end, seconds.
 #: Nothing tells us which of the two it is.
 BUSY_RETRY_S = 0.02
 #: Between two rounds of SIGKILL of `fence_directly`, seconds.
 KILL_RETRY_S = 0.1
-_LAUNCH = "import sys; sys.path.insert(0, sys.argv.pop(1)); from haagent.guardian import main; main(sys.argv[2:])"
+_LAUNCH = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); from haagent.guardian import main; main(sys.argv[2:])"
+)
 _ENVIRONMENT_KEPT = ("PATH", "LD_LIBRARY_PATH", "TZ")
 
 log = logging.getLogger(__name__)
@@ -47,143 +89,6 @@ log = logging.getLogger(__name__)
 
 class GuardianUnavailable(Exception):
     """No guardian could be reached or started; one line says why."""
-
-
-class Handle(NamedTuple):
-    """The tenure of the leader key a deadline belongs to."""
-
-    session: str
-    epoch: int
-
-
-# --- state ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class PostmasterState:
-    """`start_ticks` since boot tells it from a later user of the pid. `writable_epoch` is None for a standby,
-    and for an adopted one whose role nobody told."""
-
-    pid: int
-    start_ticks: int
-    adopted: bool
-    running: bool
-    starting: bool
-    writable_epoch: int | None
-    death_signal: bool
-
-
-@dataclass(frozen=True)
-class ArmedState:
-    """Times in seconds on CLOCK_BOOTTIME."""
-
-    handle: Handle
-    fence_at: float
-    hard_at: float
-
-
-@dataclass(frozen=True)
-class LastExit:
-    """`status` is the exit code, or minus the signal; None for an adopted postmaster."""
-
-    pid: int
-    status: int | None
-    fenced: bool
-
-
-@dataclass(frozen=True)
-class GuardianState:
-    """What the guardian knows. `armed` stays while disarmed: a restarted agent continues its handle (H5)."""
-
-    guardian_pid: int
-    protocol: int
-    generation: int
-    postmaster: PostmasterState | None
-    leftovers: tuple[int, ...]
-    armed: ArmedState | None
-    closed_epoch: int
-    disarmed: bool
-    fencing: bool
-    last_exit: LastExit | None
-    held: str | None
-    memory_locked: bool
-
-
-# --- outcomes and events ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Armed:
-    """The kernel holds this deadline; it may be later than the one sent. Seconds on CLOCK_BOOTTIME."""
-
-    fence_at: float
-    hard_at: float
-
-
-@dataclass(frozen=True)
-class ArmRefused:
-    reason: str
-
-
-@dataclass(frozen=True)
-class Started:
-    """The child has become postgres; whether it accepts connections is another question."""
-
-    pid: int
-    start_ticks: int
-
-
-@dataclass(frozen=True)
-class StartRefused:
-    """Nothing runs."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Done:
-    """The guardian did it."""
-
-
-@dataclass(frozen=True)
-class Refused:
-    reason: str
-
-
-@dataclass(frozen=True)
-class NoAnswer:
-    """It may or may not have happened."""
-
-    cause: str
-
-
-@dataclass(frozen=True)
-class PostmasterExited:
-    """Postmaster and all its processes are dead and reaped, but for `leftovers`: killed, not yet dead
-    (uninterruptible sleep). With leftovers the event comes a second time when they are gone (H9, H13)."""
-
-    pid: int
-    status: int | None
-    fenced: bool
-    leftovers: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Fencing:
-    """The deadline passed: PostgreSQL is being stopped and the epoch is closed."""
-
-    epoch: int
-
-
-@dataclass(frozen=True)
-class GuardianLost:
-    """The connection is gone: guardian dead, or another controller took over."""
-
-    cause: str
-
-
-GuardianEvent = PostmasterExited | Fencing | GuardianLost
-Simple = Done | Refused | NoAnswer
 
 
 class _Pending:
@@ -202,7 +107,11 @@ class GuardianLink:
     """
 
     def __init__(
-        self, sock: socket.socket, data_dir: str, hello: GuardianState, on_event: Callable[[GuardianEvent], None]
+        self,
+        sock: socket.socket,
+        data_dir: str,
+        hello: GuardianState,
+        on_event: Callable[[GuardianEvent], None],
     ) -> None:
         self.hello = hello
         self.data_dir = data_dir
@@ -250,7 +159,9 @@ class GuardianLink:
                 if outcome not in ("ready", "busy"):
                     raise GuardianUnavailable(f"the guardian did not start: {outcome}")
                 if boottime() >= deadline:
-                    raise GuardianUnavailable(f"{_lock_holder(directory_fd)} holds {state} and does not listen")
+                    raise GuardianUnavailable(
+                        f"{_lock_holder(directory_fd)} holds {state} and does not listen"
+                    )
                 if outcome == "busy":
                     time.sleep(BUSY_RETRY_S)
         finally:
@@ -266,9 +177,15 @@ class GuardianLink:
 
     # --- requests
 
-    def arm(self, handle: Handle, fence_at: float, hard_at: float, deadline_s: float) -> Armed | ArmRefused | NoAnswer:
+    def arm(
+        self, handle: Handle, fence_at: float, hard_at: float, deadline_s: float
+    ) -> Armed | ArmRefused | NoAnswer:
         """Stop the server at `fence_at` so that nothing is writable at `hard_at` (CLOCK_BOOTTIME seconds)."""
-        fields = {"handle": {"session": handle[0], "epoch": handle[1]}, "fence_at": fence_at, "hard_at": hard_at}
+        fields = {
+            "handle": {"session": handle[0], "epoch": handle[1]},
+            "fence_at": fence_at,
+            "hard_at": hard_at,
+        }
         answer = self._ask("arm", deadline_s, **fields)
         if isinstance(answer, NoAnswer):
             return answer
@@ -291,7 +208,14 @@ class GuardianLink:
 
         `writable` needs the armed `epoch` and no standby.signal or recovery.signal; otherwise one of the two.
         """
-        fields = {"argv": list(argv), "env": dict(env), "cwd": cwd, "log": log, "writable": writable, "epoch": epoch}
+        fields = {
+            "argv": list(argv),
+            "env": dict(env),
+            "cwd": cwd,
+            "log": log,
+            "writable": writable,
+            "epoch": epoch,
+        }
         answer = self._ask("start", deadline_s, **fields)
         if isinstance(answer, NoAnswer):
             return answer
@@ -316,7 +240,7 @@ class GuardianLink:
         return self._simple("disarm", deadline_s)
 
     def hold(self, held: str | None, deadline_s: float) -> Simple:
-        """Leave a text (at most 32 KiB) for the agent that comes after this one; secrets are fine, it is memory."""
+        """Leave a text (at most 32 KiB) for the next agent; secrets are fine, it is never written."""
         return self._simple("hold", deadline_s, held=held)
 
     def adopt(self, pid: int, start_ticks: int, deadline_s: float, epoch: int | None = None) -> Simple:
@@ -333,7 +257,7 @@ class GuardianLink:
     def status(self, deadline_s: float) -> GuardianState | Refused | NoAnswer:
         """What the guardian knows now."""
         answer = self._ask("status", deadline_s)
-        return answer if isinstance(answer, Refused | NoAnswer) else _state(answer)
+        return answer if isinstance(answer, Refused | NoAnswer) else state_from(answer)
 
     # --- inside
 
@@ -350,7 +274,9 @@ class GuardianLink:
             request_id = self._last_id
             self._pending[request_id] = pending
         try:
-            self._sock.send(_encode({"id": request_id, "op": op, **fields}), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            self._sock.send(
+                _encode({"id": request_id, "op": op, **fields}), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+            )
         except BlockingIOError:
             return self._unanswered(request_id, "the guardian does not read")
         except OSError as fault:
@@ -384,7 +310,7 @@ class GuardianLink:
             if message.get("event") == "replaced":
                 cause = f"another agent took over ({message.get('by')})"
             elif "event" in message:
-                self._deliver(_event(message))
+                self._deliver(event_from(message))
             else:
                 with self._lock:
                     pending = self._pending.pop(message.get("id"), None)
@@ -419,40 +345,6 @@ def _encode(message: dict[str, Any]) -> bytes:
     return json.dumps({"v": PROTOCOL, **message}).encode()
 
 
-def _event(message: dict[str, Any]) -> GuardianEvent | None:
-    """None for an event of a newer guardian that this agent does not know."""
-    if message["event"] == "exited":
-        leftovers = tuple(message["leftovers"])
-        return PostmasterExited(message["pid"], message["status"], message["fenced"], leftovers)
-    if message["event"] == "fencing":
-        return Fencing(message["epoch"])
-    return None
-
-
-def _state(message: dict[str, Any]) -> GuardianState:
-    """Unknown keys are left aside: a guardian may be newer or older than the agent."""
-    armed, postmaster, last = message["armed"], message["postmaster"], message["last_exit"]
-    keys = ("pid", "start_ticks", "adopted", "running", "starting", "writable_epoch", "death_signal")
-    return GuardianState(
-        guardian_pid=message["guardian"],
-        protocol=message["protocol"],
-        generation=message["generation"],
-        postmaster=None if postmaster is None else PostmasterState(**{key: postmaster[key] for key in keys}),
-        leftovers=tuple(message["leftovers"]),
-        armed=None
-        if armed is None
-        else ArmedState(
-            Handle(armed["handle"]["session"], armed["handle"]["epoch"]), armed["fence_at"], armed["hard_at"]
-        ),
-        closed_epoch=message["closed_epoch"],
-        disarmed=message["disarmed"],
-        fencing=message["fencing"],
-        last_exit=None if last is None else LastExit(last["pid"], last["status"], last["fenced"]),
-        held=message["held"],
-        memory_locked=message["memory_locked"],
-    )
-
-
 # --- finding and starting it --------------------------------------------------------------------------
 
 
@@ -462,13 +354,19 @@ def _prepare(state_dir: str) -> None:
         os.mkdir(state_dir, 0o700)
     info = os.lstat(state_dir)
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o077:
-        raise GuardianUnavailable(f"state directory {state_dir}: must be a directory of this user with mode 0700")
+        raise GuardianUnavailable(
+            f"state directory {state_dir}: must be a directory of this user with mode 0700"
+        )
 
 
 def _dial(directory_fd: int, deadline: float) -> socket.socket | None:
     """None when nobody listens."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    sock.settimeout(max(deadline - boottime(), 0.001))
+    left_s = max(deadline - boottime(), 0.001)
+    # Not settimeout: that makes connect non-blocking, which fails at once when the queue of the listener is full.
+    sock.setsockopt(
+        socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(left_s), int(left_s % 1 * 1e6))
+    )
     try:
         sock.connect(guardian_os.path_in(directory_fd, SOCKET_NAME))
     except (FileNotFoundError, ConnectionRefusedError):
@@ -503,8 +401,10 @@ def _greet(sock: socket.socket, instance: str, deadline: float) -> GuardianState
     answer = json.loads(raw)
     if answer.get("ok") is not True:
         sock.close()
-        raise GuardianUnavailable(f"the guardian (pid {pid}) refuses: {answer.get('refused') or answer.get('error')}")
-    return _state(answer)
+        raise GuardianUnavailable(
+            f"the guardian (pid {pid}) refuses: {answer.get('refused') or answer.get('error')}"
+        )
+    return state_from(answer)
 
 
 def _spawn(python: str, state_dir: str, data_dir: str, idle_exit_s: float, deadline: float) -> str:
@@ -566,8 +466,10 @@ def _continue(pid: int) -> None:
 # --- without the guardian -----------------------------------------------------------------------------
 
 
-def fence_directly(postmaster_pid: int, data_dir: str, grace_s: float = 0.2, deadline_s: float = 2.0) -> list[int]:
-    """End PostgreSQL without the guardian (frozen): SIGQUIT, after `grace_s` SIGKILL, to postmaster and backends.
+def fence_directly(
+    postmaster_pid: int, data_dir: str, grace_s: float = 0.2, deadline_s: float = 2.0
+) -> list[int]:
+    """End PostgreSQL without the guardian (frozen): SIGQUIT, after `grace_s` SIGKILL, to all of it.
 
     `data_dir` is the resolved path; only processes that work in it are touched. Returns the pids that still
     live after `deadline_s`; an empty list proves that nothing writes any more. Zombies count as dead: their

@@ -77,7 +77,9 @@ class Lease:
 
     def expire(self) -> tuple[int, float]:
         """The deadline passed: close the epoch; it and the stop budget in seconds."""
-        assert self.epoch is not None and self.fence_at is not None and self.hard_at is not None
+        assert self.epoch is not None
+        assert self.fence_at is not None
+        assert self.hard_at is not None
         self.close(self.epoch)
         return self.epoch, self.hard_at - self.fence_at
 

@@ -85,7 +85,8 @@ class BootTimer:
             seconds, nanoseconds = divmod(max(int(at_s * 1e9), 1), 1_000_000_000)
         self._spec.value_s, self._spec.value_ns = seconds, nanoseconds
         _check(
-            _libc.timerfd_settime(self.fd, _TFD_TIMER_ABSTIME, ctypes.byref(self._spec), None), "timerfd_settime"
+            _libc.timerfd_settime(self.fd, _TFD_TIMER_ABSTIME, ctypes.byref(self._spec), None),
+            "timerfd_settime",
         )
 
     def drain(self) -> None:
@@ -157,7 +158,7 @@ def cwd_of(pid: int) -> str | None:
 def children_of(pid: int) -> list[int]:
     """Children (zombies too) of the main thread of `pid`, which is the one that forks in PostgreSQL.
 
-    The kernel may leave one out while its siblings exit: repeat until nothing is left; only ECHILD proves that.
+    The kernel may leave one out while its siblings exit: repeat until nothing is left. ECHILD proves it.
     """
     if _PROC_CHILDREN:
         return [int(word) for word in (_read(f"/proc/{pid}/task/{pid}/children") or "").split()]
@@ -183,7 +184,7 @@ def _all_pids() -> list[int]:
 
 
 def open_pidfd(pid: int, start_ticks: int | None = None) -> int | None:
-    """Descriptor of the process, readable once it is dead; None when it is gone or another one has its pid."""
+    """Readable once the process is dead; None when it is gone or another one has its pid."""
     try:
         fd = os.pidfd_open(pid)
     except OSError:
@@ -203,7 +204,7 @@ def has_died(pidfd: int) -> bool:
 
 
 def send_signal(pidfd: int, signum: int) -> None:
-    """Signal through a pidfd. One that is dead, or not ours to signal, is no fault: it is looked for later."""
+    """Signal through a pidfd. One that is dead, or not ours to signal, is no fault: callers look again."""
     with contextlib.suppress(OSError):
         signal.pidfd_send_signal(pidfd, signum)
 
@@ -215,7 +216,7 @@ def kill(pid: int, signum: int) -> None:
 
 
 def signal_children(pid: int, signum: int) -> list[int]:
-    """Signal every direct child of `pid`; returns their pids. One that is no longer its child is left alone."""
+    """Signal every direct child of `pid`; returns their pids. Never hits a reused pid."""
     told = []
     for child in children_of(pid):
         fd = open_pidfd(child)
@@ -235,7 +236,7 @@ def signal_children(pid: int, signum: int) -> list[int]:
 
 
 def open_directory(path: str) -> int:
-    """A descriptor that names the directory, to reach sockets whose path would exceed the 107 bytes allowed."""
+    """A descriptor to reach sockets by, where their path would exceed the 107 bytes allowed."""
     return os.open(path, _O_PATH_DIRECTORY)
 
 

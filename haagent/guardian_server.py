@@ -130,7 +130,7 @@ class Adopted(Postmaster):
             guardian_os.send_signal(self.pidfd, signum)
 
     def kill_all(self, spare: Collection[int]) -> None:
-        # Stopped first: it forks nothing between the look and the kill, and reaps nothing, so no pid is reused.
+        # Stopped first: it forks nothing between look and kill, and reaps nothing: no pid is reused.
         self.signal(signal.SIGSTOP)
         below = guardian_os.children_of(self.pid) if self.gone_at is None else []
         for pid in {*below, *guardian_os.processes_in(self.data_dir, self.comm)} - set(self._held.values()):
