@@ -307,6 +307,9 @@ def without_password(conninfo: str | None) -> str | None:
     """Conninfo text without passwords; None when empty. What cannot be parsed may hold one: hidden."""
     if not conninfo:
         return None
+    if "password" not in conninfo:
+        # The usual case, and independent of which keywords our own libpq knows.
+        return conninfo
     try:
         words = conninfo_to_dict(conninfo)
     except ProgrammingError:

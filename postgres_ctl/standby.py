@@ -31,7 +31,7 @@ def needs_change(sample: InstanceSample, desired: RecoveryConfig) -> Change:
         return Change.RESTART
     wanted = desired.gucs()
     same = (
-        _words(sample.primary_conninfo) == _words(wanted.get("primary_conninfo"))
+        _same_conninfo(sample.primary_conninfo or "", wanted.get("primary_conninfo", ""))
         and (sample.primary_slot_name or "") == wanted.get("primary_slot_name", "")
         and (sample.restore_command or "") == wanted.get("restore_command", "")
     )
@@ -42,6 +42,18 @@ def follows(sample: InstanceSample, host: str, port: int) -> bool:
     """Is the walreceiver configured for this very upstream?"""
     words = _words(sample.primary_conninfo)
     return words.get("host") == host and words.get("port") == str(port)
+
+
+def upstream(sample: InstanceSample) -> tuple[str, int] | None:
+    """Host and port that primary_conninfo names; None when it names none."""
+    words = _words(sample.primary_conninfo)
+    host, port = words.get("host"), words.get("port", "5432")
+    return (host, int(port)) if host and port.isdigit() else None
+
+
+def _same_conninfo(one: str, other: str) -> bool:
+    """By text first: our own libpq may be older than the server and not know every keyword."""
+    return one == other or _words(one) == _words(other)
 
 
 def _words(conninfo: str | None) -> dict[str, str]:
