@@ -133,9 +133,7 @@ class Etcd3Dcs:
         ttl_s = _number(result, "TTL")
         return Renewed(sent_at, float(ttl_s)) if ttl_s > 0 else Refused("the lease is gone")
 
-    def _renewal(
-        self, work: Callable[[Server, Limits], RenewOutcome], deadline_s: float
-    ) -> RenewOutcome:
+    def _renewal(self, work: Callable[[Server, Limits], RenewOutcome], deadline_s: float) -> RenewOutcome:
         try:
             return self._gateway.rotate(work, deadline_s, repeatable=True)
         except Rejected as error:
@@ -147,17 +145,11 @@ class Etcd3Dcs:
 
     def take_leader(self, session: str, name: str, deadline_s: float) -> TakeOutcome:
         key = self._prefix + LEADER
-        outcome = self._transaction(
-            [_absent(key)], _put(key, name, session), key, deadline_s, lambda held: _held_by(held)
-        )
+        outcome = self._transaction([_absent(key)], _put(key, name, session), key, deadline_s, _held_by)
         return Taken(LeaseHandle(session, outcome.version)) if isinstance(outcome, Ok) else outcome
 
-    def move_leader(
-        self, handle: LeaseHandle, session: str, name: str, deadline_s: float
-    ) -> TakeOutcome:
-        outcome = self._as_leader(
-            handle, name, _put(self._prefix + LEADER, name, session), deadline_s
-        )
+    def move_leader(self, handle: LeaseHandle, session: str, name: str, deadline_s: float) -> TakeOutcome:
+        outcome = self._as_leader(handle, name, _put(self._prefix + LEADER, name, session), deadline_s)
         return Taken(LeaseHandle(session, handle.epoch)) if isinstance(outcome, Ok) else outcome
 
     def release_leader(self, handle: LeaseHandle, name: str, deadline_s: float) -> WriteOutcome:
@@ -169,9 +161,7 @@ class Etcd3Dcs:
     ) -> WriteOutcome:
         return self._as_leader(handle, name, _put(self._prefix + key, value), deadline_s)
 
-    def _as_leader(
-        self, handle: LeaseHandle, name: str, operation: Body, deadline_s: float
-    ) -> WriteOutcome:
+    def _as_leader(self, handle: LeaseHandle, name: str, operation: Body, deadline_s: float) -> WriteOutcome:
         """`operation` in one transaction with the proof that `leader` is ours under this handle."""
         key = self._prefix + LEADER
         guards = [
@@ -191,17 +181,13 @@ class Etcd3Dcs:
     def put(self, key: str, value: str, deadline_s: float) -> WriteOutcome:
         return self._put(key, value, deadline_s)
 
-    def create(
-        self, key: str, value: str, deadline_s: float, session: str | None = None
-    ) -> WriteOutcome:
+    def create(self, key: str, value: str, deadline_s: float, session: str | None = None) -> WriteOutcome:
         path = self._prefix + key
         return self._transaction(
             [_absent(path)], _put(path, value, session), path, deadline_s, lambda _: f"{key} exists"
         )
 
-    def compare_and_set(
-        self, key: str, value: str, version: int, deadline_s: float
-    ) -> WriteOutcome:
+    def compare_and_set(self, key: str, value: str, version: int, deadline_s: float) -> WriteOutcome:
         path = self._prefix + key
         return self._transaction(
             [_at_version(path, version)],
@@ -233,9 +219,7 @@ class Etcd3Dcs:
 
     def _put(self, key: str, value: str, deadline_s: float, session: str | None = None) -> WriteOutcome:
         body = _put(self._prefix + key, value, session)["requestPut"]
-        return self._written(
-            lambda: self._gateway.ask("/v3/kv/put", body, deadline_s, repeatable=False)
-        )
+        return self._written(lambda: self._gateway.ask("/v3/kv/put", body, deadline_s, repeatable=False))
 
     def _delete_range(self, body: Body, deadline_s: float) -> WriteOutcome:
         outcome = self._written(

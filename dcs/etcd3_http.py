@@ -101,9 +101,7 @@ class Gateway:
             repeatable=repeatable,
         )
 
-    def rotate(
-        self, work: Callable[[Server, Limits], T], deadline_s: float, *, repeatable: bool
-    ) -> T:
+    def rotate(self, work: Callable[[Server, Limits], T], deadline_s: float, *, repeatable: bool) -> T:
         """`work` at one server after the other until it succeeds. After a NoAnswer only `repeatable`
         work goes on to the next server. Raises DcsUnavailable, and what `work` raises otherwise."""
         end = boottime() + deadline_s

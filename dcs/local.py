@@ -41,7 +41,7 @@ WATCH_READ_S = 2.0
 #: PRAGMA user_version of our file. Another number is another program's, or a newer us.
 FORMAT = 7401
 
-_SCHEMA = f"""
+_SCHEMA = """
 PRAGMA journal_mode = WAL;
 CREATE TABLE counter (revision INTEGER NOT NULL);
 INSERT INTO counter VALUES (0);
@@ -52,7 +52,6 @@ CREATE TABLE keys (
     path TEXT PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL,
     create_revision INTEGER NOT NULL, session TEXT
 ) WITHOUT ROWID;
-PRAGMA user_version = {FORMAT};
 """
 
 
@@ -162,8 +161,7 @@ class _SqliteTable:
 
     def scan(self, prefix: str) -> dict[str, RawKey]:
         rows = self._execute(
-            "SELECT path, value, revision, create_revision, session FROM keys"
-            " WHERE path >= ? AND path < ?",
+            "SELECT path, value, revision, create_revision, session FROM keys WHERE path >= ? AND path < ?",
             (prefix, _after(prefix)),
         )
         return {row[0][len(prefix) :]: RawKey(*row[1:]) for row in rows}
@@ -323,6 +321,7 @@ def _build(path: str) -> None:
         connection = sqlite3.connect(draft, isolation_level=None)
         try:
             connection.executescript(_SCHEMA)
+            connection.execute(f"PRAGMA user_version = {FORMAT}")
         finally:
             connection.close()  # the last connection: folds the log into the file
         with contextlib.suppress(FileExistsError):

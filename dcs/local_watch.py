@@ -15,7 +15,7 @@ import select
 import threading
 from collections.abc import Callable, Mapping
 
-from inotify_simple import INotify, flags  # type: ignore[import-untyped]  # ships no types
+from inotify_simple import INotify, flags
 
 from dcs.api import KeyEvent, WatchEvent, WatchGap, boottime
 from dcs.errors import DcsError

@@ -147,9 +147,7 @@ class TableDcs(ABC):
 
         return self._take(take, deadline_s)
 
-    def move_leader(
-        self, handle: LeaseHandle, session: str, name: str, deadline_s: float
-    ) -> TakeOutcome:
+    def move_leader(self, handle: LeaseHandle, session: str, name: str, deadline_s: float) -> TakeOutcome:
         def move(table: Table) -> TakeOutcome:
             lost = self._not_ours(table, handle, name)
             if lost or not table.has_session(session):
@@ -188,9 +186,7 @@ class TableDcs(ABC):
 
         return self._write(put, deadline_s)
 
-    def create(
-        self, key: str, value: str, deadline_s: float, session: str | None = None
-    ) -> WriteOutcome:
+    def create(self, key: str, value: str, deadline_s: float, session: str | None = None) -> WriteOutcome:
         def create(table: Table) -> WriteOutcome:
             if session is not None and not table.has_session(session):
                 return Conflict("the session is gone")
@@ -203,9 +199,7 @@ class TableDcs(ABC):
     def put(self, key: str, value: str, deadline_s: float) -> WriteOutcome:
         return self._write(lambda t: self._stored(t, key, value), deadline_s)
 
-    def compare_and_set(
-        self, key: str, value: str, version: int, deadline_s: float
-    ) -> WriteOutcome:
+    def compare_and_set(self, key: str, value: str, version: int, deadline_s: float) -> WriteOutcome:
         def swap(table: Table) -> WriteOutcome:
             changed = self._other_version(table, key, version)
             return Conflict(changed) if changed else self._stored(table, key, value)

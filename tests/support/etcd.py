@@ -33,11 +33,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.support.wait import pause
+
 #: Below the kernel's ephemeral range, so that an outgoing connection never takes a port from us.
 _PORTS = range(20000, 32000)
 #: Generous: a loaded machine may need long, a healthy one needs 0.2 s.
 START_DEADLINE_S = 30.0
-_POLL_S = 0.02
 
 _reservations: list[socket.socket] = []
 _reservations_lock = threading.Lock()
@@ -148,7 +149,7 @@ class EtcdServer:
             assert self.running, f"etcd {self.name} ended:\n{self.log_tail()}"
             if self._healthy():
                 return
-            time.sleep(_POLL_S)
+            pause()
         raise AssertionError(f"etcd {self.name} not ready after {deadline_s} s:\n{self.log_tail()}")
 
     def stop(self) -> None:
@@ -288,7 +289,7 @@ class EtcdCluster:
                         return server
                 except (OSError, ValueError):
                     continue
-            time.sleep(_POLL_S)
+            pause()
         raise AssertionError(f"no etcd leader after {deadline_s} s")
 
     def close(self) -> None:
