@@ -363,7 +363,7 @@ def _dial(directory_fd: int, deadline: float) -> socket.socket | None:
     """None when nobody listens."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     left_s = max(deadline - boottime(), 0.001)
-    # Not settimeout: that makes connect non-blocking, which fails at once when the queue of the listener is full.
+    # Not settimeout, which makes connect non-blocking: it fails at once when the listener's queue is full.
     sock.setsockopt(
         socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(left_s), int(left_s % 1 * 1e6))
     )
