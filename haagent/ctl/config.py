@@ -1,13 +1,15 @@
 """What haagentctl must know before it can talk: cluster, store, credentials for the members.
 
-Theory. One file, then `PATRONI_*` variables over it, then `--dcs-url` over both. The file may be an
-agent's: everything not used here is left unread, so a broken `postgresql` section never stops an operator.
+Theory. One file, then `PATRONI_*` and `HAAGENT_*` variables over it (ours win), then `--dcs-url` over both.
+The file may be an agent's: everything not used here is left unread, so a broken `postgresql` section
+never stops an operator.
 Sections used: `ctl`, `restapi`, `scope`, `namespace` and the first store section present.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,9 +35,14 @@ UNUSABLE = {
     "kubernetes": "kubernetes is not built yet",
 }
 
+#: What the codec of the store takes.
+DEEPEST = 32
+
 _TRUE = frozenset({"true", "on", "yes", "1"})
 _FALSE = frozenset({"false", "off", "no", "0"})
-#: Variables of one section are `PATRONI_<SECTION>_<KEY>`; these carry a login.
+#: Variables of one section are `<PREFIX><SECTION>_<KEY>`; the later prefix wins.
+PREFIXES = ("PATRONI_", "HAAGENT_")
+#: Keys that carry a login.
 _LOGIN_KEYS = ("username", "password")
 
 
@@ -66,7 +73,7 @@ class CtlConfig:
 def load_config(file: str | None, dcs_url: str | None, insecure: bool, env: Mapping[str, str]) -> CtlConfig:
     """Read `file` (None: the default ones), `env` and the options. Raises CtlError."""
     data = _read_file(file, env)
-    if not (file is None and env.get("PATRONI_CONFIGURATION")):
+    if file is not None or _document(env) is None:
         _overlay_environment(data, env)
     namespace = str(data.get("namespace") or DEFAULT_NAMESPACE)
     backend, section = _store_section(data)
@@ -86,13 +93,20 @@ def load_config(file: str | None, dcs_url: str | None, insecure: bool, env: Mapp
 def _read_file(file: str | None, env: Mapping[str, str]) -> dict[str, Any]:
     if file is not None:
         return _parse(_text_of(Path(file)), file)
-    if env.get("PATRONI_CONFIGURATION"):
-        return _parse(env["PATRONI_CONFIGURATION"], "PATRONI_CONFIGURATION")
+    document = _document(env)
+    if document is not None:
+        return _parse(env[document], document)
     base = Path(env.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config"))
     for name in DEFAULT_FILES:
         if (base / name).is_file():
             return _parse(_text_of(base / name), str(base / name))
     return {}
+
+
+def _document(env: Mapping[str, str]) -> str | None:
+    """Name of the variable that holds a whole configuration; the other variables do not count then."""
+    names = [f"{prefix}CONFIGURATION" for prefix in reversed(PREFIXES)]
+    return next((name for name in names if env.get(name)), None)
 
 
 def _text_of(path: Path) -> str:
@@ -118,29 +132,44 @@ def parse_yaml(text: str, origin: str) -> Any:
     import yaml
 
     try:
-        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        value = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "cannot be parsed"
+        problem = re.sub(r"'.*'", "…", getattr(error, "problem", None) or "cannot be parsed")
         raise CtlError(f"{origin} is not valid YAML{place}: {problem}") from None
+    except RecursionError:
+        raise CtlError(f"{origin} is nested too deeply") from None
+    if _too_deep(value):
+        raise CtlError(f"{origin} is nested too deeply")
+    return value
+
+
+def _too_deep(value: Any, depth: int = 0) -> bool:
+    """Also true for an alias that contains itself."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return depth > DEEPEST or any(_too_deep(one, depth + 1) for one in inner)
 
 
 def _overlay_environment(data: dict[str, Any], env: Mapping[str, str]) -> None:
-    for key in ("scope", "namespace"):
-        if env.get(f"PATRONI_{key.upper()}"):
-            data[key] = env[f"PATRONI_{key.upper()}"]
+    for prefix in PREFIXES:
+        for key in ("scope", "namespace"):
+            if env.get(prefix + key.upper()):
+                data[key] = env[prefix + key.upper()]
     for name in ("ctl", "restapi"):
         _overlay(data, name, _variables(env, name), login="authentication")
     for name in BACKENDS:
         found = _variables(env, name)
-        if name in data or any(key not in _LOGIN_KEYS for key in found):
+        # A login alone counts for nothing (contract 5.7).
+        if any(key not in _LOGIN_KEYS for key in found):
             _overlay(data, name, found, login=None)
 
 
 def _variables(env: Mapping[str, str], section: str) -> dict[str, str]:
-    prefix = f"PATRONI_{section.upper()}_"
-    return {k[len(prefix) :].lower(): v for k, v in env.items() if k.startswith(prefix) and v}
+    found: dict[str, str] = {}
+    for prefix in (f"{program}{section.upper()}_" for program in PREFIXES):
+        found |= {k[len(prefix) :].lower(): v for k, v in env.items() if k.startswith(prefix) and v}
+    return found
 
 
 def _overlay(data: dict[str, Any], name: str, found: Mapping[str, str], login: str | None) -> None:

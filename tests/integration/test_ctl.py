@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,9 +19,10 @@ from typing import Any
 
 import pytest
 
-from dcs.api import Taken, boottime
+from dcs.api import Dcs, Taken, boottime
 from dcs.codec import encode_config
-from dcs.local import LocalDcs
+from dcs.factory import make_dcs
+from tests.support.etcd import EtcdServer
 
 #: Generous: nothing here waits for it unless something is broken.
 DEADLINE_S = 60.0
@@ -108,21 +110,34 @@ class Result:
 
 @dataclass
 class Cluster:
-    """Three members in a local store: n0 leads."""
+    """Three members in a store: n0 leads."""
 
+    #: Configuration of haagentctl.
     file: Path
-    dcs: LocalDcs
+    dcs: Dcs
     nodes: dict[str, StandIn] = field(default_factory=dict)
     sessions: dict[str, str] = field(default_factory=dict)
 
-    def config_file(self) -> Path:
-        path = self.file.parent / "ctl.yml"
-        text = f"scope: faceoff\nlocal: {{path: {self.file}}}\n"
-        path.write_text(text + "restapi: {authentication: {username: admin, password: secret}}\n")
-        return path
+    @contextmanager
+    def filled(self) -> Iterator[Cluster]:
+        """With keys and members; both are gone afterwards."""
+        try:
+            self.dcs.put("initialize", "7710469456714918895", 5)
+            self.dcs.put("config", encode_config(CONFIG), 5)
+            self.dcs.put("status", json.dumps({"optime": 67108960}), 5)
+            for name in ("n0", "n1", "n2"):
+                self.nodes[name] = StandIn()
+                self.sessions[name] = self.dcs.open_session(600, 5)
+                self.member(name)
+            assert isinstance(self.dcs.take_leader(self.sessions["n0"], "n0", 5), Taken)
+            yield self
+        finally:
+            for node in self.nodes.values():
+                node.stop()
+            self.dcs.close()
 
     def command(self, *args: str) -> list[str]:
-        return [sys.executable, "-m", "haagent.ctl", "-c", str(self.config_file()), *args]
+        return [sys.executable, "-m", "haagent.ctl", "-c", str(self.file), *args]
 
     def run(self, *args: str, stdin: str = "", **env: str) -> Result:
         done = subprocess.run(
@@ -166,23 +181,17 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    file = tmp_path / "store.db"
-    made = Cluster(file, LocalDcs(str(file), "service", "faceoff"))
-    try:
-        made.dcs.put("initialize", "7710469456714918895", 5)
-        made.dcs.put("config", encode_config(CONFIG), 5)
-        made.dcs.put("status", json.dumps({"optime": 67108960}), 5)
-        for name in ("n0", "n1", "n2"):
-            made.nodes[name] = StandIn()
-            made.sessions[name] = made.dcs.open_session(600, 5)
-            made.member(name)
-        assert isinstance(made.dcs.take_leader(made.sessions["n0"], "n0", 5), Taken)
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "store.db"
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, store: Path) -> Iterator[Cluster]:
+    file = tmp_path / "ctl.yml"
+    text = f"scope: faceoff\nlocal: {{path: {store}}}\n"
+    file.write_text(text + "restapi: {authentication: {username: admin, password: secret}}\n")
+    with Cluster(file, make_dcs("local", {"path": str(store)}, "service", "faceoff")).filled() as made:
         yield made
-    finally:
-        for node in made.nodes.values():
-            node.stop()
-        made.dcs.close()
 
 
 TABLE = """\
@@ -212,15 +221,15 @@ def test_list_with_the_time_first(cluster: Cluster) -> None:
     assert result.out.split("\n", 1)[1] == TABLE
 
 
-def test_the_store_is_named_by_url(cluster: Cluster) -> None:
-    other = cluster.run("-d", f"local:{cluster.file}?namespace=elsewhere", "list")
+def test_the_store_is_named_by_url(cluster: Cluster, store: Path) -> None:
+    other = cluster.run("-d", f"local:{store}?namespace=elsewhere", "list")
     assert "Cluster: faceoff (uninitialized)" in other.out
-    assert cluster.run("--dcs-url", f"local://{cluster.file}", "list").out == TABLE
-    assert cluster.run("list", DCS_URL=f"local:{cluster.file}").out == TABLE
+    assert cluster.run("--dcs-url", f"local://{store}", "list").out == TABLE
+    assert cluster.run("list", DCS_URL=f"local:{store}").out == TABLE
 
 
-def test_no_name_and_no_scope_lists_nothing(cluster: Cluster, tmp_path: Path) -> None:
-    args = [sys.executable, "-m", "haagent.ctl", "-d", f"local:{cluster.file}", "list"]
+def test_no_name_and_no_scope_lists_nothing(store: Path, tmp_path: Path) -> None:
+    args = [sys.executable, "-m", "haagent.ctl", "-d", f"local:{store}", "list"]
     env = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path)}
     done = subprocess.run(
         args, capture_output=True, text=True, timeout=DEADLINE_S, env=env, cwd=ROOT, check=False
@@ -237,10 +246,14 @@ def test_a_broken_member_key_is_told_after_the_rest_is_shown(cluster: Cluster) -
     assert re.fullmatch(r"Error: key members/n1 in the DCS cannot be understood: .+\n", result.err)
 
 
-def test_an_unreachable_store_is_one_line(cluster: Cluster) -> None:
+def test_an_unreachable_store_is_one_line(cluster: Cluster, tmp_path: Path) -> None:
     result = cluster.run("-d", "local:/nonexistent/dir/x.db", "list")
     assert (result.code, result.out) == (1, "")
-    assert re.fullmatch(r"Error: the DCS .+\n", result.err)
+    assert re.fullmatch(r"Error: the DCS cannot be used: .+\n", result.err)
+    (tmp_path / "garbage.db").write_text("this is no database " * 1000)
+    result = cluster.run("-d", f"local:{tmp_path}/garbage.db", "list")
+    assert (result.code, result.out) == (1, "")
+    assert re.fullmatch(r"Error: the DCS cannot be (used|reached): .+\n", result.err)
 
 
 def test_etcd_version_2_is_refused_with_a_hint(cluster: Cluster) -> None:
@@ -680,6 +693,20 @@ def test_resume_needs_force_while_members_are_missing(cluster: Cluster) -> None:
     assert cluster.config() == CONFIG
 
 
+def test_the_same_through_etcd(tmp_path: Path) -> None:
+    with EtcdServer() as server:
+        file = tmp_path / "ctl.yml"
+        file.write_text(f"scope: faceoff\nnamespace: test\netcd3: {{host: '{server.hostport}'}}\n")
+        dcs = make_dcs("etcd3", {"host": server.hostport}, "test", "faceoff")
+        made = Cluster(file, dcs)
+        with made.filled():
+            made.nodes["n0"].answers["PATCH", "/config"] = patching(made, publish_all(made))
+            assert made.run("list") == Result(0, TABLE, "")
+            assert made.run("pause", "--wait").code == 0
+            assert made.run("edit-config", "-q", "-s", "pause=null", "-s", "ttl=40", "--force").code == 0
+            assert made.config() == {**CONFIG, "ttl": 40}
+
+
 # --- edit-config --------------------------------------------------------------------------------
 
 
@@ -712,11 +739,13 @@ def test_edit_config_from_standard_input(cluster: Cluster) -> None:
     assert cluster.config() == {"ttl": 40}
 
 
-def test_edit_config_by_editor_loses_against_another_writer(cluster: Cluster, tmp_path: Path) -> None:
+def test_edit_config_by_editor_loses_against_another_writer(
+    cluster: Cluster, store: Path, tmp_path: Path
+) -> None:
     editor = tmp_path / "editor.py"
     editor.write_text(
         "import sys\nfrom dcs.local import LocalDcs\n"
-        f"dcs = LocalDcs({str(cluster.file)!r}, 'service', 'faceoff')\n"
+        f"dcs = LocalDcs({str(store)!r}, 'service', 'faceoff')\n"
         "dcs.put('config', '{\"ttl\":50}', 5)\ndcs.close()\n"
         "open(sys.argv[1], 'a').write('check_timeline: true\\n')\n"
     )

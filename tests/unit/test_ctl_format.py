@@ -489,6 +489,8 @@ def test_environment_wins_over_the_file_and_the_url_over_both(tmp_path: Path) ->
     config = load_config(str(file), None, False, env)
     assert (config.scope, config.rest.username, config.rest.insecure) == ("other", "ctl", True)
     assert config.section["hosts"] == ["a:1", "b:2"]
+    config = load_config(str(file), None, False, {**env, "HAAGENT_SCOPE": "ours"})
+    assert config.scope == "ours"
     config = load_config(str(file), "local:/x.db?namespace=n", False, env)
     assert (config.backend, config.namespace) == ("local", "n")
 
@@ -508,6 +510,8 @@ def test_own_default_file_is_read_before_patronis(tmp_path: Path) -> None:
     [
         ("- a list", "is not a mapping"),
         ("a: [unclosed", "is not valid YAML at line"),
+        ("password: *secret", "is not valid YAML at line 1: found undefined alias"),
+        ("a: &x [*x]", "is nested too deeply"),
         ("restapi: text", "restapi must be a mapping"),
         ("ctl: {insecure: perhaps}", "ctl.insecure must be true or false"),
         ("etcd: {host: h}", "etcd v2 is not supported"),
@@ -519,6 +523,7 @@ def test_broken_files_are_told_in_one_line(tmp_path: Path, text: str, problem: s
     with pytest.raises(CtlError, match=problem) as caught:
         load_config(str(file), None, False, {})
     assert "\n" not in caught.value.message
+    assert "secret" not in caught.value.message
 
 
 def test_missing_file_named_on_purpose_is_an_error(tmp_path: Path) -> None:
