@@ -28,6 +28,7 @@ from dcs.records import (
     Json,
     Leader,
     Member,
+    OperationOutcome,
     Status,
     SyncState,
     Tags,
@@ -45,6 +46,7 @@ HISTORY = "history"
 FAILSAFE = "failsafe"
 #: Ours; peers ignore keys they do not know.
 CLAIMS = "haagent_claims"
+OUTCOME = "haagent_outcome"
 MEMBERS = "members/"
 
 #: Deepest nesting taken from the store: real configurations need about 6, and everything that walks a
@@ -93,6 +95,7 @@ def build_snapshot(raw: Mapping[str, RawKey], revision: int) -> ClusterSnapshot:
         claims=reader.take(CLAIMS, _claims) or (),
         claims_version=claims.version if claims else 0,
         failsafe=reader.take(FAILSAFE, _failsafe),
+        outcome=reader.take(OUTCOME, _outcome),
         broken=tuple(reader.broken),
     )
 
@@ -377,6 +380,15 @@ def _claim(data: dict[str, Json]) -> TimelineClaim:
     )
 
 
+def _outcome(raw: RawKey) -> OperationOutcome:
+    data = _object(raw.value)
+    return OperationOutcome(
+        version=_lsn(data.get("version"), "version"),
+        status=_lsn(data.get("status"), "status"),
+        text=_string(data.get("text"), "text"),
+    )
+
+
 def _failsafe(raw: RawKey) -> Mapping[str, str]:
     return {name: _string(url, "an address") for name, url in _object(raw.value).items()}
 
@@ -525,6 +537,11 @@ def _row(row: HistoryRow) -> list[Json]:
 def encode_failsafe(addresses: Mapping[str, str]) -> str:
     """The value of `failsafe`: member name to api_url."""
     return dumps(dict(addresses))
+
+
+def encode_outcome(outcome: OperationOutcome) -> str:
+    """The value of `haagent_outcome`."""
+    return dumps({"version": outcome.version, "status": outcome.status, "text": outcome.text})
 
 
 def encode_claims(claims: Iterable[TimelineClaim]) -> str:

@@ -183,6 +183,15 @@ class TimelineClaim:
 
 
 @dataclass(frozen=True)
+class OperationOutcome:
+    """`haagent_outcome`: how the request under version `version` of `failover` ended, for whoever asked."""
+
+    version: int
+    status: int
+    text: str
+
+
+@dataclass(frozen=True)
 class ConfigRecord:
     """`config`: the dynamic configuration, a JSON object."""
 
@@ -210,6 +219,7 @@ class ClusterSnapshot:
     #: Version of the claims key; 0 when absent.
     claims_version: int = 0
     failsafe: Mapping[str, str] | None = None
+    outcome: OperationOutcome | None = None
     broken: tuple[Broken, ...] = ()
 
     def member(self, name: str) -> Member | None:

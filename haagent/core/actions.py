@@ -215,11 +215,6 @@ class CheckDivergence:
 
 
 @dataclass(frozen=True)
-class MoveAside:
-    """Rename an unusable data directory to `<data_dir>.failed`."""
-
-
-@dataclass(frozen=True)
 class CancelJob:
     """Cancel the running job."""
 
@@ -278,7 +273,6 @@ Action = (
     | Restart
     | Rewind
     | CheckDivergence
-    | MoveAside
     | CancelJob
     | AnswerRequest
     | SetFencing

@@ -159,6 +159,9 @@ def _cluster_checks(obs: Observation, memory: Memory, cluster: ClusterSnapshot) 
 
 def _lag_check(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> Check:
     """Rule 5; after a hand-over mark nobody below `status.optime` for one ttl (H18)."""
+    broken = next((b.cause for b in cluster.broken if b.key == "status"), None)
+    if broken is not None and not manual_failover_to_me(obs, cluster):
+        return Check("lag", False, f"the last position cannot be read from the store: {broken}")
     if not isinstance(obs.instance.sample, InstanceSample) or cluster.status is None:
         return Check("lag", True, "no position published by the last primary")
     lag = cluster.status.optime - obs.instance.sample.position.value

@@ -118,8 +118,6 @@ def wish(lease: Lease, now: float, permit_until: float) -> Wish:
         return Idle(None)
     if lease.epoch is None:
         return RenewSession()
-    if lease.fence_at is not None and now >= lease.fence_at:
-        return Idle(None)
     return RenewLeader(lease.epoch)
 
 

@@ -55,7 +55,8 @@ class Instance:
     """The PostgreSQL beside this agent."""
 
     data_dir: DataDirState = DataDirState.VALID
-    #: "initdb", "clone" or "rewind" while such work was begun and not finished; None otherwise.
+    #: "rewind" while pg_rewind was begun and not finished; None otherwise. (A half made initdb or clone
+    #: counts as an empty directory.)
     unfinished: str | None = None
     #: A postmaster process lives.
     alive: bool = False

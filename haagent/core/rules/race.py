@@ -9,7 +9,6 @@ from haagent.core.actions import (
     DeleteInitialize,
     Exit,
     Initdb,
-    MoveAside,
     PutInitialConfig,
     PutInitialize,
     StartStandby,
@@ -33,9 +32,6 @@ def bootstrap(obs: Observation, memory: Memory) -> Decision | None:
         return None
     if memory.bootstrap is not None:
         return _finish_bootstrap(obs, memory, memory.bootstrap)
-    if obs.instance.unfinished == "initdb":
-        reason = "an initdb was begun here and not finished"
-        return Decision("bootstrap.move-aside", reason, memory, (MoveAside(),), 0.0)
     if obs.instance.data_dir is DataDirState.FOREIGN:
         reason = "the data directory is not empty and holds no PostgreSQL cluster: not touched"
         return common.wait("bootstrap.foreign", reason, memory)

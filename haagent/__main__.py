@@ -1,0 +1,97 @@
+"""The command line of the agent: `haagent run FILE`, `haagent demo`, `haagent --version`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from haagent import COMPATIBLE_VERSION, __version__
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point. Ends the process with the exit codes of contract 7.1."""
+    args = _parser().parse_args(_with_command(sys.argv[1:] if argv is None else argv))
+    if args.command == "demo":
+        from haagent.demo import main as demo
+
+        sys.exit(demo(args))
+    if args.command == "run":
+        run(args.config)
+    _parser().print_help()
+    sys.exit(2)
+
+
+def _with_command(argv: list[str]) -> list[str]:
+    """`haagent FILE` means `haagent run FILE`."""
+    if argv and not argv[0].startswith("-") and argv[0] not in ("run", "demo"):
+        return ["run", *argv]
+    return argv
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="haagent", description="PostgreSQL high-availability agent.")
+    version = f"haagent {__version__} (speaks Patroni {COMPATIBLE_VERSION})"
+    parser.add_argument("--version", action="version", version=version)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    run_parser = commands.add_parser("run", help="run the agent beside one PostgreSQL")
+    run_parser.add_argument("config", nargs="?", help="YAML file, or a directory of them")
+    demo_parser = commands.add_parser("demo", help="a three-node cluster on this machine, with faults")
+    demo_parser.add_argument("--keep", action="store_true", help="leave the cluster running at the end")
+    demo_parser.add_argument("--dir", help="directory to work in (default: a new one, removed at the end)")
+    return parser
+
+
+def run(path: str | None) -> None:
+    """Load, check, run. Nothing is started when the file is wrong, or when we are root."""
+    from haagent import log
+    from haagent.config.load import load
+    from haagent.config.types import ConfigErrors
+
+    try:
+        config = load(path)
+    except ConfigErrors as fault:
+        print(f"{path or 'configuration'}: {len(fault.problems)} problem(s)", file=sys.stderr)
+        for problem in fault.problems:
+            print(f"  {problem}", file=sys.stderr)
+        sys.exit(1)
+    if os.geteuid() == 0:
+        print(_as_root(path), file=sys.stderr)
+        sys.exit(1)
+    log.configure(config.log, config.secrets)
+    _run_agent(config)
+
+
+def _as_root(path: str | None) -> str:
+    command = (
+        f"setpriv --reuid=postgres --regid=postgres --init-groups {sys.argv[0]} run {path or ''}".rstrip()
+    )
+    return f"haagent does not run as root, because PostgreSQL refuses to. Start it as its user:\n  {command}"
+
+
+def _run_agent(config: object) -> None:
+    import logging
+
+    from dcs.errors import DcsConfigError
+    from haagent import log
+    from haagent.agent import Agent
+    from haagent.api import RestError
+    from haagent.config.types import AgentConfig
+
+    assert isinstance(config, AgentConfig)
+    for warning in config.warnings:
+        logging.getLogger("haagent").warning("%s", warning)
+    code = 1
+    try:
+        code = Agent(config).run()
+    except (DcsConfigError, RestError, OSError) as fault:
+        logging.getLogger("haagent").critical("cannot start: %s", fault)
+    except Exception:
+        logging.getLogger("haagent").exception("the agent ends by a fault of its own; the guardian stays")
+    log.shutdown(1.0)
+    # Not sys.exit: no exit hook may close a session of a leader whose server is still writable (H4).
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,356 @@
+"""The only interpreter of actions: every effect of a decision happens here, in order, until one fails.
+
+Each dangerous action's guard is looked at again just before its effect: facts may have changed since they
+were observed. Nothing waits in here beyond one DCS or SQL deadline; longer work is handed to `jobs`.
+An action that fails stops the decision; the next step sees the facts as they are then.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from dcs import codec
+from dcs.api import Conflict, Dcs, Ok, Taken
+from dcs.records import ClusterSnapshot, HistoryRow, OperationOutcome, Status, TimelineClaim
+from haagent.config.types import AgentConfig
+from haagent.core import actions as a
+from haagent.core.model import Observation, Unavailable
+from haagent.instance import LocalInstance
+from haagent.jobs import InstanceJobs, JobRunner
+from haagent.lease_keeper import LeaseKeeper
+from haagent.peers import PeerAsker
+from postgres_ctl import controldata
+from postgres_ctl.errors import PostgresError
+from postgres_ctl.slots import SlotPlan, apply_plan
+
+log = logging.getLogger(__name__)
+
+#: SQL commands of a step: reload, slots; seconds.
+SQL_S = 2.0
+#: Claims kept in the store; older timelines cannot come back.
+CLAIMS_KEPT = 20
+
+
+class Requests(Protocol):
+    """Where answers to operator requests go."""
+
+    def answer(self, request_id: int, status: int, text: str) -> None: ...
+
+    def taken(self, request_id: int) -> None:
+        """A job will answer it."""
+
+
+class Interpreter:
+    """Carries out actions for one agent. Used by the loop thread only."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        dcs: Dcs,
+        keeper: LeaseKeeper,
+        instance: LocalInstance,
+        runner: JobRunner,
+        peers: PeerAsker,
+        requests: Requests,
+        leave: Callable[[int, str], None],
+    ) -> None:
+        self.config, self.dcs, self.keeper, self.instance = config, dcs, keeper, instance
+        self.runner, self.peers, self.requests, self.leave = runner, peers, requests, leave
+        self._obs: Observation | None = None
+        self.jobs = InstanceJobs(instance, self._address)
+        self._table: dict[type[Any], Callable[[Any], bool]] = {
+            a.CreateInitialize: self._create_initialize,
+            a.PutInitialize: self._put_initialize,
+            a.DeleteInitialize: self._delete_initialize,
+            a.PutInitialConfig: self._put_initial_config,
+            a.TakeLeader: self._take_leader,
+            a.ReleaseLeader: self._release_leader,
+            a.ClearFailover: self._clear_failover,
+            a.WriteClaim: self._write_claim,
+            a.WriteStatus: self._write_status,
+            a.WriteHistory: self._write_history,
+            a.Follow: self._follow,
+            a.ApplyConfig: self._apply_config,
+            a.SyncSlots: self._sync_slots,
+            a.AskPeers: self._ask_peers,
+            a.Initdb: self._initdb,
+            a.Clone: self._clone,
+            a.StartPrimary: self._start_primary,
+            a.StartStandby: self._start_standby,
+            a.Promote: self._promote,
+            a.Checkpoint: self._checkpoint,
+            a.StopInstance: self._stop,
+            a.Restart: self._restart,
+            a.Rewind: self._rewind,
+            a.CheckDivergence: self._compare,
+            a.CancelJob: self._cancel,
+            a.AnswerRequest: self._answer,
+            a.SetFencing: self._set_fencing,
+            a.Exit: self._exit,
+        }
+
+    def run(self, obs: Observation, actions: tuple[a.Action, ...]) -> tuple[int, str | None]:
+        """Do them in order. Returns how many were done, and what stopped it (None: nothing)."""
+        self._obs = obs
+        for done, action in enumerate(actions):
+            try:
+                if not self._guarded(action) or not self._table[type(action)](action):
+                    return done, type(action).__name__
+            except PostgresError as fault:
+                log.warning("%s: %s", type(action).__name__, fault)
+                return done, f"{type(action).__name__}: {fault}"
+        return len(actions), None
+
+    # --- guards -------------------------------------------------------------------------------------
+
+    def _guarded(self, action: a.Action) -> bool:
+        """The last look before the effect."""
+        guard: a.Guard | None = getattr(action, "guard", None)
+        if guard is None:
+            return True
+        held = guard.epoch is None or self.keeper.holds(guard.epoch) or self.keeper.facts().disarmed
+        if not held:
+            log.warning("%s dropped: epoch %s is not held any more", type(action).__name__, guard.epoch)
+            return False
+        if guard.lease_free and self.keeper.facts().epoch is not None:
+            return False
+        if guard.pid is not None and (self.instance.pid() or 0) != guard.pid:
+            log.warning("%s dropped: the postmaster is another one now", type(action).__name__)
+            return False
+        return True
+
+    # --- small helpers --------------------------------------------------------------------------------
+
+    @property
+    def _deadline_s(self) -> float:
+        assert self._obs is not None
+        return self._obs.settings.retry_timeout_s
+
+    def _view(self) -> ClusterSnapshot:
+        assert self._obs is not None
+        assert not isinstance(self._obs.cluster, Unavailable)
+        return self._obs.cluster
+
+    def _address(self, name: str) -> tuple[str, int] | None:
+        member = self._view().member(name)
+        return member.host_port if member is not None else None
+
+    def _written(self, what: str, outcome: object) -> bool:
+        if isinstance(outcome, Ok):
+            return True
+        log.warning("%s was not written: %s", what, outcome)
+        return False
+
+    def _put_as_leader(self, key: str, value: str) -> bool:
+        handle = self.keeper.handle()
+        if handle is None:
+            return False
+        return self._written(
+            key, self.dcs.put_if_leader(handle, self.config.name, key, value, self._deadline_s)
+        )
+
+    # --- DCS ------------------------------------------------------------------------------------------
+
+    def _create_initialize(self, action: a.CreateInitialize) -> bool:
+        session = self.keeper.session()
+        if session is None:
+            return False
+        outcome = self.dcs.create(codec.INITIALIZE, "", self._deadline_s, session)
+        if isinstance(outcome, Conflict):
+            log.info("another member bootstraps the cluster")
+        return isinstance(outcome, Ok)
+
+    def _put_initialize(self, action: a.PutInitialize) -> bool:
+        if action.only_if_absent:
+            outcome = self.dcs.create(codec.INITIALIZE, action.system_identifier, self._deadline_s)
+            return isinstance(outcome, Ok | Conflict)
+        outcome = self.dcs.put(codec.INITIALIZE, action.system_identifier, self._deadline_s)
+        return self._written(codec.INITIALIZE, outcome)
+
+    def _delete_initialize(self, action: a.DeleteInitialize) -> bool:
+        self.dcs.delete(codec.INITIALIZE, self._deadline_s)
+        return True
+
+    def _put_initial_config(self, action: a.PutInitialConfig) -> bool:
+        text = codec.encode_config(self.instance.initial_dynamic())
+        outcome = self.dcs.create(codec.CONFIG, text, self._deadline_s)
+        return isinstance(outcome, Ok | Conflict)
+
+    def _take_leader(self, action: a.TakeLeader) -> bool:
+        outcome = self.keeper.take(self._deadline_s)
+        if not isinstance(outcome, Taken):
+            log.info("the leader key was not taken: %s", outcome)
+        return isinstance(outcome, Taken)
+
+    def _release_leader(self, action: a.ReleaseLeader) -> bool:
+        """Rule 2 and H6: proven harmless, epoch closed and acknowledged, then status, then the key."""
+        facts = self.instance.facts(1.0, busy=False)
+        if not (facts.stopped or facts.serves_as_standby):
+            log.warning("the leader key is kept: PostgreSQL is not proven stopped")
+            return False
+        if not self.keeper.close_epoch(action.epoch):
+            return False
+        if action.optime is not None:
+            old = self._view().status
+            status = Status(
+                action.optime.value,
+                old.slots if old is not None else None,
+                old.retain_slots if old is not None else None,
+            )
+            self._put_as_leader(codec.STATUS, codec.encode_status(status))
+        outcome = self.keeper.release(action.epoch, self._deadline_s)
+        log.info("leader key released: %s", type(outcome).__name__)
+        return isinstance(outcome, Ok)
+
+    def _clear_failover(self, action: a.ClearFailover) -> bool:
+        """The outcome first: whoever asked reads it once the request is gone."""
+        told = OperationOutcome(action.version, action.status, action.outcome)
+        self._put_as_leader(codec.OUTCOME, codec.encode_outcome(told))
+        outcome = self.dcs.compare_and_set(codec.FAILOVER, "{}", action.version, self._deadline_s)
+        return isinstance(outcome, Ok | Conflict)
+
+    def _write_claim(self, action: a.WriteClaim) -> bool:
+        claim = TimelineClaim(action.timeline, self.config.name, action.epoch, action.note)
+        claims = (*self._view().claims, claim)[-CLAIMS_KEPT:]
+        outcome = self.dcs.compare_and_set(
+            codec.CLAIMS, codec.encode_claims(claims), action.version, self._deadline_s
+        )
+        return self._written(codec.CLAIMS, outcome)
+
+    def _write_status(self, action: a.WriteStatus) -> bool:
+        status = Status(action.optime.value, dict(action.slots) or None, action.retain_slots or None)
+        self._put_as_leader(codec.STATUS, codec.encode_status(status))
+        return True
+
+    def _write_history(self, action: a.WriteHistory) -> bool:
+        rows = self._history_rows(action.timeline)
+        limit = self._obs.settings.max_timelines_history if self._obs is not None else 0
+        rows = rows[-limit:] if limit > 0 else rows
+        self._put_as_leader(codec.HISTORY, codec.encode_history(tuple(rows)))
+        return True
+
+    def _history_rows(self, timeline: int) -> list[HistoryRow]:
+        """The local history file; time and leader of older rows as the store has them (contract 1.3)."""
+        data_dir = self.config.postgresql.data_dir
+        switches = controldata.read_history(data_dir, timeline) if timeline > 1 else ()
+        known = {(r.timeline, r.lsn): r for r in self._view().history or ()}
+        rows = [
+            known.get((s.timeline, s.switch_lsn.value))
+            or HistoryRow(s.timeline, s.switch_lsn.value, s.reason)
+            for s in switches or ()
+        ]
+        if rows and rows[-1].new_leader is None:
+            last = rows[-1]
+            stamp = controldata.history_mtime(data_dir, timeline)
+            rows[-1] = HistoryRow(last.timeline, last.lsn, last.reason, stamp, self.config.name)
+        return rows
+
+    # --- PostgreSQL, quick ----------------------------------------------------------------------------
+
+    def _follow(self, action: a.Follow) -> bool:
+        upstream = self._address(action.upstream) if action.upstream is not None else None
+        self.instance.write_files(False, upstream)
+        self.instance.reload()
+        return True
+
+    def _apply_config(self, action: a.ApplyConfig) -> bool:
+        assert self._obs is not None
+        facts = self._obs.instance
+        changed = self.instance.write_files(facts.serves_as_primary, facts.follows)
+        if changed:
+            log.info("reloading PostgreSQL configuration: %s changed", ", ".join(sorted(changed)))
+            self.instance.reload()
+        return True
+
+    def _sync_slots(self, action: a.SyncSlots) -> bool:
+        plan = SlotPlan(action.create, action.drop, tuple(action.advance.items()))
+        for line in apply_plan(self.instance.actions_session, plan, SQL_S):
+            log.warning("%s", line)
+        return True
+
+    def _ask_peers(self, action: a.AskPeers) -> bool:
+        view = self._view()
+        urls = {n: m.api_url for n in action.names if (m := view.member(n)) is not None and m.api_url}
+        self.peers.ask(urls | {n: u for n in action.names if n not in urls and (u := self._old_url(n))})
+        return True
+
+    def _old_url(self, name: str) -> str | None:
+        """A member whose key is gone is asked where it was last seen."""
+        return self.last_urls.get(name)
+
+    last_urls: dict[str, str] = {}  # noqa: RUF012 - replaced by the agent after each view
+
+    # --- jobs -----------------------------------------------------------------------------------------
+
+    def _initdb(self, action: a.Initdb) -> bool:
+        return self.runner.start("initdb", self.jobs.initdb)
+
+    def _clone(self, action: a.Clone) -> bool:
+        body = partial(self.jobs.clone, action.source, action.wipe)
+        return self.runner.start("clone", body, f"from {action.source}")
+
+    def _start_primary(self, action: a.StartPrimary) -> bool:
+        epoch = action.guard.epoch
+        assert epoch is not None
+        return self.runner.start("start primary", partial(self.jobs.start_primary, epoch), "", epoch)
+
+    def _start_standby(self, action: a.StartStandby) -> bool:
+        return self.runner.start("start standby", partial(self.jobs.start_standby, action.upstream))
+
+    def _promote(self, action: a.Promote) -> bool:
+        epoch, timeline = action.guard.epoch, ((self._obs.instance.timeline or 0) + 1 if self._obs else 0)
+        assert epoch is not None
+        return self.runner.start("promote", partial(self.jobs.promote, timeline, epoch), "", epoch)
+
+    def _checkpoint(self, action: a.Checkpoint) -> bool:
+        epoch = action.guard.epoch
+        assert epoch is not None
+        body = partial(self.jobs.checkpoint, epoch, action.background)
+        if action.background:
+            self.runner.start_background("checkpoint", body)
+            return True
+        return self.runner.start("checkpoint", body, "", epoch)
+
+    def _stop(self, action: a.StopInstance) -> bool:
+        return self.runner.start("stop", partial(self.jobs.stop, action.mode), action.purpose)
+
+    def _restart(self, action: a.Restart) -> bool:
+        self.requests.taken(action.request_id)
+        return self.runner.start("restart", partial(self._restart_and_answer, action), "", action.epoch)
+
+    def _restart_and_answer(self, action: a.Restart, cancel: Any) -> dict[str, Any]:
+        try:
+            data = self.jobs.restart(action.epoch, action.upstream, cancel)
+        except Exception as fault:
+            self.requests.answer(action.request_id, 503, f"restart failed: {fault}")
+            raise
+        self.requests.answer(action.request_id, 200, "restarted successfully")
+        return data
+
+    def _rewind(self, action: a.Rewind) -> bool:
+        body = partial(self.jobs.rewind, action.source)
+        return self.runner.start("rewind", body, f"from {action.source}")
+
+    def _compare(self, action: a.CheckDivergence) -> bool:
+        body = partial(self.jobs.compare_histories, action.source)
+        return self.runner.start("compare histories", body)
+
+    def _cancel(self, action: a.CancelJob) -> bool:
+        self.runner.cancel(action.reason)
+        return True
+
+    # --- answers and the end --------------------------------------------------------------------------
+
+    def _answer(self, action: a.AnswerRequest) -> bool:
+        self.requests.answer(action.request_id, action.status, action.text)
+        return True
+
+    def _set_fencing(self, action: a.SetFencing) -> bool:
+        return self.keeper.set_fencing(action.armed)
+
+    def _exit(self, action: a.Exit) -> bool:
+        self.leave(action.code, action.reason)
+        return True

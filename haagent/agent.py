@@ -1,0 +1,453 @@
+"""Wiring and the loop: observe -> decide -> act, woken by events, the timer being only the fallback.
+
+Who wakes it: the DCS watch, the guardian (postmaster exit, fence), the lease keeper, a finished job, the
+sampler (PostgreSQL fell silent, came back, a stream began or ended), a peer's answer, an operator's request,
+a signal. A step never waits for work: jobs do.
+
+If `decide` raises (H12), nothing new is done and what holds is kept; after several such steps the loop stops
+giving permits while another member could take over, and the lease runs out the safe way.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+from dcs import codec
+from dcs.api import KeyEvent, Ok, WatchEvent, boottime
+from dcs.errors import DcsError, DcsLoginRefused
+from dcs.factory import make_dcs
+from dcs.records import ClusterSnapshot
+from haagent import COMPATIBLE_VERSION, __version__
+from haagent import guardian_client as guardian
+from haagent.act import Interpreter
+from haagent.api import RestError, RestServer
+from haagent.api.view import Published
+from haagent.config.load import changed_keys, load
+from haagent.config.types import AgentConfig, ConfigErrors
+from haagent.core.decide import decide
+from haagent.core.memory import absorb
+from haagent.core.model import Decision, Memory, Observation, Unavailable
+from haagent.core.publish import Addresses, cannot_lead, member_record, role_text, state_text
+from haagent.core.settings import Settings, parse_settings
+from haagent.instance import LocalInstance
+from haagent.jobs import JobRunner
+from haagent.journal import Journal
+from haagent.lease_keeper import LeaseKeeper
+from haagent.observe import Observer, Wishes
+from haagent.operations import Operations, RequestBox
+from haagent.peers import PeerAsker, is_somebody_there
+from postgres_ctl.facts import InstanceSample
+
+log = logging.getLogger(__name__)
+
+#: Never step more often than this, whatever wakes us; seconds.
+SHORTEST_PAUSE_S = 0.01
+#: A step whose action failed is tried again after this; seconds.
+FAILED_PAUSE_S = 0.2
+#: Steps of a failing `decide` before leadership is let go, if somebody else could take over (H12).
+BROKEN_STEPS = 5
+#: Between two tries to reach the DCS before the first contact; seconds (contract 7.1).
+FIRST_CONTACT_PAUSE_S = 5.0
+GUARDIAN_RETRY_S = 1.0
+
+
+class Agent:
+    """One agent, from `run()` to its exit code."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self.config = config
+        self._cond = threading.Condition()
+        self._woken = True
+        self._attentive = True
+        self._stopping = False
+        self._reload = False
+        self._exit: tuple[int, str] | None = None
+        self._replaced: str | None = None
+        self.memory = Memory()
+        self.last_observation: Observation | None = None
+        self._seen_cluster: tuple[ClusterSnapshot, float, int] | None = None
+        self._published_member: tuple[str | None, str] | None = None
+        self._broken_steps = 0
+        self._next_guardian_try = 0.0
+        self._fence_backstop: float | None = None
+        self._step_started_at = boottime()
+        self._alive_until = boottime() + 60
+        self._picture: Published | None = None
+
+        section = config.dcs.section
+        self.dcs = make_dcs(config.dcs.backend, section, config.namespace, config.scope)
+        self._keeper_dcs = make_dcs(config.dcs.backend, section, config.namespace, config.scope)
+        self.journal = Journal(config.postgresql.state_dir, secrets=config.secrets)
+        self.instance = LocalInstance(config, self.wake)
+        settings = self._first_settings()
+        self.keeper = LeaseKeeper(self._keeper_dcs, config.name, settings, self.wake)
+        self.runner = JobRunner(self.wake)
+        self.peers = PeerAsker(config, self.wake)
+        self.requests = RequestBox(self.wake)
+        self.observer = Observer(config, self.dcs, self.keeper, self.instance, self.runner, self.peers)
+        self.observer.settings = settings
+        self.interpreter = Interpreter(
+            config,
+            self.dcs,
+            self.keeper,
+            self.instance,
+            self.runner,
+            self.peers,
+            self.requests,
+            self._leave,
+        )
+        self.operations = Operations(self)
+        self.rest = RestServer(self.operations, config.restapi)
+
+    def _first_settings(self) -> Settings:
+        """Until the DCS has spoken: the cached copy, or what the cluster would be bootstrapped with."""
+        settings, _ = parse_settings(self.instance.initial_dynamic(), self.dcs.minimum_ttl_s, False)
+        return self.instance.use(self.config, settings)
+
+    # --- life -----------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Until told to stop. Returns the exit code (contract 7.1)."""
+        self._install_signals()
+        try:
+            self._connect_guardian()
+            if not self._first_contact():
+                return self._exit[0] if self._exit else 0
+            self.rest.start()
+        except (guardian.GuardianUnavailable, RestError) as fault:
+            log.critical("%s", fault)
+            return 1
+        self.keeper.start()
+        self.instance.sampler.start()
+        watch = self.dcs.watch(self._dcs_event)
+        try:
+            while self._exit is None:
+                self._wait(self._step())
+                if self._reload:
+                    self._reload_config()
+        finally:
+            watch.close()
+        return self._farewell(*self._exit)
+
+    def wake(self) -> None:
+        """Something happened: look now."""
+        with self._cond:
+            self._woken = True
+            self._cond.notify_all()
+
+    def _wait(self, pause_s: float) -> None:
+        with self._cond:
+            self._cond.wait_for(lambda: self._woken, max(SHORTEST_PAUSE_S, pause_s))
+            self._woken = False
+
+    def _install_signals(self) -> None:
+        signal.signal(signal.SIGTERM, self._on_term)
+        signal.signal(signal.SIGINT, self._on_term)
+        signal.signal(signal.SIGHUP, self._on_hup)
+
+    def _on_term(self, signum: int, frame: object) -> None:
+        self._stopping = True
+        threading.Thread(target=self.wake, daemon=True).start()
+
+    def _on_hup(self, signum: int, frame: object) -> None:
+        self.ask_reload()
+
+    def ask_reload(self) -> None:
+        """SIGHUP or POST /reload: done by the loop, at once."""
+        self._reload = True
+        threading.Thread(target=self.wake, daemon=True).start()
+
+    def _leave(self, code: int, reason: str) -> None:
+        self._exit = (code, reason)
+
+    def _first_contact(self) -> bool:
+        """Wait for the DCS; refuse to be a second member of this name (contract 7.1)."""
+        while not self._stopping:
+            try:
+                snapshot = self.dcs.snapshot(self.observer.settings.retry_timeout_s)
+            except DcsLoginRefused as fault:
+                log.critical("the DCS refused our login: %s", fault)
+                self._exit = (1, "login refused")
+                return False
+            except DcsError as fault:
+                log.warning("waiting on %s: %s", self.dcs.backend, fault)
+                with self._cond:
+                    self._cond.wait_for(lambda: self._stopping, FIRST_CONTACT_PAUSE_S)
+                continue
+            member = snapshot.member(self.config.name)
+            if member is not None and is_somebody_there(member.api_url):
+                log.critical("Can't start; there is already a node named '%s' running", self.config.name)
+                self._exit = (1, "duplicate name")
+                return False
+            return True
+        self._exit = (0, "stopped before the first contact")
+        return False
+
+    def _farewell(self, code: int, reason: str) -> int:
+        """PostgreSQL and key are dealt with by rule; what is left is ours."""
+        log.info("leaving: %s", reason)
+        self.rest.stop()
+        self.keeper.stop()
+        self.instance.sampler.stop()
+        self.peers.close()
+        link = self.instance.link
+        if link is not None:
+            if self.instance.pid() is None:
+                link.exit(2.0)
+            else:
+                link.close()
+        self.journal.close(1.0)
+        return code
+
+    # --- events ---------------------------------------------------------------------------------------
+
+    def _dcs_event(self, event: WatchEvent) -> None:
+        """Members rewrite their keys all the time; only what may change a decision wakes the loop."""
+        self.operations.dcs_changed()
+        if isinstance(event, KeyEvent):
+            own = event.key == codec.MEMBERS + self.config.name
+            comes_or_goes = event.created or event.deleted
+            if own and not event.deleted:
+                return
+            quiet = event.key.startswith(codec.MEMBERS) or event.key in (codec.STATUS, codec.HISTORY)
+            if quiet and not comes_or_goes and not self._attentive:
+                return
+        self.wake()
+
+    def _guardian_event(self, event: guardian.GuardianEvent) -> None:
+        if isinstance(event, guardian.Fencing):
+            self.keeper.fenced(event.epoch)
+            self.journal.event("fence", f"the lease of epoch {event.epoch} ran out: PostgreSQL is stopped")
+        elif isinstance(event, guardian.PostmasterExited):
+            self.journal.event(
+                "postmaster-exit",
+                f"PostgreSQL (pid {event.pid}) ended",
+                status=event.status,
+                fenced=event.fenced,
+            )
+        else:
+            self._replaced = event.cause if "took over" in event.cause else None
+            self._fence_backstop = self.keeper.leader_until()
+            self.instance.link = None
+            self.keeper.guardian_lost()
+            self.journal.event("guardian-lost", f"the guardian is gone: {event.cause}")
+        self.wake()
+
+    def _connect_guardian(self) -> None:
+        state = self.instance.connect_guardian(self._guardian_event)
+        link = self.instance.link
+        assert link is not None
+        self.keeper.use_guardian(link, state)
+        self._fence_backstop = None
+
+    def _keep_guardian(self) -> None:
+        """A dead guardian is replaced; without one the agent itself is the fence (H10)."""
+        if self._replaced is not None:
+            log.critical("%s: this agent ends and touches nothing", self._replaced)
+            self._exit = (1, self._replaced)
+            return
+        if self.instance.link is not None or boottime() < self._next_guardian_try:
+            return
+        self._next_guardian_try = boottime() + GUARDIAN_RETRY_S
+        try:
+            self._connect_guardian()
+        except guardian.GuardianUnavailable as fault:
+            log.error("no guardian: %s", fault)
+            if self._fence_backstop is not None and boottime() >= self._fence_backstop:
+                self.instance.stop("immediate")
+
+    # --- the step -------------------------------------------------------------------------------------
+
+    def _step(self) -> float:
+        """One observe, decide, act. Returns how long to wait if nothing happens, seconds."""
+        self._step_started_at = boottime()
+        self._keep_guardian()
+        if self._exit is not None:
+            return 0.0
+        if self._stopping and not self.observer.settings.pause:
+            self.rest.stop()
+        obs = self.observer.observe(Wishes(self.requests.current(), self._stopping))
+        self.last_observation = obs
+        self._note_cluster(obs)
+        decision = self._decide(obs)
+        if decision is None:
+            return FAILED_PAUSE_S
+        pause_s = self._carry_out(obs, decision)
+        self._publish(obs)
+        if self._exit is None:
+            self.keeper.permit()
+        return pause_s
+
+    def _decide(self, obs: Observation) -> Decision | None:
+        """The decision, or None when `decide` raised: then nothing new is done (rule 10, H12)."""
+        try:
+            decision = decide(obs, self.memory)
+        except Exception:
+            self._broken_steps += 1
+            log.exception(
+                "decide failed (%s in a row): nothing new is done, what holds is kept", self._broken_steps
+            )
+            self.memory = absorb_safely(obs, self.memory)
+            if self._broken_steps < BROKEN_STEPS or not self._somebody_else(obs):
+                self.keeper.permit()
+            return None
+        self._broken_steps = 0
+        return decision
+
+    def _somebody_else(self, obs: Observation) -> bool:
+        if isinstance(obs.cluster, Unavailable):
+            return False
+        others = (m for m in obs.cluster.members if m.name != self.config.name)
+        return any(m.state == "running" and m.cannot_lead is None for m in others)
+
+    def _carry_out(self, obs: Observation, decision: Decision) -> float:
+        started_at = boottime()
+        done, failed = self.interpreter.run(obs, decision.actions)
+        if failed is not None and done == 0:
+            self.memory = absorb(obs, self.memory)
+        else:
+            self.memory = decision.memory
+        self._journal(obs, decision, (boottime() - started_at) * 1000, failed)
+        self._attentive = decision.again_in_s is not None
+        if failed is not None:
+            return max(FAILED_PAUSE_S, decision.again_in_s or 0.0)
+        if decision.again_in_s is not None:
+            return decision.again_in_s
+        return obs.settings.loop_wait_s + (0.0 if obs.lease.epoch is not None else 0.5)
+
+    def _journal(self, obs: Observation, decision: Decision, took_ms: float, failed: str | None) -> None:
+        sample = obs.instance.sample
+        refusals = [{"rule": r.rule, "detail": r.detail} for r in decision.refusals]
+        self.journal.decision(
+            decision.rule,
+            decision.reason,
+            line=decision.line,
+            heartbeat=decision.heartbeat or not decision.actions,
+            epoch=obs.lease.epoch,
+            timeline=obs.instance.timeline,
+            lsn=sample.position if isinstance(sample, InstanceSample) else None,
+            took_ms=took_ms,
+            failed=failed,
+            actions=[type(a).__name__ for a in decision.actions] or None,
+            refusals=refusals or None,
+        )
+
+    # --- what others see ------------------------------------------------------------------------------
+
+    def _note_cluster(self, obs: Observation) -> None:
+        if isinstance(obs.cluster, ClusterSnapshot):
+            self._seen_cluster = (obs.cluster, boottime(), int(time.time()))
+            urls = {m.name: m.api_url for m in obs.cluster.members if m.api_url}
+            self.interpreter.last_urls = self.interpreter.last_urls | urls
+
+    def _publish(self, obs: Observation) -> None:
+        """The picture for REST, then the member key, last in the step (contract 1.2)."""
+        facts = replace(obs, lease=self.keeper.facts(), job=self.runner.facts()[0])
+        self._picture = self._published(facts)
+        session = self.keeper.session()
+        if session is None or isinstance(obs.cluster, Unavailable):
+            return
+        text = codec.encode_member(member_record(facts, self.memory, self._addresses()))
+        missing = obs.cluster.member(self.config.name) is None
+        if (session, text) == self._published_member and not missing:
+            return
+        outcome = self.dcs.put_member(session, self.config.name, text, obs.settings.retry_timeout_s)
+        self._published_member = (session, text) if isinstance(outcome, Ok) else None
+
+    def _addresses(self) -> Addresses:
+        pg = self.config.postgresql
+        proxy = f"postgres://{pg.proxy_address}/{pg.database}" if pg.proxy_address else None
+        return Addresses(
+            conn_url=pg.conn_url,
+            api_url=self.config.restapi.api_url,
+            version=COMPATIBLE_VERSION,
+            agent=f"haagent/{__version__}",
+            proxy_url=proxy,
+        )
+
+    def _published(self, obs: Observation) -> Published:
+        sample = _known(obs.instance.sample)
+        ttl = obs.settings.ttl_s * (1 if obs.instance.serves_as_primary else 2)
+        pending = {n: (old, new) for n, old, new in (sample.pending_restart if sample else ())}
+        return Published(
+            scope=self.config.scope,
+            name=self.config.name,
+            state=state_text(obs, self.memory),
+            role=role_text(obs),
+            settings=obs.settings,
+            tags=self.config.tags,
+            sample=sample,
+            cluster=self._seen_cluster[0] if self._seen_cluster else None,
+            cluster_is_fresh=self._cluster_is_fresh(obs.settings),
+            dcs_last_seen=self._seen_cluster[2] if self._seen_cluster else 0,
+            system_identifier=obs.instance.system_identifier,
+            pending_restart_reason=pending,
+            alive_until=float("inf") if obs.settings.pause else boottime() + obs.settings.loop_wait_s + ttl,
+            note=self.memory.note,
+            cannot_lead=cannot_lead(obs, self.memory),
+            metrics=self._metrics(),
+        )
+
+    def _cluster_is_fresh(self, settings: Settings) -> bool:
+        return self._seen_cluster is not None and boottime() < self._seen_cluster[1] + settings.ttl_s
+
+    def picture(self) -> Published:
+        """The last picture with the newest sample that is known; never blocks."""
+        picture = self._picture
+        if picture is None:
+            settings = self.observer.settings
+            return Published(self.config.scope, self.config.name, "starting", "uninitialized", settings)
+        return replace(
+            picture,
+            sample=_known(self.instance.sampler.last()),
+            cluster_is_fresh=self._cluster_is_fresh(picture.settings),
+        )
+
+    def _metrics(self) -> Mapping[str, tuple[str, float]]:
+        keeper = self.keeper
+        return {
+            "haagent_lease_renewals": ("Proven renewals of the leader key.", float(keeper.renewals)),
+            "haagent_lease_renewals_unknown": (
+                "Renewals of the leader key without a clear answer.",
+                float(keeper.unknown_renewals),
+            ),
+            "haagent_dcs_round_trip_seconds": ("Duration of the last renewal.", keeper.last_round_trip_s),
+        }
+
+    # --- configuration --------------------------------------------------------------------------------
+
+    def _reload_config(self) -> None:
+        """SIGHUP: an invalid file changes nothing (contract 7.1)."""
+        self._reload = False
+        if self.config.source is None:
+            return
+        try:
+            new = load(self.config.source)
+            self.rest.reload(new.restapi)
+        except (ConfigErrors, RestError) as fault:
+            log.error("the configuration was not reloaded: %s", fault)
+            return
+        changed, later = changed_keys(self.config, new)
+        if later:
+            log.warning("these keys change only when the agent is started again: %s", ", ".join(later))
+        self.config = self.interpreter.config = new
+        self.observer.use_config(new)
+        self.instance.rewrite_files()
+        log.info("configuration reloaded%s", f": {', '.join(changed)}" if changed else ", nothing changed")
+
+
+def _known(sample: InstanceSample | Unavailable) -> InstanceSample | None:
+    return sample if isinstance(sample, InstanceSample) else None
+
+
+def absorb_safely(obs: Observation, memory: Memory) -> Memory:
+    """Memory after a failed decision: what could be noted is noted."""
+    try:
+        return absorb(obs, memory)
+    except Exception:
+        return memory

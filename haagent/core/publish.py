@@ -1,0 +1,111 @@
+"""What this member tells the others: its member key and its role and state texts. Pure. Contract 1.3."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dcs.records import Member
+from haagent.core.candidate import local_checks
+from haagent.core.model import Memory, Observation, Unavailable
+from haagent.core.roles import DEMOTED, PRIMARY, PROMOTED, REPLICA, UNINITIALIZED
+from postgres_ctl.facts import DataDirState, InstanceSample
+
+_JOB_STATES = {
+    "initdb": "initializing new cluster",
+    "clone": "creating replica",
+    "restart": "restarting",
+    "start primary": "starting",
+    "start standby": "starting",
+    "stop": "stopping",
+    "rewind": "stopped",
+}
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """The fixed parts of a member key."""
+
+    conn_url: str
+    api_url: str
+    version: str
+    agent: str
+    proxy_url: str | None = None
+
+
+def state_text(obs: Observation, memory: Memory) -> str:
+    """One of the state texts of contract 1.3."""
+    if obs.job is not None and obs.job.kind in _JOB_STATES:
+        return _JOB_STATES[obs.job.kind]
+    if obs.instance.alive:
+        return "running" if obs.instance.answers else _silent(obs)
+    if memory.bootstrap is not None and memory.bootstrap.startswith("failed"):
+        return "initdb failed"
+    if memory.start_failures > 0:
+        return "start failed"
+    last = obs.instance.last_exit
+    return "crashed" if last is not None and not last.fenced and obs.lease.epoch is not None else "stopped"
+
+
+def _silent(obs: Observation) -> str:
+    """A server that lives and does not answer: starting, unless it answered before."""
+    sample = obs.instance.sample
+    return "starting" if isinstance(sample, Unavailable) and "starting up" in sample.cause else "running"
+
+
+def role_text(obs: Observation) -> str:
+    """One of the roles of contract 1.3. A closed epoch shows `demoted`, whatever still lives (H13)."""
+    if obs.instance.data_dir is DataDirState.MISSING_OR_EMPTY and not obs.instance.alive:
+        return UNINITIALIZED
+    epoch = obs.lease.epoch
+    if obs.job is not None and obs.job.kind == "promote":
+        return PROMOTED
+    if obs.instance.serves_as_primary:
+        if epoch is not None and obs.lease.closed_epoch >= epoch:
+            return DEMOTED
+        return PRIMARY
+    if not obs.instance.alive and epoch is not None:
+        return PRIMARY if obs.lease.holds(obs.now) else DEMOTED
+    return REPLICA
+
+
+def member_record(obs: Observation, memory: Memory, where: Addresses) -> Member:
+    """The member key this agent should publish now."""
+    sample = obs.instance.sample if isinstance(obs.instance.sample, InstanceSample) else None
+    quiet = obs.job is not None and obs.job.kind not in ("promote", "compare histories", "checkpoint")
+    shown = None if quiet else sample
+    role = role_text(obs)
+    standby = shown is not None and shown.in_recovery
+    promoted_lately = (
+        role == PRIMARY and obs.lease.epoch is not None and memory.checkpointed_epoch != obs.lease.epoch
+    )
+    pending = {name: (old, new) for name, old, new in (sample.pending_restart if sample else ())}
+    return Member(
+        name=obs.me.name,
+        conn_url=where.conn_url,
+        api_url=where.api_url,
+        state=state_text(obs, memory),
+        role=role,
+        version=where.version,
+        agent=where.agent,
+        proxy_url=where.proxy_url,
+        xlog_location=shown.position.value if shown is not None and role != DEMOTED else None,
+        replay_lsn=shown.replay_lsn.value if standby and shown is not None and shown.replay_lsn else None,
+        receive_lsn=shown.receive_lsn.value if standby and shown is not None and shown.receive_lsn else None,
+        replication_state=shown.replication_state if standby and shown is not None else None,
+        timeline=shown.timeline if shown is not None else None,
+        tags=obs.me.tags,
+        pause=obs.settings.pause,
+        checkpoint_after_promote=False if promoted_lately else None,
+        pending_restart=bool(pending),
+        pending_restart_reason=pending,
+        cannot_lead=cannot_lead(obs, memory),
+        note=memory.note,
+    )
+
+
+def cannot_lead(obs: Observation, memory: Memory) -> str | None:
+    """First reason in this member itself; None when it could lead, or does (H13)."""
+    if obs.instance.serves_as_primary:
+        return None
+    refused = next((c for c in local_checks(obs, memory) if c.passed is False), None)
+    return f"{refused.rule}: {refused.detail}" if refused is not None else None

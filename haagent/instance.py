@@ -1,0 +1,513 @@
+"""The PostgreSQL beside this agent: facts about it, and the effects on it. No decision is made here.
+
+Theory. The guardian owns the postmaster; `postgres_ctl` owns files and SQL; this class joins the two and
+remembers what must survive a step: the guardian's link, the last control data, which files were written.
+A sampler thread keeps one connection and answers "how is it now?" to the loop, to health checks (from the
+last sample) and to peers in an election (a fresh one); it alone may be held up by a hung server.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from haagent import guardian_client as guardian
+from haagent.config.effective import EffectivePostgres, effective_postgresql
+from haagent.config.types import AgentConfig, Role
+from haagent.core.model import Instance, LastExit, Unavailable
+from haagent.core.settings import Settings
+from haagent.core.slots import slot_name
+from postgres_ctl import config_files, controldata, datadir, gucs, process, rewind, standby
+from postgres_ctl.api import ConnectionTarget, boottime, clean_environment
+from postgres_ctl.errors import PostgresError
+from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, TimelineSwitch
+from postgres_ctl.queries import Session
+
+log = logging.getLogger(__name__)
+
+#: A sample is tried for so long; a server that needs more does not answer, seconds.
+SAMPLE_S = 2.0
+#: The sampler looks by itself this often, for health checks between two steps, seconds.
+SAMPLE_EVERY_S = 1.0
+#: A sample older than this is no answer any more, seconds.
+SAMPLE_LIFE_S = 4.0
+GUARDIAN_ANSWER_S = 1.0
+
+
+class Sampler:
+    """One thread, one connection: asks PostgreSQL, remembers the answer, tells who waits."""
+
+    def __init__(self, session: Session, alive: Callable[[], bool], on_change: Callable[[], None]) -> None:
+        self._session, self._alive, self._on_change = session, alive, on_change
+        self._cond = threading.Condition()
+        self._sample: InstanceSample | Unavailable = Unavailable(boottime(), "not asked yet")
+        self._wanted_at, self._done_at = 0.0, 0.0
+        self._ended = False
+        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        with self._cond:
+            self._ended = True
+            self._cond.notify_all()
+
+    def last(self) -> InstanceSample | Unavailable:
+        """The last answer, while it is young enough to count; never blocks."""
+        sample = self._sample
+        if isinstance(sample, InstanceSample) and boottime() > sample.sampled_at + SAMPLE_LIFE_S:
+            return Unavailable(sample.sampled_at, "PostgreSQL has not answered since")
+        return sample
+
+    def fresh(self, deadline_s: float) -> InstanceSample | Unavailable:
+        """An answer to a question asked after this call; the last one when that takes too long."""
+        asked_at = boottime()
+        with self._cond:
+            self._wanted_at = asked_at
+            self._cond.notify_all()
+            self._cond.wait_for(lambda: self._done_at >= asked_at or self._ended, deadline_s)
+        return self.last()
+
+    def forget(self) -> None:
+        """The server is gone: what it said is no fact any more."""
+        with self._cond:
+            self._sample = Unavailable(boottime(), "PostgreSQL does not run")
+
+    def _run(self) -> None:
+        while True:
+            with self._cond:
+                self._cond.wait_for(lambda: self._wanted_at > self._done_at or self._ended, SAMPLE_EVERY_S)
+                if self._ended:
+                    return
+            self._take()
+
+    def _take(self) -> None:
+        started_at = boottime()
+        sample: InstanceSample | Unavailable
+        if not self._alive():
+            self._session.close()
+            sample = Unavailable(started_at, "PostgreSQL does not run")
+        else:
+            try:
+                sample = self._session.sample(SAMPLE_S)
+            except PostgresError as fault:
+                sample = Unavailable(started_at, str(fault))
+        with self._cond:
+            news = _mood(sample) != _mood(self._sample)
+            if isinstance(sample, Unavailable) and isinstance(self._sample, Unavailable):
+                sample = Unavailable(self._sample.since, sample.cause)
+            self._sample, self._done_at = sample, started_at
+            self._cond.notify_all()
+        if news:
+            self._on_change()
+
+
+def _mood(sample: InstanceSample | Unavailable) -> tuple[object, ...]:
+    """What of a sample is worth waking the loop for."""
+    if isinstance(sample, Unavailable):
+        return ("silent",)
+    senders = tuple(sorted((s.application_name, s.state) for s in sample.senders))
+    return (sample.in_recovery, sample.walreceiver_status, sample.timeline, senders)
+
+
+@dataclass(frozen=True)
+class Applied:
+    """Which configuration the files hold: compared with what they should hold."""
+
+    files: config_files.ServerConfig
+    primary: bool
+    upstream: tuple[str, int] | None
+
+
+class LocalInstance:
+    """Facts about, and effects on, the local PostgreSQL. Thread safe as far as each method says."""
+
+    def __init__(self, config: AgentConfig, on_change: Callable[[], None]) -> None:
+        self.config = config
+        self.on_change = on_change
+        self.link: guardian.GuardianLink | None = None
+        self._state: guardian.GuardianState | None = None
+        self._exits: list[guardian.PostmasterExited] = []
+        self._exit_seen = threading.Condition()
+        self._watched_pid: int | None = None
+        self._last_exit: LastExit | None = None
+        self._control: ControlData | Unavailable = Unavailable(boottime(), "never read")
+        self._history: tuple[int, tuple[TimelineSwitch, ...]] = (0, ())
+        self._applied: Applied | None = None
+        self.settings: Settings = Settings.default()
+        self.effective: EffectivePostgres = effective_postgresql(config, self.settings)
+        self._warned: set[str] = set()
+        self.actions_session = Session(self.local_target(), "haagent")
+        self.sampler = Sampler(
+            Session(self.local_target(), "haagent heartbeat"), self._seems_alive, on_change
+        )
+        os.makedirs(config.postgresql.state_dir, mode=0o700, exist_ok=True)
+
+    # --- addresses --------------------------------------------------------------------------------
+
+    def local_target(self) -> ConnectionTarget:
+        """How the agent reaches its own server: by socket when so configured, else by TCP."""
+        pg = self.config.postgresql
+        host = pg.unix_socket_dir if pg.use_unix_socket and pg.unix_socket_dir else pg.local_host
+        return self._target(host, pg.port, pg.authentication.superuser)
+
+    def peer_target(self, host: str, port: int, role: str) -> ConnectionTarget:
+        """Another member's server, as `replication` or `rewind` user."""
+        auth = self.config.postgresql.authentication
+        return self._target(host, port, auth.replication if role == "replication" else auth.rewind)
+
+    def _target(self, host: str, port: int, role: Role) -> ConnectionTarget:
+        return ConnectionTarget(
+            host=host,
+            port=port,
+            user=role.username,
+            password=role.password,
+            dbname=self.config.postgresql.database,
+            sslmode=role.sslmode,
+            sslpassword=role.sslpassword,
+            options=role.options,
+        )
+
+    # --- guardian ---------------------------------------------------------------------------------
+
+    def connect_guardian(self, on_event: Callable[[guardian.GuardianEvent], None]) -> guardian.GuardianState:
+        """Reach or start the guardian. Raises GuardianUnavailable."""
+
+        def receive(event: guardian.GuardianEvent) -> None:
+            if isinstance(event, guardian.PostmasterExited):
+                self._postmaster_exited(event)
+            on_event(event)
+
+        pg = self.config.postgresql
+        self.link = guardian.GuardianLink.connect(pg.state_dir, pg.data_dir, receive)
+        self._state = self.link.hello
+        self._adopt_stranger()
+        return self.link.hello
+
+    def _postmaster_exited(self, event: guardian.PostmasterExited) -> None:
+        with self._exit_seen:
+            self._last_exit = LastExit(fenced=event.fenced, watched=True)
+            self._exits.append(event)
+            self._exit_seen.notify_all()
+        self.sampler.forget()
+
+    def _adopt_stranger(self) -> None:
+        """A postmaster that runs without the guardian is watched from now on (moved over from Patroni)."""
+        state = self._state
+        if self.link is None or state is None or state.postmaster is not None:
+            return
+        found = process.find_postmaster(self.config.postgresql.data_dir)
+        ticks = process.start_ticks(found.pid) if found is not None else None
+        if found is None or ticks is None:
+            return
+        outcome = self.link.adopt(found.pid, ticks, GUARDIAN_ANSWER_S)
+        log.info("found a running postmaster, pid %s: %s", found.pid, type(outcome).__name__.lower())
+
+    def guardian_state(self) -> guardian.GuardianState | None:
+        """What the guardian says now, or said last."""
+        if self.link is not None:
+            answer = self.link.status(GUARDIAN_ANSWER_S)
+            if isinstance(answer, guardian.GuardianState):
+                self._state = answer
+        return self._state
+
+    def _seems_alive(self) -> bool:
+        state = self._state
+        return state is not None and state.postmaster is not None
+
+    def pid(self) -> int | None:
+        state = self.guardian_state()
+        return state.postmaster.pid if state is not None and state.postmaster is not None else None
+
+    # --- facts ------------------------------------------------------------------------------------
+
+    def facts(self, sample_deadline_s: float, busy: bool) -> Instance:
+        """Everything about the instance, now. `busy`: a job works on it, so do not look at its files."""
+        state = self.guardian_state()
+        if state is not None and state.postmaster is None and not busy:
+            self._adopt_stranger()
+            state = self.guardian_state()
+        postmaster = state.postmaster if state is not None else None
+        if postmaster is None:
+            return self._stopped_facts(state, busy)
+        self._watched_pid = postmaster.pid
+        sample = self.sampler.fresh(sample_deadline_s)
+        if isinstance(self._control, Unavailable):
+            self._control = self._read_control()
+        writable = postmaster.writable_epoch is not None
+        if postmaster.adopted and postmaster.writable_epoch is None:
+            writable = not self._has_signal_file()
+        facts = Instance(
+            alive=True,
+            leftovers=False,
+            writable=writable,
+            pid=postmaster.pid,
+            control=self._control,
+            sample=sample,
+            last_exit=self._last_exit,
+            claimed=self.claims(),
+            unfinished=self._unfinished(),
+            follows=_host_port(sample),
+        )
+        return replace(facts, history=self._history_of(facts.timeline), config_outdated=self._outdated(facts))
+
+    def _stopped_facts(self, state: guardian.GuardianState | None, busy: bool) -> Instance:
+        data_dir = self.config.postgresql.data_dir
+        kind = DataDirState.VALID if busy else datadir.data_dir_state(data_dir)
+        if not busy:
+            valid = kind is DataDirState.VALID
+            self._control = self._read_control() if valid else Unavailable(boottime(), "no data directory")
+        left = bool(state.leftovers) if state is not None else True
+        if not busy and not left and kind is DataDirState.VALID:
+            left = bool(process.leftovers(data_dir))
+        facts = Instance(
+            data_dir=kind,
+            leftovers=left,
+            control=self._control,
+            sample=Unavailable(boottime(), "PostgreSQL does not run"),
+            last_exit=self._last_exit_facts(state),
+            claimed=self.claims(),
+            unfinished=self._unfinished(),
+        )
+        return replace(facts, history=self._history_of(facts.timeline))
+
+    def _last_exit_facts(self, state: guardian.GuardianState | None) -> LastExit | None:
+        """Ours, or what the guardian remembers from before this agent was started."""
+        if self._last_exit is not None:
+            return self._last_exit
+        if self._watched_pid is not None:
+            return LastExit(fenced=False, watched=True)
+        if state is not None and state.last_exit is not None:
+            return LastExit(fenced=state.last_exit.fenced, watched=True)
+        return None
+
+    def _read_control(self) -> ControlData | Unavailable:
+        pg = self.config.postgresql
+        try:
+            return controldata.read_controldata(pg.bin_dir, pg.data_dir)
+        except PostgresError as fault:
+            return Unavailable(boottime(), str(fault))
+
+    def _history_of(self, timeline: int | None) -> tuple[TimelineSwitch, ...]:
+        if timeline is None or timeline <= 1:
+            return ()
+        if self._history[0] != timeline:
+            try:
+                read = controldata.read_history(self.config.postgresql.data_dir, timeline)
+            except PostgresError:
+                read = None
+            if read is None:
+                return ()
+            self._history = (timeline, read)
+        return self._history[1]
+
+    def _has_signal_file(self) -> bool:
+        base = self.config.postgresql.data_dir
+        return any(os.path.exists(os.path.join(base, n)) for n in ("standby.signal", "recovery.signal"))
+
+    # --- state files ------------------------------------------------------------------------------
+
+    def _state_path(self, name: str) -> str:
+        return os.path.join(self.config.postgresql.state_dir, name)
+
+    def claims(self) -> tuple[tuple[int, int], ...]:
+        """(timeline, epoch) of every promotion this data directory was told to make (H15)."""
+        text = config_files.read_text(self._state_path("claims.json"))
+        try:
+            return tuple((int(t), int(e)) for t, e in json.loads(text or "[]"))
+        except (ValueError, TypeError):
+            return ()
+
+    def remember_claim(self, timeline: int, epoch: int) -> None:
+        """Durable before the promotion is asked for."""
+        rows = [*self.claims(), (timeline, epoch)][-20:]
+        datadir.write_synced(self._state_path("claims.json"), json.dumps(rows))
+
+    def forget_claims(self) -> None:
+        """The data directory is another one now (cloned)."""
+        datadir.write_synced(self._state_path("claims.json"), "[]")
+
+    def _unfinished(self) -> str | None:
+        return "rewind" if rewind.interrupted(self.config.postgresql.data_dir) else None
+
+    # --- configuration files ----------------------------------------------------------------------
+
+    def use(self, config: AgentConfig, settings: Settings) -> Settings:
+        """The configuration in force from now on; files follow by ApplyConfig or at the next start.
+
+        Returns the settings with what the local file says about this member put on top (contract 5.1)."""
+        self.config = config
+        self.effective = effective_postgresql(config, settings)
+        self._warn(self.effective.warnings)
+        pg = self.effective.config
+        self.settings = replace(
+            settings,
+            use_pg_rewind=pg.use_pg_rewind,
+            remove_data_directory_on_rewind_failure=pg.remove_data_directory_on_rewind_failure,
+            remove_data_directory_on_diverged_timelines=pg.remove_data_directory_on_diverged_timelines,
+        )
+        return self.settings
+
+    def _warn(self, warnings: tuple[str, ...]) -> None:
+        for warning in warnings:
+            if warning not in self._warned:
+                self._warned.add(warning)
+                log.warning("%s", warning)
+
+    def _outdated(self, facts: Instance) -> bool:
+        wanted = self._wanted(facts.serves_as_primary, facts.follows)
+        if self._applied is None:
+            return True
+        return (
+            replace(wanted, primary=self._applied.primary, upstream=self._applied.upstream) != self._applied
+        )
+
+    def _wanted(self, primary: bool, upstream: tuple[str, int] | None) -> Applied:
+        return Applied(self.server_config(), primary, upstream)
+
+    def server_config(self) -> config_files.ServerConfig:
+        """Everything that goes into the files (contract 5.4, 5.5)."""
+        pg = self.effective.config
+        known = gucs.describe_gucs(pg.bin_dir)
+        accepted, warnings = gucs.check_parameters(
+            pg.parameters, known, lambda name: gucs.guc_exists(pg.bin_dir, name)
+        )
+        self._warn(warnings)
+        protected = dict(self.effective.protected)
+        if isinstance(self._control, ControlData):
+            protected = gucs.raise_to_standby_minima(protected, self._control)
+        return config_files.ServerConfig(
+            data_dir=pg.data_dir,
+            listen_addresses=",".join(pg.listen_addresses),
+            port=pg.port,
+            cluster_name=self.config.scope,
+            config_dir=pg.config_dir,
+            parameters=accepted,
+            protected=protected,
+            hba=pg.pg_hba,
+            ident=pg.pg_ident,
+            custom_conf=pg.custom_conf,
+            base_name=pg.config_base_name,
+        )
+
+    def recovery_config(self, upstream: tuple[str, int] | None) -> config_files.RecoveryConfig:
+        pg = self.effective.config
+        target = self.peer_target(*upstream, "replication") if upstream is not None else None
+        return config_files.RecoveryConfig(
+            primary=target,
+            application_name=self.config.name,
+            passfile=pg.pgpass,
+            slot_name=slot_name(self.config.name) if self.settings.use_slots else None,
+            extra=pg.recovery_conf,
+            major_version=controldata.major_version(pg.data_dir) or 14,
+        )
+
+    def initial_dynamic(self) -> dict[str, Any]:
+        """What `config` gets when the store has none: the copy kept in PGDATA, else `bootstrap.dcs`."""
+        cached = config_files.read_dynamic_cache(self.config.postgresql.data_dir)
+        return cached if cached else dict(self.config.bootstrap.dcs)
+
+    def keep_dynamic(self, data: Mapping[str, Any]) -> None:
+        """patroni.dynamic.json in PGDATA (contract 5.1), once there is a PGDATA."""
+        data_dir = self.config.postgresql.data_dir
+        if datadir.data_dir_state(data_dir) is DataDirState.VALID:
+            config_files.write_dynamic_cache(data_dir, data)
+
+    def write_files(self, primary: bool, upstream: tuple[str, int] | None) -> frozenset[str]:
+        """Write what the role needs; names of the files that changed. Raises ConfigFileError."""
+        server = self.server_config()
+        if upstream is not None:
+            replication = self.peer_target(*upstream, "replication")
+            config_files.write_pgpass(
+                self.effective.config.pgpass, [replication, self.peer_target(*upstream, "rewind")]
+            )
+        recovery = None if primary else self.recovery_config(upstream)
+        changed = config_files.write_config(server, recovery)
+        self._applied = self._wanted(primary, upstream)
+        return changed
+
+    def rewrite_files(self) -> None:
+        """The next ApplyConfig writes and reloads, even without a change (contract 7.1)."""
+        self._applied = None
+
+    def reload(self, deadline_s: float = 2.0) -> None:
+        self.actions_session.reload_conf(deadline_s)
+
+    # --- effects ----------------------------------------------------------------------------------
+
+    def start(self, writable: bool, epoch: int | None, upstream: tuple[str, int] | None) -> str | None:
+        """Ask the guardian to start the postmaster; None or the reason. Raises PostgresError."""
+        if self.link is None:
+            return "no guardian"
+        pg = self.effective.config
+        self._control = self._read_control()
+        self.write_files(writable, upstream)
+        if writable:
+            config_files.remove_standby_signal(pg.data_dir)
+        else:
+            config_files.write_standby_signal(pg.data_dir)
+        server = self.server_config()
+        argv = process.postmaster_argv(pg.bin_dir, pg.data_dir, server.config_file, server.command_line())
+        outcome = self.link.start(
+            argv, clean_environment(), pg.data_dir, writable=writable, epoch=epoch, deadline_s=10.0
+        )
+        if isinstance(outcome, guardian.Started):
+            with self._exit_seen:
+                self._last_exit = None
+            self.guardian_state()
+            return None
+        return outcome.reason if isinstance(outcome, guardian.StartRefused) else outcome.cause
+
+    def stop(self, mode: str) -> None:
+        """Signals only; a frozen guardian is stood in for (H10)."""
+        if self.link is not None:
+            outcome = self.link.stop(mode, GUARDIAN_ANSWER_S)
+            if not isinstance(outcome, guardian.NoAnswer):
+                return
+        state = self._state
+        if state is not None and state.postmaster is not None:
+            guardian.fence_directly(state.postmaster.pid, self.config.postgresql.data_dir)
+
+    def wait_exit(self, deadline_s: float) -> bool:
+        """True when the postmaster and all its processes are gone within the deadline."""
+        end = boottime() + deadline_s
+        with self._exit_seen:
+            while True:
+                state = self._state
+                gone = self._exits and not self._exits[-1].leftovers
+                if gone or state is None or state.postmaster is None:
+                    self._exits.clear()
+                    break
+                if boottime() >= end:
+                    return False
+                self._exit_seen.wait(min(1.0, end - boottime()))
+        state = self.guardian_state()
+        return state is None or (state.postmaster is None and not state.leftovers)
+
+    def begin_watching_exit(self) -> None:
+        """Forget exits seen before; call before a stop."""
+        with self._exit_seen:
+            self._exits.clear()
+        self.guardian_state()
+
+    def log_tail(self) -> str:
+        """Last FATAL, PANIC or ERROR line of the postmaster's own output, for people."""
+        try:
+            with open(self._state_path("postgresql.log"), "rb") as f:
+                f.seek(0, os.SEEK_END)
+                f.seek(max(0, f.tell() - 4096))
+                lines = f.read().decode(errors="replace").splitlines()
+        except OSError:
+            return ""
+        return next((x for x in reversed(lines) if "FATAL" in x or "PANIC" in x), lines[-1] if lines else "")
+
+
+def _host_port(sample: InstanceSample | Unavailable) -> tuple[str, int] | None:
+    """Host and port of `primary_conninfo`; None when it names none."""
+    return None if isinstance(sample, Unavailable) else standby.upstream(sample)

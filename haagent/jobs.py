@@ -1,0 +1,360 @@
+"""Work longer than a step, one at a time, cancellable: start, stop, promote, clone, rewind, initdb.
+
+A job only carries out what a decision asked for and reports a `JobResult`; it decides nothing. It waits on
+the guardian's events and on PostgreSQL, never inside the loop. If the agent dies in the middle, the next one
+finds what is there: markers of `postgres_ctl` beside the data directory, the guardian's state, pg_control.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from haagent import guardian_client as guardian
+from haagent.core.model import JobFacts, JobResult, Unavailable
+from haagent.instance import LocalInstance
+from postgres_ctl import basebackup, bootstrap, config_files, controldata, datadir, rewind
+from postgres_ctl.api import Cancellation, boottime
+from postgres_ctl.errors import PostgresError
+from postgres_ctl.facts import ControlData, InstanceSample, Lsn
+from postgres_ctl.queries import Session, identify_system, timeline_history
+
+log = logging.getLogger(__name__)
+
+#: A fast stop may take this long before it becomes immediate, then killing; seconds.
+FAST_STOP_S, IMMEDIATE_STOP_S = 30.0, 10.0
+#: PostgreSQL cannot tell us when it accepts connections: look this often while it starts, seconds.
+LOOK_EVERY_S = 0.02
+#: Long copies end by themselves or by cancellation, not by this; seconds.
+COPY_S = 7 * 24 * 3600.0
+INITDB_S = 300.0
+CHECKPOINT_S = 3600.0
+REWIND_S = 24 * 3600.0
+
+
+class Failed(Exception):
+    """The job could not do its work; one line says why."""
+
+
+@dataclass
+class _Running:
+    facts: JobFacts
+    cancel: Cancellation = field(default_factory=Cancellation)
+
+
+Body = Callable[[Cancellation], dict[str, Any] | None]
+
+
+class JobRunner:
+    """One job at a time, and background work beside it. Thread safe."""
+
+    def __init__(self, on_change: Callable[[], None]) -> None:
+        self._on_change = on_change
+        self._lock = threading.Lock()
+        self._job: _Running | None = None
+        self._background: dict[str, Cancellation] = {}
+        self._finished: list[JobResult] = []
+
+    def facts(self) -> tuple[JobFacts | None, tuple[str, ...]]:
+        with self._lock:
+            return (self._job.facts if self._job else None), tuple(sorted(self._background))
+
+    def collect(self) -> tuple[JobResult, ...]:
+        """Results since the last call: delivered to exactly one step."""
+        with self._lock:
+            finished, self._finished = tuple(self._finished), []
+            return finished
+
+    def start(self, kind: str, body: Body, detail: str = "", epoch: int | None = None) -> bool:
+        """Begin; False when another job runs."""
+        with self._lock:
+            if self._job is not None:
+                return False
+            job = self._job = _Running(JobFacts(kind, boottime(), detail, epoch))
+        threading.Thread(target=self._run, args=(job, body), name=f"job-{kind}", daemon=True).start()
+        return True
+
+    def start_background(self, kind: str, body: Body) -> None:
+        with self._lock:
+            if kind in self._background:
+                return
+            cancel = self._background[kind] = Cancellation()
+        threading.Thread(target=self._run_background, args=(kind, body, cancel), daemon=True).start()
+
+    def cancel(self, reason: str) -> None:
+        with self._lock:
+            job = self._job
+            if job is None:
+                return
+            job.facts = replace(job.facts, cancelled=True, detail=reason)
+        log.info("cancelling %s: %s", job.facts.kind, reason)
+        job.cancel.set()
+
+    def _run(self, job: _Running, body: Body) -> None:
+        result = _attempt(job.facts.kind, body, job.cancel)
+        with self._lock:
+            self._job = None
+            self._finished.append(result)
+        self._on_change()
+
+    def _run_background(self, kind: str, body: Body, cancel: Cancellation) -> None:
+        result = _attempt(kind, body, cancel)
+        with self._lock:
+            self._background.pop(kind, None)
+            self._finished.append(result)
+        self._on_change()
+
+
+def _attempt(kind: str, body: Body, cancel: Cancellation) -> JobResult:
+    try:
+        return JobResult(kind, True, data=body(cancel) or {})
+    except (Failed, PostgresError) as fault:
+        log.error("%s failed: %s", kind, fault)
+        return JobResult(kind, False, str(fault))
+    except Exception as fault:
+        log.exception("%s: unexpected failure", kind)
+        return JobResult(kind, False, f"unexpected {type(fault).__name__}: {fault}")
+
+
+# --- bodies -----------------------------------------------------------------------------------------
+
+
+class InstanceJobs:
+    """Bodies of the jobs on one instance. `address(name)` resolves a member to host and port."""
+
+    def __init__(self, instance: LocalInstance, address: Callable[[str], tuple[str, int] | None]) -> None:
+        self.instance, self.address = instance, address
+
+    def _upstream(self, name: str | None) -> tuple[str, int] | None:
+        if name is None:
+            return None
+        found = self.address(name)
+        if found is None:
+            raise Failed(f"{name} has published no address")
+        return found
+
+    # --- start, stop
+
+    def start_primary(self, epoch: int, cancel: Cancellation) -> dict[str, Any]:
+        """Start accepting writes; ends when it does, when it died, or when cancelled."""
+        self._start(True, epoch, None)
+        self._until(lambda s: not s.in_recovery, cancel, None)
+        return {"epoch": epoch}
+
+    def start_standby(self, upstream: str | None, cancel: Cancellation) -> dict[str, Any]:
+        """Start read-only; ends when it answers. One that takes longer goes on by itself."""
+        self._start(False, None, self._upstream(upstream))
+        limit = self.instance.config.postgresql.pg_ctl_timeout_s
+        self._until(lambda s: True, cancel, limit)
+        self._save_backups()
+        return {}
+
+    def _start(self, writable: bool, epoch: int | None, upstream: tuple[str, int] | None) -> None:
+        self.instance.begin_watching_exit()
+        refused = self.instance.start(writable, epoch, upstream)
+        if refused is not None:
+            raise Failed(refused)
+
+    def _save_backups(self) -> None:
+        config_files.save_backups(self.instance.server_config())
+
+    def _until(
+        self, arrived: Callable[[InstanceSample], bool], cancel: Cancellation, limit_s: float | None
+    ) -> None:
+        """Wait until the server answers as wanted. Raises Failed when it is gone or the job is cancelled."""
+        end = boottime() + limit_s if limit_s is not None else None
+        while True:
+            sample = self.instance.sampler.fresh(0.5)
+            if isinstance(sample, InstanceSample) and arrived(sample):
+                return
+            if self.instance.pid() is None:
+                raise Failed(self.instance.log_tail() or "PostgreSQL ended while it started")
+            if cancel.wait(LOOK_EVERY_S):
+                self.instance.stop("immediate")
+                self.instance.wait_exit(IMMEDIATE_STOP_S)
+                raise Failed("cancelled")
+            if end is not None and boottime() >= end and isinstance(sample, Unavailable):
+                return
+
+    def stop(self, mode: str, cancel: Cancellation) -> dict[str, Any]:
+        """Stop, each stage with its time: fast, immediate, kill (contract 2.6)."""
+        self._stop(mode)
+        return {}
+
+    def _stop(self, mode: str) -> None:
+        self.instance.begin_watching_exit()
+        if self.instance.pid() is None:
+            return
+        stages = [("fast", FAST_STOP_S), ("immediate", IMMEDIATE_STOP_S), ("kill", IMMEDIATE_STOP_S)]
+        first = next(i for i, (name, _) in enumerate(stages) if name == mode)
+        for name, time_s in stages[first:]:
+            self.instance.stop(name)
+            if self.instance.wait_exit(time_s):
+                return
+        raise Failed("processes of PostgreSQL cannot be ended")
+
+    def restart(self, epoch: int | None, upstream: str | None, cancel: Cancellation) -> dict[str, Any]:
+        """Stop fast and start in the same role."""
+        self._stop("fast")
+        if cancel.is_set():
+            raise Failed("cancelled")
+        if epoch is not None:
+            return self.start_primary(epoch, cancel)
+        return self.start_standby(upstream, cancel)
+
+    # --- promote
+
+    def promote(self, timeline: int, epoch: int, cancel: Cancellation) -> dict[str, Any]:
+        """Promote under the armed epoch; the guardian checks the deadline once more (H8)."""
+        link = self.instance.link
+        if link is None:
+            raise Failed("no guardian")
+        self.instance.remember_claim(timeline, epoch)
+        outcome = link.promote(epoch, 5.0)
+        if not isinstance(outcome, guardian.Done):
+            raise Failed(str(getattr(outcome, "reason", None) or getattr(outcome, "cause", outcome)))
+        self._until(lambda s: not s.in_recovery, cancel, None)
+        return {"epoch": epoch}
+
+    def checkpoint(self, epoch: int, background: bool, cancel: Cancellation) -> dict[str, Any]:
+        """CHECKPOINT on a connection of its own: it may take minutes."""
+        session = Session(self.instance.local_target(), "haagent checkpoint")
+        try:
+            session.checkpoint(CHECKPOINT_S)
+        finally:
+            session.close()
+        return {"epoch": epoch, "background": background}
+
+    # --- data
+
+    def initdb(self, cancel: Cancellation) -> dict[str, Any]:
+        """New cluster with its roles; nothing listens. A failure leaves `<data_dir>.failed`."""
+        config = self.instance.config
+        pg, auth = config.postgresql, config.postgresql.authentication
+        roles = [bootstrap.RoleSpec(auth.replication.username, auth.replication.password, replication=True)]
+        if auth.rewind.username != auth.superuser.username:
+            roles.append(bootstrap.RoleSpec(auth.rewind.username, auth.rewind.password, rewind=True))
+        spec = bootstrap.InitdbSpec(
+            data_dir=pg.data_dir,
+            bin_dir=pg.bin_dir,
+            superuser=bootstrap.RoleSpec(auth.superuser.username, auth.superuser.password, superuser=True),
+            options=_options(config.bootstrap.initdb),
+            roles=roles,
+        )
+        for warning in bootstrap.bootstrap(spec, INITDB_S, cancel):
+            log.warning("%s", warning)
+        self.instance.forget_claims()
+        self._bootstrap_hba(pg.data_dir)
+        return {}
+
+    def _bootstrap_hba(self, data_dir: str) -> None:
+        """`bootstrap.pg_hba` is appended to initdb's file unless `postgresql.pg_hba` is set (contract 5.6)."""
+        lines = self.instance.config.bootstrap.pg_hba
+        if not lines or self.instance.effective.config.pg_hba is not None:
+            return
+        path = f"{data_dir}/pg_hba.conf"
+        old = config_files.read_text(path) or ""
+        config_files.write_if_changed(path, old + "".join(f"{line}\n" for line in lines))
+
+    def clone(self, source: str, wipe: bool, cancel: Cancellation) -> dict[str, Any]:
+        """Base backup; with `wipe` PostgreSQL is stopped and its directory discarded first (rule 7)."""
+        host_port = self._upstream(source)
+        assert host_port is not None
+        pg = self.instance.effective.config
+        if wipe:
+            self._stop("immediate")
+            datadir.wipe(pg.data_dir)
+            rewind.forget_interruption(pg.data_dir)
+        target = self.instance.peer_target(*host_port, "replication")
+        config_files.write_pgpass(pg.pgpass, [target])
+        spec = basebackup.CloneSpec(
+            data_dir=pg.data_dir,
+            bin_dir=pg.bin_dir,
+            source=target,
+            passfile=pg.pgpass,
+            options=_options(pg.basebackup),
+        )
+        for warning in basebackup.clone(spec, COPY_S, cancel):
+            log.warning("%s", warning)
+        self.instance.forget_claims()
+        log.info("replica has been created using basebackup")
+        return {"source": source}
+
+    # --- histories
+
+    def compare_histories(self, source: str, cancel: Cancellation) -> dict[str, Any]:
+        """Is our WAL part of the leader's history? `diverged` and `detail` say so."""
+        host_port = self._upstream(source)
+        assert host_port is not None
+        target = self.instance.peer_target(*host_port, "replication")
+        theirs = identify_system(target, 3.0)
+        sample = self.instance.sampler.fresh(1.0)
+        if not isinstance(sample, InstanceSample) or sample.timeline is None:
+            raise Failed("PostgreSQL does not answer here")
+        verdict = _divergence(sample.timeline, sample.replay_lsn or Lsn(0), theirs.timeline, target)
+        return {"diverged": verdict is not None, "detail": verdict or ""}
+
+    def rewind(self, source: str, cancel: Cancellation) -> dict[str, Any]:
+        """Clean shutdown where due, keep aside what is discarded, pg_rewind (contract 2.9, rule 7)."""
+        host_port = self._upstream(source)
+        assert host_port is not None
+        pg = self.instance.effective.config
+        control = controldata.read_controldata(pg.bin_dir, pg.data_dir)
+        server = self.instance.server_config()
+        target = self.instance.peer_target(*host_port, "replication")
+        rewinder = self.instance.peer_target(*host_port, "rewind")
+        config_files.write_pgpass(pg.pgpass, [target, rewinder])
+        if not rewind.interrupted(pg.data_dir):
+            rewind.make_clean(pg.bin_dir, pg.data_dir, control, REWIND_S, cancel, server.config_file)
+            control = controldata.read_controldata(pg.bin_dir, pg.data_dir)
+        report = self._keep_aside(control, target)
+        outcome = rewind.rewind(
+            rewind.RewindSpec(pg.data_dir, pg.bin_dir, rewinder, pg.pgpass), REWIND_S, cancel
+        )
+        if isinstance(outcome, rewind.RewindFailed):
+            raise Failed(outcome.reason + (f": {outcome.output.strip()[-300:]}" if outcome.output else ""))
+        log.info("pg_rewind from %s: %s; %s", source, type(outcome).__name__, report)
+        return {"report": report}
+
+    def _keep_aside(self, control: ControlData, target: Any) -> str:
+        """What pg_rewind will discard, kept beside the data directory; one line for people."""
+        data_dir = self.instance.config.postgresql.data_dir
+        theirs = identify_system(target, 3.0)
+        if theirs.timeline <= control.timeline:
+            return "same timeline as the leader"
+        history = timeline_history(target, theirs.timeline, 3.0)
+        switch = next((s for s in history if s.timeline == control.timeline), None)
+        if switch is None:
+            return f"timeline {control.timeline} is no part of the leader's history"
+        keep = rewind.diverged_dir(data_dir, control.timeline, switch.switch_lsn)
+        report = rewind.keep_diverged_wal(data_dir, control, switch.switch_lsn, keep)
+        return (
+            f"discarded {report.discarded_bytes} bytes of WAL from {report.lsn_from} to {report.lsn_to}, "
+            f"{report.segments_kept} segments kept in {report.kept_dir}"
+        )
+
+
+def _divergence(mine: int, position: Lsn, theirs: int, target: Any) -> str | None:
+    """Why our WAL is no part of the leader's history; None when it is."""
+    if mine == theirs:
+        return None
+    if mine > theirs:
+        return f"on timeline {mine}, the leader is on {theirs}"
+    switch = next((s for s in timeline_history(target, theirs, 3.0) if s.timeline == mine), None)
+    if switch is None:
+        return f"timeline {mine} is no part of the leader's history"
+    if position > switch.switch_lsn:
+        return f"replayed {position} on timeline {mine}, the leader left it at {switch.switch_lsn}"
+    return None
+
+
+def _options(arguments: tuple[str, ...]) -> list[str | dict[str, object]]:
+    """`--name=value` arguments back into the option list that `postgres_ctl` checks."""
+    options: list[str | dict[str, object]] = []
+    for argument in arguments:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        options.append({name: value} if equals else name)
+    return options

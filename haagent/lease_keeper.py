@@ -1,0 +1,376 @@
+"""The lease keeper: its own thread and its own DCS connection; it never touches SQL (design section 2).
+
+It renews the session, and the leader key with it, only under fresh permits of the loop, so that a hung
+loop loses the lease. Each proof of life is worth something only once the guardian has acknowledged its
+deadline: `facts()` shows a deadline that the kernel holds. All arithmetic is in `haagent.core.lease`.
+
+Locks guard the state only; no DCS or guardian call is made while one is held. An answer is applied to the
+state it belongs to: when the epoch has changed meanwhile, it is dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+from dcs.api import (
+    Conflict,
+    Dcs,
+    LeaseHandle,
+    Ok,
+    Refused,
+    Renewed,
+    Taken,
+    TakeOutcome,
+    Unknown,
+    WriteOutcome,
+    boottime,
+)
+from dcs.errors import DcsError
+from dcs.records import Leader
+from haagent import guardian_client as guardian
+from haagent.core import lease as core
+from haagent.core.model import LeaseFacts
+from haagent.core.settings import Settings
+
+log = logging.getLogger(__name__)
+
+#: The guardian answers from memory; longer than this means it is frozen, seconds.
+GUARDIAN_ANSWER_S = 1.0
+
+
+class Fence(Protocol):
+    """What the keeper needs of the guardian (`guardian_client.GuardianLink`)."""
+
+    def arm(
+        self, handle: guardian.Handle, fence_at: float, hard_at: float, deadline_s: float
+    ) -> guardian.Armed | guardian.ArmRefused | guardian.NoAnswer: ...
+
+    def disarm(self, deadline_s: float) -> guardian.Simple: ...
+
+    def close_epoch(self, epoch: int, deadline_s: float) -> guardian.Simple: ...
+
+
+class LeaseKeeper:
+    """Keeps session and leader key of one agent. Thread safe."""
+
+    def __init__(self, dcs: Dcs, name: str, settings: Settings, on_change: Callable[[], None]) -> None:
+        self._dcs, self._name, self._on_change = dcs, name, on_change
+        self._settings = settings
+        self._fence: Fence | None = None
+        self._lease = core.Lease()
+        self._session_ttl_s = settings.ttl_s
+        self._permit_until = 0.0
+        self._closed_epoch = 0
+        self._disarmed = False
+        self._guardian_ok = True
+        self._ended = False
+        self._changed = threading.Condition()
+        self.renewals = 0
+        self.unknown_renewals = 0
+        self.last_round_trip_s = 0.0
+        self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
+
+    # --- wiring -----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """No renewal is begun after this; the session is left to expire, or to be closed by rule."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(self._settings.retry_timeout_s + 1)
+
+    def use_guardian(self, fence: Fence, state: guardian.GuardianState) -> None:
+        """A guardian was reached; continue the one tenure it keeps, if there is one (H5)."""
+        with self._changed:
+            self._fence, self._guardian_ok = fence, True
+            self._closed_epoch = max(self._closed_epoch, state.closed_epoch)
+            self._disarmed = state.disarmed
+            armed = state.armed
+            if armed is not None and self._lease.epoch is None and armed.handle.epoch > state.closed_epoch:
+                held = core.taken(replace(self._lease, session=armed.handle.session), armed.handle.epoch)
+                self._lease = replace(held, fence_at=armed.fence_at, hard_at=armed.hard_at)
+            else:
+                self._lease = replace(self._lease, next_attempt_at=0.0)
+            self._changed.notify_all()
+
+    def permit(self) -> None:
+        """The loop is alive and wants to keep what it has."""
+        with self._changed:
+            self._permit_until = boottime() + core.permit_life_s(self._settings)
+            self._changed.notify_all()
+
+    def use_settings(self, settings: Settings) -> None:
+        with self._changed:
+            self._settings = settings
+            self._changed.notify_all()
+
+    # --- facts ------------------------------------------------------------------------------------
+
+    def facts(self) -> LeaseFacts:
+        with self._changed:
+            lease = self._lease
+            return LeaseFacts(
+                session=lease.session,
+                epoch=lease.epoch,
+                fence_at=lease.fence_at,
+                disarmed=self._disarmed,
+                closed_epoch=self._closed_epoch,
+                refused=lease.refused,
+                guardian_ok=self._guardian_ok,
+            )
+
+    def leader_until(self) -> float | None:
+        """Until when "I am leader" holds, CLOCK_BOOTTIME seconds."""
+        lease = self._lease
+        return lease.fence_at if lease.epoch is not None and not lease.closed else None
+
+    def session(self) -> str | None:
+        return self._lease.session
+
+    def handle(self) -> LeaseHandle | None:
+        lease = self._lease
+        if lease.session is None or lease.epoch is None:
+            return None
+        return LeaseHandle(lease.session, lease.epoch)
+
+    def holds(self, epoch: int) -> bool:
+        """The guard of every dangerous action: this very epoch, proven, not past its fence."""
+        lease = self._lease
+        return lease.epoch == epoch and (lease.holds(boottime()))
+
+    # --- what the loop asks for -------------------------------------------------------------------
+
+    def take(self, deadline_s: float) -> TakeOutcome:
+        """Take the leader key, prove it, arm the guardian: in this order (H1, H8)."""
+        session = self._lease.session
+        if session is None:
+            return Unknown("no session with the DCS yet")
+        outcome = self._dcs.take_leader(session, self._name, deadline_s)
+        if isinstance(outcome, Taken):
+            self._transition(lambda lease: core.taken(lease, outcome.handle.epoch))
+            self._renew_leader(outcome.handle)
+        return outcome
+
+    def recognise(self, leader: Leader | None) -> None:
+        """Settle unknown outcomes: the key on our own session is ours, a missing one is released."""
+        with self._changed:
+            lease = self._lease
+            if leader is None or leader.session != lease.session:
+                if lease.closed and (leader is None or leader.epoch != lease.epoch):
+                    self._lease = core.released(lease)
+            elif lease.epoch is None and leader.epoch > self._closed_epoch:
+                self._lease = core.taken(lease, leader.epoch)
+                self._changed.notify_all()
+
+    def close_epoch(self, epoch: int) -> bool:
+        """H6: acknowledged by the guardian before the release is sent."""
+        fence = self._fence
+        answer = fence.close_epoch(epoch, GUARDIAN_ANSWER_S) if fence is not None else None
+        if not isinstance(answer, guardian.Done):
+            log.warning("the guardian did not close epoch %s: %s", epoch, answer)
+            return False
+        self.fenced(epoch)
+        return True
+
+    def release(self, epoch: int, deadline_s: float) -> WriteOutcome:
+        """Delete the key; only for a closed epoch."""
+        handle = self.handle()
+        if handle is None or handle.epoch != epoch or not self._lease.closed:
+            return Conflict(f"epoch {epoch} is not a closed epoch of ours")
+        outcome = self._dcs.release_leader(handle, self._name, deadline_s)
+        if isinstance(outcome, Ok | Conflict):
+            self._transition(lambda lease: core.released(lease) if lease.epoch == epoch else lease)
+        return outcome
+
+    def set_fencing(self, armed: bool) -> bool:
+        """Pause (H20): the caller has just read `pause` linearizably. True when the guardian agreed."""
+        fence = self._fence
+        if fence is None:
+            return False
+        if not armed:
+            done = isinstance(fence.disarm(GUARDIAN_ANSWER_S), guardian.Done)
+            with self._changed:
+                self._disarmed = self._disarmed or done
+            return done
+        with self._changed:
+            self._disarmed = False
+        handle = self.handle()
+        if handle is not None:
+            self._renew_leader(handle)
+        return True
+
+    def fenced(self, epoch: int) -> None:
+        """The epoch is closed: by the guardian's fence, or by us before a release."""
+        with self._changed:
+            self._closed_epoch = max(self._closed_epoch, epoch)
+            if self._lease.epoch is not None and self._lease.epoch <= epoch:
+                self._lease = core.closed(self._lease)
+            self._changed.notify_all()
+
+    def guardian_lost(self) -> None:
+        """Nobody holds the deadline any more: it is unproven until another guardian has it (H10)."""
+        with self._changed:
+            self._guardian_ok, self._fence = False, None
+            self._lease = replace(self._lease, fence_at=None, hard_at=None, next_attempt_at=0.0)
+
+    # --- the thread -------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            wish = self._next_wish()
+            if wish is None:
+                return
+            try:
+                self._fulfil(wish)
+            except Exception:
+                log.exception("lease keeper: unexpected failure")
+                self._transition(lambda lease: core.unknown(lease, boottime()))
+
+    def _next_wish(self) -> core.Wish | None:
+        """Wait until there is something to do; None at the end."""
+        with self._changed:
+            while not self._ended:
+                now = boottime()
+                if self._fence is None:
+                    wish: core.Wish = core.Idle(None)
+                else:
+                    wish = core.wish(self._lease, now, self._permit_until)
+                if self._wants_new_ttl(now):
+                    return core.OpenSession()
+                if not isinstance(wish, core.Idle):
+                    return wish
+                self._changed.wait(None if wish.until is None else max(0.0, wish.until - now))
+            return None
+
+    def _wants_new_ttl(self, now: float) -> bool:
+        """A changed ttl needs a new session; never for a closed epoch, never faster than retries go."""
+        lease = self._lease
+        changed = self._session_ttl_s != self._settings.ttl_s and lease.session is not None
+        return changed and not lease.closed and self._fence is not None and now >= lease.next_attempt_at
+
+    def _fulfil(self, wish: core.Wish) -> None:
+        if isinstance(wish, core.OpenSession):
+            self._open_session()
+        elif isinstance(wish, core.RenewSession):
+            self._renew_session()
+        elif isinstance(wish, core.RenewLeader):
+            handle = self.handle()
+            if handle is not None:
+                self._renew_leader(handle)
+
+    def _transition(self, change: Callable[[core.Lease], core.Lease]) -> None:
+        with self._changed:
+            self._lease = change(self._lease)
+            self._changed.notify_all()
+
+    def _attempt_s(self) -> float:
+        return core.renew_attempt_s(self._settings)
+
+    def _open_session(self) -> None:
+        settings = self._settings
+        try:
+            session = self._dcs.open_session(settings.ttl_s, self._attempt_s())
+        except DcsError as fault:
+            log.warning("no session with the DCS: %s", fault)
+            self._transition(lambda lease: core.unknown(lease, boottime()))
+            return
+        handle = self.handle()
+        if handle is not None and not self._move_key(handle, session):
+            return
+        with self._changed:
+            self._session_ttl_s = settings.ttl_s
+            self._lease = core.opened(self._lease, session, boottime(), settings)
+            if handle is not None:
+                self._lease = replace(self._lease, next_attempt_at=0.0)
+        self._on_change()
+
+    def _move_key(self, handle: LeaseHandle, session: str) -> bool:
+        """The ttl changed while we lead: the key moves onto the new session in one transaction."""
+        if self._lease.closed:
+            return False
+        outcome = self._dcs.move_leader(handle, session, self._name, self._attempt_s())
+        if isinstance(outcome, Taken):
+            return True
+        log.warning("the leader key could not be moved onto a session with the new ttl: %s", outcome)
+        self._transition(lambda lease: core.unknown(lease, boottime()))
+        return False
+
+    def _renew_session(self) -> None:
+        session = self._lease.session
+        if session is None:
+            return
+        outcome = self._dcs.renew_session(session, self._attempt_s())
+        now, settings = boottime(), self._settings
+        if isinstance(outcome, Renewed):
+            self._transition(
+                lambda lease: core.renewed(lease, outcome.sent_at, outcome.guaranteed_s, now, settings)
+            )
+        elif isinstance(outcome, Refused):
+            self._transition(lambda lease: core.refused(lease, outcome.reason, session_gone=True))
+        else:
+            self._transition(lambda lease: core.unknown(lease, now))
+
+    def _renew_leader(self, handle: LeaseHandle) -> None:
+        outcome = self._dcs.renew_leader(handle, self._name, self._attempt_s())
+        now = boottime()
+        if isinstance(outcome, Renewed):
+            self.renewals += 1
+            self.last_round_trip_s = now - outcome.sent_at
+            self._proven(handle, outcome)
+        elif isinstance(outcome, Refused):
+            log.error("failed to update leader lock: %s", outcome.reason)
+            self._transition(
+                lambda lease: (
+                    core.refused(lease, outcome.reason, False) if lease.epoch == handle.epoch else lease
+                )
+            )
+            self._on_change()
+        else:
+            self.unknown_renewals += 1
+            log.warning("renewal of the leader key without a clear answer: %s", outcome.cause)
+            self._transition(lambda lease: core.unknown(lease, now))
+
+    def _proven(self, handle: LeaseHandle, proof: Renewed) -> None:
+        """Arm first, believe afterwards: a deadline counts once the kernel holds it."""
+        settings = self._settings
+        fence_at, hard_at = core.deadlines(proof.sent_at, proof.guaranteed_s, settings)
+        fence, disarmed = self._fence, self._disarmed
+        answer: guardian.Armed | guardian.ArmRefused | guardian.NoAnswer
+        if disarmed:
+            answer = guardian.Armed(fence_at, hard_at)
+        elif fence is None:
+            answer = guardian.NoAnswer("no guardian")
+        else:
+            answer = fence.arm(
+                guardian.Handle(handle.session, handle.epoch), fence_at, hard_at, GUARDIAN_ANSWER_S
+            )
+        first = self._lease.fence_at is None
+        if isinstance(answer, guardian.Armed):
+            self._accept(handle, proof)
+        elif isinstance(answer, guardian.ArmRefused):
+            log.error("the guardian refused the deadline of epoch %s: %s", handle.epoch, answer.reason)
+            self.fenced(handle.epoch)
+        else:
+            log.error("the guardian does not acknowledge: %s", answer.cause)
+            with self._changed:
+                self._guardian_ok = False
+                self._lease = core.unknown(self._lease, boottime())
+        if first or not isinstance(answer, guardian.Armed):
+            self._on_change()
+
+    def _accept(self, handle: LeaseHandle, proof: Renewed) -> None:
+        with self._changed:
+            self._guardian_ok = True
+            if self._lease.epoch == handle.epoch:
+                self._lease = core.renewed(
+                    self._lease, proof.sent_at, proof.guaranteed_s, boottime(), self._settings
+                )
+            self._changed.notify_all()

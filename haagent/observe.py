@@ -1,0 +1,120 @@
+"""All reads of one step, each with its own deadline, gathered into one `Observation`.
+
+A fact that cannot be read is `Unavailable` with the time since when; nothing is retried in here. The DCS
+view is read once per step, linearizably: what is decided rests on it.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+from dcs.api import Dcs, boottime
+from dcs.errors import DcsError
+from dcs.records import ClusterSnapshot
+from haagent.config.types import AgentConfig
+from haagent.core.model import Identity, Observation, OperatorRequest, Unavailable
+from haagent.core.settings import Settings, parse_settings
+from haagent.instance import LocalInstance
+from haagent.jobs import JobRunner
+from haagent.lease_keeper import LeaseKeeper
+from haagent.peers import PeerAsker
+
+log = logging.getLogger(__name__)
+
+#: A step waits this long for PostgreSQL's answer before it calls it silent, seconds.
+SAMPLE_WAIT_S = 1.0
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What was asked of this agent from outside."""
+
+    request: OperatorRequest | None = None
+    stopping: bool = False
+
+
+class Observer:
+    """Gathers facts for one agent. Used by the loop thread only."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        dcs: Dcs,
+        keeper: LeaseKeeper,
+        instance: LocalInstance,
+        runner: JobRunner,
+        peers: PeerAsker,
+    ) -> None:
+        self.config, self.dcs, self.keeper = config, dcs, keeper
+        self.instance, self.runner, self.peers = instance, runner, peers
+        self.settings = Settings.default()
+        self._config_seen: object = None
+        self._local_seen: AgentConfig | None = None
+        self._silent_since: float | None = None
+        self._warned: set[str] = set()
+
+    def observe(self, wishes: Wishes) -> Observation:
+        """Every fact of this step. Never raises on what a store or a server may say."""
+        cluster = self._cluster()
+        if isinstance(cluster, ClusterSnapshot):
+            self._use_settings(cluster)
+            self.keeper.recognise(cluster.leader)
+        job, background = self.runner.facts()
+        finished = self.runner.collect()
+        instance = self.instance.facts(SAMPLE_WAIT_S, busy=job is not None)
+        lease = self.keeper.facts()
+        return Observation(
+            now=boottime(),
+            me=Identity(self.config.name, self.config.scope, self.config.tags),
+            settings=self.settings,
+            cluster=cluster,
+            instance=instance,
+            lease=lease,
+            peers=self.peers.answers(),
+            job=job,
+            background=background,
+            finished=finished,
+            request=wishes.request,
+            stopping=wishes.stopping,
+        )
+
+    def _cluster(self) -> ClusterSnapshot | Unavailable:
+        try:
+            snapshot = self.dcs.snapshot(self.settings.retry_timeout_s)
+        except DcsError as fault:
+            self._silent_since = self._silent_since or boottime()
+            return Unavailable(self._silent_since, str(fault))
+        self._silent_since = None
+        for broken in snapshot.broken:
+            self._warn(f"key {broken.key} in the DCS cannot be understood and is ignored: {broken.cause}")
+        return snapshot
+
+    def _use_settings(self, cluster: ClusterSnapshot) -> None:
+        """The dynamic configuration in force; a broken one keeps the last good (contract 1.3)."""
+        mixed = any(not m.is_haagent for m in cluster.members)
+        data = dict(cluster.config.data) if cluster.config is not None else None
+        seen = (data, mixed)
+        if seen == self._config_seen and self.config is self._local_seen:
+            return
+        if data is None and any(b.key == "config" for b in cluster.broken):
+            return
+        source = data if data is not None else self.instance.initial_dynamic()
+        settings, warnings = parse_settings(source, self.dcs.minimum_ttl_s, mixed)
+        for warning in warnings:
+            self._warn(warning)
+        self.settings = self.instance.use(self.config, settings)
+        self.keeper.use_settings(self.settings)
+        if data is not None:
+            self.instance.keep_dynamic(data)
+        self._config_seen, self._local_seen = seen, self.config
+
+    def _warn(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            log.warning("%s", text)
+
+    def use_config(self, config: AgentConfig) -> None:
+        """A reloaded local file; takes effect with the next step."""
+        self.config = config
+        self.instance.config = replace(config)

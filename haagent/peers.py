@@ -1,0 +1,182 @@
+"""Asking other members how far they are: `GET <api_url>` in parallel, one thread each (contract 2.4.12).
+
+Peers that are haagent's take a fresh sample for such a question (`?peer=<name>`); Patroni's do so anyway.
+Answers are facts with the time the question was *sent*; a peer that says nothing useful is `PeerSilent`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import quote
+
+import urllib3
+
+from dcs.api import boottime
+from dcs.records import Tags
+from haagent import __version__
+from haagent.config.types import AgentConfig
+from haagent.core.model import Peer, PeerAnswer, PeerSilent
+from postgres_ctl.facts import Lsn
+
+log = logging.getLogger(__name__)
+
+#: Contract 2.1: a peer that needs longer counts as silent, seconds.
+ANSWER_S = 2.0
+_BODY_MAX = 1 << 20
+
+
+class PeerAsker:
+    """Asks, remembers the last answer of each peer, and tells when one arrives. Thread safe."""
+
+    def __init__(self, config: AgentConfig, on_change: Callable[[], None]) -> None:
+        self._name, self._on_change = config.name, on_change
+        self._pool = ThreadPoolExecutor(max_workers=16, thread_name_prefix="peer")
+        self._lock = threading.Condition()
+        self._in_flight: set[str] = set()
+        self._answers: dict[str, Peer] = {}
+        self._http = _http(config)
+
+    def ask(self, targets: Mapping[str, str]) -> None:
+        """Ask these members (name -> api_url), except those already being asked. Returns at once."""
+        for name, url in targets.items():
+            with self._lock:
+                if name in self._in_flight:
+                    continue
+                self._in_flight.add(name)
+            self._pool.submit(self._one, name, url)
+
+    def answers(self) -> Mapping[str, Peer]:
+        with self._lock:
+            return dict(self._answers)
+
+    def answers_since(self, names: Iterable[str], since: float, deadline_s: float) -> Mapping[str, Peer]:
+        """Wait until all of these were asked after `since` (CLOCK_BOOTTIME) and answered, or the deadline."""
+        wanted = set(names)
+
+        def complete() -> bool:
+            return all(n in self._answers and self._answers[n].asked_at >= since for n in wanted)
+
+        with self._lock:
+            self._lock.wait_for(complete, deadline_s)
+            return dict(self._answers)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _one(self, name: str, url: str) -> None:
+        sent_at = boottime()
+        peer: Peer
+        try:
+            peer = parse_answer(name, sent_at, self._get(f"{url}?peer={quote(self._name)}"))
+        except (urllib3.exceptions.HTTPError, OSError) as fault:
+            peer = PeerSilent(name, sent_at, f"no answer from {url}: {_short(fault)}")
+        except ValueError as fault:
+            peer = PeerSilent(name, sent_at, f"useless answer from {url}: {fault}")
+        except Exception as fault:  # an answer we did not foresee must not leave it "in flight" for ever
+            log.exception("asking %s", name)
+            peer = PeerSilent(name, sent_at, f"{type(fault).__name__}")
+        with self._lock:
+            self._in_flight.discard(name)
+            self._answers[name] = peer
+            self._lock.notify_all()
+        self._on_change()
+
+    def _get(self, url: str) -> object:
+        answer = self._http.request(
+            "GET", url, timeout=urllib3.Timeout(total=ANSWER_S), retries=False, preload_content=False
+        )
+        try:
+            return json.loads(answer.read(_BODY_MAX) or b"null")
+        finally:
+            answer.release_conn()
+
+
+def _http(config: AgentConfig) -> urllib3.PoolManager:
+    """Contract 3.2: the server's certificate is checked only when a client certificate is configured."""
+    headers = {"User-Agent": f"haagent/{__version__}"}
+    ctl = config.ctl
+    if ctl.certfile is None:
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+        return urllib3.PoolManager(headers=headers, cert_reqs="CERT_NONE", assert_hostname=False, maxsize=2)
+    return urllib3.PoolManager(
+        headers=headers,
+        cert_file=ctl.certfile,
+        key_file=ctl.keyfile,
+        key_password=ctl.keyfile_password,
+        ca_certs=ctl.cacert or config.restapi.cafile,
+        cert_reqs="CERT_REQUIRED",
+        assert_hostname=False,
+        maxsize=2,
+    )
+
+
+def _short(fault: Exception) -> str:
+    text = str(getattr(fault, "reason", None) or fault)
+    return text.rpartition(": ")[2][:120]
+
+
+# --- reading an answer ----------------------------------------------------------------------------
+
+
+def parse_answer(name: str, asked_at: float, body: object) -> PeerAnswer:
+    """Status JSON of contract 3.4 -> PeerAnswer. Raises ValueError when what a race needs is missing."""
+    if not isinstance(body, Mapping):
+        raise ValueError("not a JSON object")
+    xlog = body.get("xlog") if isinstance(body.get("xlog"), Mapping) else body.get("wal")
+    role = body.get("role")
+    if not isinstance(xlog, Mapping) or not isinstance(role, str):
+        raise ValueError("no xlog or role in it")
+    who = body.get("patroni")
+    said = who.get("name") if isinstance(who, Mapping) else None
+    if said is not None and said != name:
+        raise ValueError(f"another member answers there: {said}")
+    ours = body.get("haagent") if isinstance(body.get("haagent"), Mapping) else None
+    tags = body.get("tags")
+    cannot = ours.get("cannot_lead") if ours is not None else None
+    return PeerAnswer(
+        name=name,
+        asked_at=asked_at,
+        in_recovery="location" not in xlog,
+        role=role,
+        state=str(body.get("state", "")),
+        timeline=_int(body.get("timeline")),
+        received=_lsn(xlog.get("received_location")),
+        replayed=_lsn(xlog.get("replayed_location")),
+        location=_lsn(xlog.get("location")),
+        tags=Tags(dict(tags)) if isinstance(tags, Mapping) else Tags(),
+        watchdog_failed=body.get("watchdog_failed") is True,
+        is_haagent=ours is not None,
+        cannot_lead=cannot if isinstance(cannot, str) else None,
+        replication_state=_text(body.get("replication_state")),
+    )
+
+
+def _int(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _lsn(value: Any) -> Lsn | None:
+    number = _int(value)
+    return Lsn(number) if number is not None and number > 0 else None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def is_somebody_there(api_url: str | None) -> bool:
+    """Does a living agent answer `GET /liveness` there? (contract 7.1; 3 seconds)"""
+    if api_url is None:
+        return False
+    url = api_url.rpartition("/")[0] + "/liveness"
+    http = urllib3.PoolManager(cert_reqs="CERT_NONE", assert_hostname=False)
+    try:
+        http.request("GET", url, timeout=urllib3.Timeout(total=3.0), retries=False)
+    except (urllib3.exceptions.HTTPError, OSError):
+        return False
+    return True
