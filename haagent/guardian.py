@@ -115,15 +115,15 @@ class Guardian(GuardianLoop):
         fence_at, hard_at = seconds_in(request, "fence_at"), seconds_in(request, "hard_at")
         if hard_at < fence_at:
             raise BadMessage("hard_at: lies before fence_at")
-        replaced = self.lease.arm(session, epoch, fence_at, hard_at, boottime())
-        if replaced and self.server is not None and self.server.writable_epoch is not None:
-            self.server.writable_epoch = epoch
+        self.lease.arm(session, epoch, fence_at, hard_at, boottime())
+        if self.server is not None:
+            self.server.come_under(epoch)
         self._set_timer()  # before the answer: acknowledged means that the kernel holds it
         return {"fence_at": self.lease.fence_at, "hard_at": self.lease.hard_at}
 
     def _disarm(self, peer: Peer, request: Message) -> Message:
-        if self.fencing:
-            raise Refused("the fence is under way")
+        if self.fencing or self.promoting is not None:
+            raise Refused("a fence or a promotion is under way")
         if self.lease.is_closed() and self.server is not None:
             raise Refused("the epoch is closed while the server runs: its fence stays")
         self.lease.disarmed = True
@@ -133,7 +133,7 @@ class Guardian(GuardianLoop):
         """H6: before the leader key is released. The deadline stays for a server that may still write."""
         epoch = epoch_in(request)
         server = self.server
-        writes = server is not None and server.writable_epoch is not None and server.writable_epoch <= epoch
+        writes = server is not None and server.may_write and (server.writable_epoch or 0) <= epoch
         if writes and (self.lease.disarmed or self.lease.epoch is None):
             raise Refused("the server is writable under this epoch and no fence is armed")
         self.lease.close(epoch)
@@ -211,7 +211,7 @@ class Guardian(GuardianLoop):
         server = self.server
         if server is None or server.gone_at is not None or self.starting is not None:
             raise Refused("no postmaster runs")
-        if server.writable_epoch is not None:
+        if server.may_write:
             raise Refused(f"already writable under epoch {server.writable_epoch}")
         if self.promoting is not None:
             raise Refused("a promotion is under way")
@@ -258,11 +258,9 @@ class Guardian(GuardianLoop):
     def _adopt(self, peer: Peer, request: Message) -> Message:
         """Watch a postmaster somebody else started, known by pid, start time and working directory (H10)."""
         pid, start_ticks = need(request, "pid", int), need(request, "start_ticks", int)
-        epoch = None if request.get("epoch") is None else epoch_in(request)
+        writable = need({"writable": True, **request}, "writable", bool)
         if self.server is not None:
             raise Refused(f"a postmaster or what it left still lives (pid {self.server.pid})")
-        if epoch is not None:
-            self.lease.check_open(epoch, boottime())
         fd = guardian_os.open_pidfd(pid, start_ticks)
         if fd is None:
             raise Refused(f"no process {pid} with this start time")
@@ -270,7 +268,9 @@ class Guardian(GuardianLoop):
         if stat is None or cwd != self.data_dir:
             os.close(fd)
             raise Refused(f"process {pid} works in {cwd}, not in {self.data_dir}")
-        self.server = Adopted(pid, start_ticks, stat.comm, fd, self.data_dir, epoch)
+        self.server = Adopted(pid, start_ticks, stat.comm, fd, self.data_dir, writable)
+        if self.lease.epoch is not None:
+            self.server.come_under(self.lease.epoch)
         self.idle_at = None
         self._watch_victims()
         return {}

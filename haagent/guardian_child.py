@@ -8,6 +8,7 @@ guardian nor keeps its connections open. The child that becomes the postmaster r
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -123,7 +124,7 @@ def _restore_oom_score(env: dict[str, str]) -> None:
     """The guardian may be protected from the OOM killer, PostgreSQL is not, unless it sees to that itself."""
     if "PG_OOM_ADJUST_FILE" in env:
         return
-    with open("/proc/self/oom_score_adj", "r+") as file:
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "r+") as file:
         if int(file.read()) < 0:
             file.seek(0)
             file.write("0")

@@ -243,9 +243,9 @@ class GuardianLink:
         """Leave a text (at most 32 KiB) for the next agent; secrets are fine, it is never written."""
         return self._simple("hold", deadline_s, held=held)
 
-    def adopt(self, pid: int, start_ticks: int, deadline_s: float, epoch: int | None = None) -> Simple:
-        """Watch and fence a postmaster somebody else started. `epoch` when it is known to be a primary."""
-        return self._simple("adopt", deadline_s, pid=pid, start_ticks=start_ticks, epoch=epoch)
+    def adopt(self, pid: int, start_ticks: int, deadline_s: float, writable: bool = True) -> Simple:
+        """Watch and fence a postmaster somebody else started; `writable=False` only for a known standby."""
+        return self._simple("adopt", deadline_s, pid=pid, start_ticks=start_ticks, writable=writable)
 
     def exit(self, deadline_s: float, force: bool = False) -> Simple:
         """End the guardian. With `force`, and disarmed, an adopted postmaster is left alone."""
@@ -298,26 +298,28 @@ class GuardianLink:
 
     def _read(self) -> None:
         cause = "the guardian closed the connection"
-        while True:
-            try:
-                raw = self._sock.recv(MAX_MESSAGE_BYTES)
-            except OSError as fault:
-                cause = f"cannot read: {fault.strerror}"
-                break
-            if not raw:
-                break
-            message = json.loads(raw)
-            if message.get("event") == "replaced":
-                cause = f"another agent took over ({message.get('by')})"
-            elif "event" in message:
-                self._deliver(event_from(message))
-            else:
-                with self._lock:
-                    pending = self._pending.pop(message.get("id"), None)
-                if pending is not None:
-                    pending.answer = message
-                    pending.ready.set()
+        try:
+            while raw := self._sock.recv(MAX_MESSAGE_BYTES):
+                message = json.loads(raw)
+                if message.get("event") == "replaced":
+                    cause = f"another agent took over ({message.get('by')})"
+                else:
+                    self._dispatch(message)
+        except OSError as fault:
+            cause = f"cannot read: {fault.strerror}"
+        except (ValueError, KeyError, TypeError, AttributeError) as fault:
+            cause = f"the guardian sent nonsense: {type(fault).__name__}: {fault}"
         self._end(cause)
+
+    def _dispatch(self, message: dict[str, Any]) -> None:
+        if "event" in message:
+            self._deliver(event_from(message))
+            return
+        with self._lock:
+            pending = self._pending.pop(message.get("id", 0), None)
+        if pending is not None:  # else its asker has given up
+            pending.answer = message
+            pending.ready.set()
 
     def _end(self, cause: str) -> None:
         with self._lock:

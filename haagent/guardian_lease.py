@@ -39,23 +39,20 @@ class Lease:
         """True while an epoch is armed that is already closed: only its fence is still wanted."""
         return self.epoch is not None and self.epoch <= self.closed_epoch
 
-    def arm(self, session: str, epoch: int, fence_at: float, hard_at: float, now: float) -> bool:
-        """Set or extend the deadline; True when another epoch was replaced. Raises Refused."""
+    def arm(self, session: str, epoch: int, fence_at: float, hard_at: float, now: float) -> None:
+        """Set or extend the deadline. Raises Refused."""
         if epoch <= self.closed_epoch:
             raise Refused(f"epoch {epoch} is closed (closed up to {self.closed_epoch})")
         if self.epoch is not None and epoch < self.epoch:
             raise Refused(f"epoch {epoch} is older than the armed epoch {self.epoch}")
         if fence_at <= now:
             raise Refused(f"the deadline passed {now - fence_at:.3f} s ago")
-        replaced = self.epoch is not None and epoch > self.epoch
-        if replaced:
-            assert self.epoch is not None
-            self.closed_epoch = max(self.closed_epoch, self.epoch)
+        if self.epoch is not None and epoch > self.epoch:
+            self.close(self.epoch)
         elif not self.disarmed and self.fence_at is not None and fence_at < self.fence_at:
             fence_at, hard_at = self.fence_at, self.hard_at or hard_at
         self.session, self.epoch, self.fence_at, self.hard_at = session, epoch, fence_at, hard_at
         self.disarmed = False
-        return replaced
 
     def check_open(self, epoch: int, now: float) -> float:
         """The deadline under which `epoch` may write. Raises Refused (H8)."""

@@ -294,10 +294,10 @@ class GuardianLoop:
     def _accept(self) -> None:
         try:
             sock, _ = self.listener.accept()
+            sock.setblocking(False)
+            uid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
         except OSError:
             return
-        sock.setblocking(False)
-        uid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
         if uid not in (0, os.geteuid()):
             sock.close()
             return

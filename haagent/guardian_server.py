@@ -24,11 +24,22 @@ class Postmaster:
         self.pid = pid
         self.start_ticks = start_ticks
         self.writable_epoch = writable_epoch
+        self.writes_unleased = False  # adopted as a primary, and no lease armed since
         self.fenced = False
         self.gone_at: float | None = None
         self.status: int | None = None  # exit code, or minus the signal; None for an adopted one
         self.spare_until = 0.0
         self.reported = False
+
+    def come_under(self, epoch: int) -> None:
+        """A lease was armed: if the server may write, it does so under this epoch."""
+        if self.may_write:
+            self.writable_epoch, self.writes_unleased = epoch, False
+
+    @property
+    def may_write(self) -> bool:
+        """Started as a primary, told to promote, or adopted as one."""
+        return self.writable_epoch is not None or self.writes_unleased
 
     def is_stopped(self) -> bool:
         """True when SIGSTOP or a debugger holds it."""
@@ -116,9 +127,10 @@ class Adopted(Postmaster):
     adopted = True
 
     def __init__(
-        self, pid: int, start_ticks: int, comm: str, pidfd: int, data_dir: str, writable_epoch: int | None
+        self, pid: int, start_ticks: int, comm: str, pidfd: int, data_dir: str, writable: bool
     ) -> None:
-        super().__init__(pid, start_ticks, writable_epoch)
+        super().__init__(pid, start_ticks, None)
+        self.writes_unleased = writable
         self.comm = comm
         self.pidfd = pidfd
         self.data_dir = data_dir

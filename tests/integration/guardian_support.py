@@ -33,6 +33,7 @@ BUDGET_S = 1.5
 SETTINGS = """
 listen_addresses = ''
 fsync = off
+dynamic_shared_memory_type = mmap
 shared_buffers = 8MB
 """
 
@@ -322,4 +323,11 @@ class Rig:
         wait_for(all_dead, "the end of PostgreSQL")
         for process in self.started:
             process.wait()
+        self._remove_shared_memory()
         shutil.rmtree(self.root)
+
+    def _remove_shared_memory(self) -> None:
+        """What a killed postmaster leaves for its next start to remove, which here never comes."""
+        with contextlib.suppress(OSError, IndexError):
+            segment = Path(f"{self.data_dir}/postmaster.pid").read_text().splitlines()[6].split()[1]
+            subprocess.run(["ipcrm", "-m", segment], check=False, stderr=subprocess.DEVNULL)

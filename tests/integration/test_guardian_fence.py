@@ -191,12 +191,25 @@ def test_adopted_primary_is_fenced(rig: Rig) -> None:
     agent = rig.agent()
     agent.hello()
     agent.arm(1, in_s=60)
-    assert agent.ask("adopt", pid, ticks, epoch=1)[0] == "Done"
+    assert agent.ask("adopt", pid, ticks)[0] == "Done"
     _, state = agent.ask("status")
     assert state["postmaster"]["adopted"]
     assert not state["postmaster"]["death_signal"]
     writer = Writer(rig)
     _, hard_at = agent.arm(2, in_s=0.5)
+    assert_fenced(rig, agent, [writer], hard_at)
+
+
+def test_adopted_primary_keeps_its_fence_when_the_epoch_is_closed(rig: Rig) -> None:
+    pid, ticks = rig.start_alone()
+    agent = rig.agent()
+    agent.hello()
+    assert agent.ask("adopt", pid, ticks)[0] == "Done"
+    writer = Writer(rig)
+    assert agent.ask("close_epoch", 1)[0] == "Refused"  # it writes, and no fence is armed
+    _, hard_at = agent.arm(2, in_s=0.5)
+    assert agent.ask("status")[1]["postmaster"]["writable_epoch"] == 2
+    assert agent.ask("close_epoch", 2)[0] == "Done"
     assert_fenced(rig, agent, [writer], hard_at)
 
 
