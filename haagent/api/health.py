@@ -101,9 +101,7 @@ def facts_of(published: Published, leader_until: float | None, now: float) -> He
     )
 
 
-def health_status(
-    path: str, query: str, published: Published, leader_until: float | None, now: float
-) -> int:
+def health_status(path: str, query: str, published: Published, leader_until: float | None, now: float) -> int:
     """Status of a health check: 200 or 503, for unknown paths 503."""
     check = check_of_path(path)
     if check is None:
@@ -111,9 +109,7 @@ def health_status(
     return _status(passes(check, facts_of(published, leader_until, now), parse_query(query)))
 
 
-def bare_status(
-    path: str, query: str, published: Published, leader_until: float | None, now: float
-) -> int:
+def bare_status(path: str, query: str, published: Published, leader_until: float | None, now: float) -> int:
     """Status of HEAD and OPTIONS, which know the health checks only (contract 3.1)."""
     first = path.lstrip("/").split("/", 1)[0]
     if first in OWN_HANDLERS:

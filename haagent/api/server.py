@@ -81,7 +81,7 @@ class _Phase(IntEnum):
 
 #: Headers that have their own place in the environment, or none.
 _OWN_ENVIRON = ("content-length", "content-type", "host", "transfer-encoding")
-_LINGER_BYTES = 4 * 1024 * 1024
+_LINGER_BYTES = 64 * 1024 * 1024
 _RECV_BYTES = 16 * 1024
 #: Rest before accepting again when the process is out of descriptors or threads.
 _EXHAUSTED_PAUSE_S = 0.05
@@ -151,7 +151,7 @@ class HttpServer:
         os.close(self._wake_write)
         with self._changed:
             for connection in [c for c in self._connections if c.phase < _Phase.SENDING]:
-                connection.shut_down()
+                connection.give_way()
             self._changed.wait_for(lambda: not self._connections, grace_s)
             for connection in list(self._connections):
                 connection.shut_down()
@@ -201,13 +201,11 @@ class HttpServer:
     def _evict_one(self) -> bool:
         """Shut down the connection least worth keeping; False when all are at work."""
         with self._changed:
-            candidates = [c for c in self._connections if c.phase < _Phase.WORKING]
-            if not candidates:
-                return False
-            victim = min(candidates, key=lambda c: (c.phase, c.phase_since))
-            del self._connections[victim]
-            victim.shut_down()
-            return True
+            for victim in sorted(self._connections, key=lambda c: (c.phase, c.phase_since)):
+                if victim.give_way():
+                    del self._connections[victim]
+                    return True
+            return False
 
     def _forget(self, connection: _Connection) -> None:
         with self._changed:
@@ -231,8 +229,8 @@ class _Connection:
         self._server = server
         self._limits = server.limits
         self._sock = sock
-        #: Guards the exchange of `_sock` for its TLS twin against a shut-down from outside.
-        self._sock_lock = threading.Lock()
+        #: Guards `_sock`, which its TLS twin replaces, and the step to WORKING, against eviction.
+        self._lock = threading.RLock()
         self._shut_down = False
         self._buffer = b""
         self._local_port: int = 0
@@ -261,20 +259,35 @@ class _Connection:
 
     def shut_down(self) -> None:
         """End both directions from any thread: whoever waits on the socket sees its end."""
-        with self._sock_lock, contextlib.suppress(OSError):
+        with self._lock, contextlib.suppress(OSError):
             self._shut_down = True
             # Past SSLSocket's own method, which would strip the TLS layer under the worker's feet.
             socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
 
+    def give_way(self) -> bool:
+        """Shut down unless the application is at work; then False."""
+        with self._lock:
+            if self.phase is _Phase.WORKING:
+                return False
+            self.shut_down()
+            return True
+
+    def _begin_work(self) -> None:
+        """From here on nobody evicts us; an evicted connection's last request is not carried out."""
+        with self._lock:
+            if self._shut_down:
+                raise ConnectionAbortedError("evicted")
+            self._enter(_Phase.WORKING)
+
     def close(self) -> None:
-        with self._sock_lock:
+        with self._lock:
             self._sock.close()
 
     def _enter(self, phase: _Phase) -> None:
         self.phase, self.phase_since = phase, time.monotonic()
 
     def _shake_hands(self, context: ssl.SSLContext, deadline: float) -> None:
-        with self._sock_lock:
+        with self._lock:
             self._sock.settimeout(_left(deadline))
             tls = context.wrap_socket(self._sock, server_side=True, do_handshake_on_connect=False)
             self._sock = tls
@@ -315,11 +328,11 @@ class _Connection:
             self._send_all(b"HTTP/1.1 100 Continue\r\n\r\n", self._body_deadline)
 
     def end_body(self) -> None:
-        self._enter(_Phase.WORKING)
+        self._begin_work()
 
     def _answer(self, head: RequestHead) -> bool:
         """Call the application and send what it says; True when another request may follow."""
-        self._enter(_Phase.WORKING)
+        self._begin_work()
         body = _Body(self, head)
         status, headers, content = self._call(head, body)
         keep_alive = head.keep_alive and body.is_finished and not self._server.stopping
@@ -398,7 +411,7 @@ class _Connection:
     def _linger(self) -> None:
         """Take in what the client still sends: closing over unread bytes would destroy our answer."""
         deadline = time.monotonic() + self._limits.linger_s
-        with self._sock_lock:
+        with self._lock:
             socket.socket.shutdown(self._sock, socket.SHUT_WR)
         taken = 0
         while taken < _LINGER_BYTES:
@@ -460,4 +473,4 @@ def _plain_address(address: str) -> str:
 def _allowed_connections(asked: int) -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     # The other half is for the DCS, PostgreSQL, the guardian and log files.
-    return asked if soft == resource.RLIM_INFINITY else max(16, min(asked, soft // 2))
+    return asked if soft == resource.RLIM_INFINITY else min(asked, max(16, soft // 2))

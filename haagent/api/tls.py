@@ -36,8 +36,17 @@ def _load_certificate(context: ssl.SSLContext, config: RestConfig) -> None:
         why = error.reason or "not a certificate and its key, or the wrong keyfile_password"
         raise RestError(f"restapi.certfile: {config.certfile} with key {key}: {why}") from error
     except OSError as error:
-        name = error.filename or config.keyfile or config.certfile
-        raise RestError(f"restapi.certfile: cannot read {name}: {error.strerror}") from error
+        raise RestError(_unreadable(config) or f"restapi.certfile: {error.strerror}") from error
+
+
+def _unreadable(config: RestConfig) -> str | None:
+    """Which of the two files cannot be read: OpenSSL does not say."""
+    for key, path in (("certfile", config.certfile), ("keyfile", config.keyfile)):
+        try:
+            open(path or "/dev/null", "rb").close()
+        except OSError as error:
+            return f"restapi.{key}: cannot read {path}: {error.strerror}"
+    return None
 
 
 def _verify_clients(context: ssl.SSLContext, config: RestConfig) -> None:

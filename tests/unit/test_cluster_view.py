@@ -55,8 +55,8 @@ def test_it_is_what_patroni_answers() -> None:
         return {
             "name": f"n{number}", "role": role, "state": "streaming",
             "api_url": f"http://127.0.0.1:{21200 + number}/patroni", "host": "127.0.0.1",
-            "port": 21100 + number, "timeline": 2, "receive_lag": 0, "receive_lsn": "0/4000338", "replay_lag": 0,
-            "replay_lsn": "0/4000338", "lag": 0, "lsn": "0/4000338",
+            "port": 21100 + number, "timeline": 2, "receive_lag": 0, "receive_lsn": "0/4000338",
+            "replay_lag": 0, "replay_lsn": "0/4000338", "lag": 0, "lsn": "0/4000338",
         }  # fmt: skip
 
     leader = {
