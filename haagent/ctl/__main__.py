@@ -12,8 +12,10 @@ from pathlib import Path
 import click
 
 from haagent.ctl.actions import reinit_command, reload_command, restart_command
+from haagent.ctl.dsn import dsn_command
 from haagent.ctl.edit import edit_config_command
 from haagent.ctl.explain import explain_command
+from haagent.ctl.flush import flush_command
 from haagent.ctl.handover import failover_command, switchover_command
 from haagent.ctl.pause import pause_command, resume_command
 from haagent.ctl.session import Session
@@ -45,8 +47,8 @@ def cli(context: click.Context, config_file: str | None, dcs_url: str | None, in
 
 for _command in (
     list_command, topology_command, explain_command, history_command, show_config_command, version_command,
-    switchover_command, failover_command, restart_command, reload_command, reinit_command, pause_command,
-    resume_command, edit_config_command,
+    dsn_command, flush_command, switchover_command, failover_command, restart_command, reload_command,
+    reinit_command, pause_command, resume_command, edit_config_command,
 ):  # fmt: skip
     cli.add_command(_command)
 

@@ -76,7 +76,7 @@ class StandIn:
                 self.end_headers()
                 self.wfile.write(content.encode())
 
-            do_GET = do_POST = do_PATCH = handle_any
+            do_GET = do_POST = do_PATCH = do_DELETE = handle_any
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -292,6 +292,37 @@ def test_show_config_and_history_and_version(cluster: Cluster) -> None:
     assert cluster.run("history").out.split("\n")[1] == "| TL | LSN | Reason | Timestamp | New Leader |"
     assert cluster.run("history", "-f", "json").out == "[]\n"
     assert re.fullmatch(r"haagentctl version \S+\n", cluster.run("version").out)
+
+
+def test_dsn(cluster: Cluster) -> None:
+    assert cluster.run("dsn").out == "host=127.0.0.1 port=21100\n"
+    assert cluster.run("dsn", "-r", "replica").out == "host=127.0.0.1 port=21101\n"
+    assert cluster.run("dsn", "-m", "n2").out == "host=127.0.0.1 port=21102\n"
+    assert cluster.run("dsn", "-m", "n9") == Result(1, "", "Error: Can not find a suitable member\n")
+    assert cluster.run("dsn", "-m", "n1", "-r", "any").code == 1
+
+
+def test_flush_of_a_scheduled_switchover(cluster: Cluster) -> None:
+    flush = ("flush", "faceoff", "switchover", "--force")
+    assert cluster.run(*flush) == Result(0, "No pending scheduled switchover\n", "")
+    cluster.dcs.put("failover", '{"leader":"n0","scheduled_at":"2099-01-01T00:00:00+00:00"}', 5)
+    cluster.nodes["n0"].answers["DELETE", "/switchover"] = (200, "scheduled switchover deleted")
+    assert cluster.run(*flush) == Result(0, "Success: scheduled switchover deleted\n", "")
+    assert cluster.nodes["n0"].posts() == [("/switchover", None)]
+    for node in cluster.nodes.values():
+        node.stop()
+    assert cluster.run(*flush).code == 0
+    assert cluster.dcs.snapshot(5).failover is None
+
+
+def test_flush_of_scheduled_restarts(cluster: Cluster) -> None:
+    cluster.member("n1", scheduled_restart={"schedule": "2099-01-01T00:00:00+00:00"})
+    cluster.nodes["n1"].answers["DELETE", "/restart"] = (200, "scheduled restart deleted")
+    result = cluster.run("flush", "faceoff", "n1", "n2", "restart", "--force")
+    assert result.code == 0
+    assert result.out.endswith(
+        "\nSuccess: flush scheduled restart for member n1\nNo scheduled restart for member n2\n"
+    )
 
 
 def test_version_of_members(cluster: Cluster) -> None:
