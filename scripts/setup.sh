@@ -106,7 +106,7 @@ install_packages() {
     apt install --no-install-recommends "${names[@]}" ||
         die "apt could not install ${names[*]}: see its message above. Are the mirrors of" \
             "/etc/apt reachable from here (network, proxy), and is a full Debian suite among them?"
-    [[ " ${names[*]} " != *" etcd"* ]] || disable_etcd
+    case " ${names[*]} " in *" etcd-server "* | *" etcd "*) disable_etcd ;; esac
     allow_service_starts
 }
 
@@ -128,7 +128,9 @@ make_venv() {
 # Agents under test run as postgres when we are root; find out now, not by a hundred failed tests.
 check_postgres_can_execute() {
     [ "$(id -u)" = 0 ] || return 0
-    (cd / && setpriv --reuid=postgres --regid=postgres --init-groups "$VENV/bin/python" -c '') 2>/dev/null ||
+    # By way of a shell: setpriv itself still has root's capabilities when it looks the program up.
+    (cd / && setpriv --reuid=postgres --regid=postgres --init-groups sh -c 'exec "$0" -c ""' "$VENV/bin/python") \
+        2>/dev/null ||
         die "the user postgres cannot execute $VENV/bin/python; set HAAGENT_VENV to a path that it can reach"
 }
 
@@ -143,10 +145,13 @@ hash_of() {
 
 stamp_is() { [ "$(cat "$VENV/.haagent-$1" 2>/dev/null)" = "$2" ]; }
 
+# Silent unless it fails: then everything it said is shown.
 pip_install() {
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$@" ||
-        die "pip could not install haagent's dependencies: see its message above. pip uses its usual" \
-            "configuration (pip.conf, PIP_* variables, proxies); under sudo these variables need 'sudo -E'."
+    local output
+    output=$("$VENV/bin/python" -m pip install --disable-pip-version-check "$@" 2>&1) && return
+    printf '%s\n' "$output" | tail -n 20 >&2
+    die "pip could not install haagent or its dependencies: see its message above. pip uses its usual" \
+        "configuration (pip.conf, PIP_* variables, proxies); under sudo these variables need 'sudo -E'."
 }
 
 # Built from a copy, so that nothing is written into the checkout. A stamp is removed before the work it
@@ -163,7 +168,7 @@ install_haagent() {
     cp -r "${SOURCES[@]}" "$copy"
     if ! stamp_is dependencies "$dependencies"; then
         rm -f "$VENV/.haagent-dependencies"
-        say "Python packages (a minute or two the first time)"
+        say "Python packages (about half a minute the first time)"
         pip_install 'setuptools>=77'
         pip_install --no-build-isolation "$copy[test,lint]"
         echo "$dependencies" >"$VENV/.haagent-dependencies"

@@ -39,6 +39,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 import psycopg
+import pytest
 import yaml
 
 from tests.support import processes
@@ -340,6 +341,12 @@ class Node:
         """The REST API says so; False when it does not answer."""
         return self.status("/primary") == 200
 
+    def leads_or_fails(self) -> bool:
+        """`is_primary`, but an agent that is gone fails the test at once: waiting on would be in vain."""
+        if not self.agent_running:
+            pytest.fail(f"{self.name}: the agent exited with {self.agent_exit}:\n{self.log()[-TAIL_BYTES:]}")
+        return self.is_primary()
+
     def is_writable(self) -> bool:
         """PostgreSQL itself, asked by a new session, is not in recovery; False when it does not answer."""
         try:
@@ -420,7 +427,7 @@ class Cluster:
         first, *others = self.nodes
         first.start()
         if wait or others:
-            self.wait_for(first.is_primary, 2 * DEADLINE_S, f"{first.name} bootstraps and leads")
+            self.wait_for(first.leads_or_fails, 2 * DEADLINE_S, f"{first.name} bootstraps and leads")
         for node in others:
             node.start()
         if wait:

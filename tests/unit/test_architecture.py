@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib.metadata
+import re
+import sys
+import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -53,6 +57,7 @@ ROLE_NAMES = {"role", "leader", "leader_name"}
 ROLE_COMPARISONS = {
     'dcs/codec.py: role="primary" if role == "master" else role,': "parses the word of older peers",
     'postgres_ctl/gucs.py: if value.lower() in ("hot_standby", "replica"):': "a value of wal_level, no role",
+    "haagent/ctl/dsn.py: if role and role not in ROLES:": "checks the spelling of an option",
 }
 MOST_ROLE_COMPARISONS = 6
 
@@ -256,6 +261,30 @@ def test_client_libraries_stay_in_their_place() -> None:
         for library, places in CLIENT_LIBRARIES.items()
         if inside(name, [library]) and not inside(_home(path), places)
     )
+
+
+def test_third_party_imports_are_declared() -> None:
+    """What production code imports must be a dependency: else a fresh install lacks it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"]]
+    for name, extra in project["optional-dependencies"].items():
+        declared += extra if name not in ("test", "lint") else []
+    declared_names = {re.split(r"[^\w.-]", entry)[0].lower().replace("_", "-") for entry in declared}
+    none_of(
+        f"{where(path, node)} imports {name}"
+        for path in files(*PRODUCTION)
+        for name, node in imports(path)
+        if (top := name.split(".")[0]) not in (*sys.stdlib_module_names, *PRODUCTION)
+        and not declared_names & _distributions(top)
+    )
+
+
+@functools.cache
+def _distributions(package: str) -> set[str]:
+    """Names that a dependency on this package may have; werkzeug and jinja2 are Flask's interface."""
+    known = {"werkzeug": "flask", "jinja2": "flask", "markupsafe": "flask"}
+    found = importlib.metadata.packages_distributions().get(package, [package])
+    return {known.get(name.lower(), name.lower().replace("_", "-")) for name in found}
 
 
 def _home(path: Path) -> str:
