@@ -9,6 +9,7 @@ moves its clock (`MemoryStore.next_expiry()` says to where).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -27,10 +28,11 @@ class _Session:
 
 
 class MemoryStore:
-    """The shared server; also the `Table` of its own transactions. Not thread safe."""
+    """The shared server; also the `Table` of its own transactions. One lock makes it thread safe."""
 
     def __init__(self, clock: Callable[[], float] = boottime) -> None:
         self.clock = clock
+        self._lock = threading.RLock()
         self._keys: dict[str, RawKey] = {}
         self._sessions: dict[str, _Session] = {}
         self._revision = 0
@@ -44,17 +46,19 @@ class MemoryStore:
 
     def expire(self) -> None:
         """End every session whose time is over; its keys vanish and watchers hear of it."""
-        now = self.clock()
-        for session in [s for s, kept in self._sessions.items() if kept.expires_at <= now]:
-            self.end_session(session)
-        self._notify()
+        with self._lock:
+            now = self.clock()
+            for session in [s for s, kept in self._sessions.items() if kept.expires_at <= now]:
+                self.end_session(session)
+            self._notify()
 
     def run(self, work: Callable[[Table], T]) -> T:
         """One transaction: expiry first, then `work`, then the watchers."""
-        self.expire()
-        result = work(self)
-        self._notify()
-        return result
+        with self._lock:
+            self.expire()
+            result = work(self)
+            self._notify()
+            return result
 
     def add_watch(self, watch: _MemoryWatch) -> None:
         self._watches.append(watch)
