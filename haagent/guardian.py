@@ -8,8 +8,8 @@ guardian starts a server or promotes it, and only under an armed, unexpired, ope
 This file has the requests and the start of the process. The rest, by file:
 guardian_loop (events, fence, end of a postmaster), guardian_lease (deadline and epochs, pure),
 guardian_server (the postmaster, our own or adopted), guardian_child (whatever touches a disk, in forked
-children), guardian_wire (messages), guardian_os (the kernel), guardian_client and guardian_types (the agent's
-side). docs/guardian.md has the protocol.
+children), guardian_wire (messages), guardian_os (the kernel), guardian_client, guardian_spawn,
+guardian_types and guardian_direct (the agent's side). docs/guardian.md has the protocol.
 """
 
 from __future__ import annotations

@@ -13,21 +13,16 @@ import contextlib
 import json
 import logging
 import os
-import select
-import signal
 import socket
-import stat
-import struct
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from haagent import guardian_os
+from haagent import guardian_spawn
+from haagent.guardian_direct import fence_directly
 from haagent.guardian_os import boottime
+from haagent.guardian_spawn import GuardianUnavailable, encode
 from haagent.guardian_types import (
     Armed,
     ArmedState,
@@ -49,7 +44,7 @@ from haagent.guardian_types import (
     event_from,
     state_from,
 )
-from haagent.guardian_wire import LOCK_NAME, MAX_MESSAGE_BYTES, PROTOCOL, SOCKET_NAME
+from haagent.guardian_wire import MAX_MESSAGE_BYTES
 
 __all__ = [
     "ArmRefused",
@@ -74,21 +69,7 @@ __all__ = [
     "fence_directly",
 ]
 
-#: Between two looks for a guardian that holds the lock but does not listen yet, or is about to end, seconds.
-#: Nothing tells us which of the two it is.
-BUSY_RETRY_S = 0.02
-#: Between two rounds of SIGKILL of `fence_directly`, seconds.
-KILL_RETRY_S = 0.1
-_LAUNCH = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); from haagent.guardian import main; main(sys.argv[2:])"
-)
-_ENVIRONMENT_KEPT = ("PATH", "LD_LIBRARY_PATH", "TZ")
-
 log = logging.getLogger(__name__)
-
-
-class GuardianUnavailable(Exception):
-    """No guardian could be reached or started; one line says why."""
 
 
 class _Pending:
@@ -140,32 +121,10 @@ class GuardianLink:
 
         `instance` names this agent process to the others. Raises GuardianUnavailable.
         """
-        deadline = boottime() + deadline_s
-        state, data = os.fspath(state_dir), os.path.realpath(data_dir)
+        data = os.path.realpath(data_dir)
         name = instance or f"{os.getpid()}@{boottime():.3f}"
-        try:
-            _prepare(state)
-            directory_fd = guardian_os.open_directory(state)
-        except OSError as fault:
-            raise GuardianUnavailable(f"state directory {state}: {fault.strerror}") from None
-        try:
-            while True:
-                sock = _dial(directory_fd, deadline)
-                hello = None if sock is None else _greet(sock, name, deadline)
-                if sock is not None and hello is not None:
-                    sock.settimeout(None)
-                    return cls(sock, data, hello, on_event)
-                outcome = _spawn(python, state, data, idle_exit_s, deadline)
-                if outcome not in ("ready", "busy"):
-                    raise GuardianUnavailable(f"the guardian did not start: {outcome}")
-                if boottime() >= deadline:
-                    raise GuardianUnavailable(
-                        f"{_lock_holder(directory_fd)} holds {state} and does not listen"
-                    )
-                if outcome == "busy":
-                    time.sleep(BUSY_RETRY_S)
-        finally:
-            os.close(directory_fd)
+        sock, hello = guardian_spawn.find(os.fspath(state_dir), data, name, python, deadline_s, idle_exit_s)
+        return cls(sock, data, hello, on_event)
 
     def close(self) -> None:
         """Leave the guardian alone with its server. No event follows."""
@@ -275,7 +234,7 @@ class GuardianLink:
             self._pending[request_id] = pending
         try:
             self._sock.send(
-                _encode({"id": request_id, "op": op, **fields}), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+                encode({"id": request_id, "op": op, **fields}), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
             )
         except BlockingIOError:
             return self._unanswered(request_id, "the guardian does not read")
@@ -293,7 +252,7 @@ class GuardianLink:
     def _unanswered(self, request_id: int, cause: str) -> NoAnswer:
         with self._lock:
             self._pending.pop(request_id, None)
-        _continue(self.hello.guardian_pid)
+        guardian_spawn.wake(self.hello.guardian_pid)
         return NoAnswer(cause)
 
     def _read(self) -> None:
@@ -338,202 +297,3 @@ class GuardianLink:
             self._on_event(event)
         except Exception:
             log.exception("the handler of guardian events failed on %s", type(event).__name__)
-
-
-# --- messages -----------------------------------------------------------------------------------------
-
-
-def _encode(message: dict[str, Any]) -> bytes:
-    return json.dumps({"v": PROTOCOL, **message}).encode()
-
-
-# --- finding and starting it --------------------------------------------------------------------------
-
-
-def _prepare(state_dir: str) -> None:
-    """The directory is ours and nobody else looks in: whoever reaches the socket commands PostgreSQL."""
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(state_dir, 0o700)
-    info = os.lstat(state_dir)
-    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o077:
-        raise GuardianUnavailable(
-            f"state directory {state_dir}: must be a directory of this user with mode 0700"
-        )
-
-
-def _dial(directory_fd: int, deadline: float) -> socket.socket | None:
-    """None when nobody listens."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    left_s = max(deadline - boottime(), 0.001)
-    # Not settimeout, which makes connect non-blocking: it fails at once when the listener's queue is full.
-    sock.setsockopt(
-        socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(left_s), int(left_s % 1 * 1e6))
-    )
-    try:
-        sock.connect(guardian_os.path_in(directory_fd, SOCKET_NAME))
-    except (FileNotFoundError, ConnectionRefusedError):
-        sock.close()
-        return None
-    except OSError as fault:
-        sock.close()
-        raise GuardianUnavailable(f"guardian socket: {fault.strerror or fault}") from None
-    return sock
-
-
-def _greet(sock: socket.socket, instance: str, deadline: float) -> GuardianState | None:
-    """Say hello; None when the guardian was about to end. One that does not answer gets SIGCONT, once."""
-    pid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-    left_s = max(deadline - boottime(), 0.002)
-    try:
-        sock.send(_encode({"id": 0, "op": "hello", "instance": instance}))
-        try:
-            sock.settimeout(left_s / 2)
-            raw = sock.recv(MAX_MESSAGE_BYTES)
-        except TimeoutError:
-            _continue(pid)
-            raw = sock.recv(MAX_MESSAGE_BYTES)
-    except TimeoutError:
-        sock.close()
-        raise GuardianUnavailable(f"the guardian (pid {pid}) does not answer") from None
-    except OSError:
-        raw = b""
-    if not raw:
-        sock.close()
-        return None
-    answer = json.loads(raw)
-    if answer.get("ok") is not True:
-        sock.close()
-        raise GuardianUnavailable(
-            f"the guardian (pid {pid}) refuses: {answer.get('refused') or answer.get('error')}"
-        )
-    return state_from(answer)
-
-
-def _spawn(python: str, state_dir: str, data_dir: str, idle_exit_s: float, deadline: float) -> str:
-    """Start a guardian: "ready", "busy" when another one holds the lock, or what went wrong."""
-    reader, writer = os.pipe()
-    root = str(Path(__file__).resolve().parent.parent)
-    command = [python, "-I", "-S", "-c", _LAUNCH, root, "haagent-guardian", state_dir, data_dir]
-    environment = {name: os.environ[name] for name in _ENVIRONMENT_KEPT if name in os.environ}
-    try:
-        try:
-            process = subprocess.Popen(
-                [*command, str(writer), f"{idle_exit_s:g}"],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=(writer,),
-                start_new_session=True,
-                cwd="/",
-                env={**environment, "LC_ALL": "C.UTF-8"},
-            )
-        finally:
-            os.close(writer)
-        report = _read_report(reader, deadline)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(1.0)  # it forks the guardian and ends
-        return report
-    except OSError as fault:
-        return f"{python}: {fault.strerror}"
-    finally:
-        os.close(reader)
-
-
-def _read_report(reader: int, deadline: float) -> str:
-    report = b""
-    poll = select.poll()
-    poll.register(reader, select.POLLIN)
-    while poll.poll(max(deadline - boottime(), 0) * 1000):
-        chunk = os.read(reader, 4096)
-        if not chunk:
-            return report.decode("utf-8", "replace") or "it ended without a word (see guardian.log)"
-        report += chunk
-    return "no word from it in time"
-
-
-def _lock_holder(directory_fd: int) -> str:
-    try:
-        fd = os.open(LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory_fd)
-    except OSError:
-        return "somebody"
-    with open(fd) as file:
-        return f"process {file.read(20).strip() or 'unknown'}"
-
-
-def _continue(pid: int) -> None:
-    with contextlib.suppress(OSError):
-        os.kill(pid, signal.SIGCONT)
-
-
-# --- without the guardian -----------------------------------------------------------------------------
-
-
-def fence_directly(
-    postmaster_pid: int, data_dir: str, grace_s: float = 0.2, deadline_s: float = 2.0
-) -> list[int]:
-    """End PostgreSQL without the guardian (frozen): SIGQUIT, after `grace_s` SIGKILL, to all of it.
-
-    `data_dir` is the resolved path; only processes that work in it are touched. Returns the pids that still
-    live after `deadline_s`; an empty list proves that nothing writes any more. Zombies count as dead: their
-    parent, the guardian, is the frozen one.
-    """
-    started = boottime()
-    victims = _Victims(postmaster_pid, data_dir)
-    try:
-        victims.signal_all(signal.SIGQUIT)
-        victims.wait(started + grace_s)
-        while victims.living() and boottime() < started + deadline_s:
-            victims.stop_postmaster()
-            victims.signal_all(signal.SIGKILL)
-            victims.wait(min(started + deadline_s, boottime() + KILL_RETRY_S))
-        return victims.living()
-    finally:
-        victims.release()
-
-
-class _Victims:
-    """The processes that work in a data directory, each held by a pidfd."""
-
-    def __init__(self, postmaster_pid: int, data_dir: str) -> None:
-        info = guardian_os.read_stat(postmaster_pid)
-        ours = info is not None and guardian_os.cwd_of(postmaster_pid) == data_dir
-        self.comm = info.comm if ours and info is not None else "postgres"
-        self.postmaster_pid = postmaster_pid
-        self.data_dir = data_dir
-        self.held: dict[int, int] = {}
-
-    def living(self) -> list[int]:
-        """Look again: PostgreSQL may have forked."""
-        for pid in guardian_os.processes_in(self.data_dir, self.comm):
-            if pid in self.held:
-                continue
-            fd = guardian_os.open_pidfd(pid)
-            if fd is not None and guardian_os.cwd_of(pid) == self.data_dir:
-                self.held[pid] = fd
-            elif fd is not None:
-                os.close(fd)
-        return sorted(pid for pid, fd in self.held.items() if not guardian_os.has_died(fd))
-
-    def signal_all(self, signum: int) -> None:
-        for pid in self.living():
-            guardian_os.send_signal(self.held[pid], signum)
-
-    def stop_postmaster(self) -> None:
-        """So that it forks nothing between the look and the kill."""
-        if self.postmaster_pid in self.held:
-            guardian_os.send_signal(self.held[self.postmaster_pid], signal.SIGSTOP)
-
-    def wait(self, until: float) -> None:
-        """Until all that are held are dead, or the time has come."""
-        poll = select.poll()
-        for fd in self.held.values():
-            poll.register(fd, select.POLLIN)
-        left = len(self.held)
-        while left and (left_s := until - boottime()) > 0:
-            for fd, _ in poll.poll(left_s * 1000):
-                poll.unregister(fd)
-                left -= 1
-
-    def release(self) -> None:
-        for fd in self.held.values():
-            os.close(fd)
