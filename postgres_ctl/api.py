@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import selectors
 import signal
 import subprocess
@@ -230,7 +231,11 @@ class _Run:
 
     @property
     def tail(self) -> str:
-        return self._tail.decode(errors="replace").strip()
+        text = self._tail.decode(errors="replace")
+        if len(self._tail) == OUTPUT_TAIL_BYTES:
+            # The first line is cut: half a secret would not be recognised in it.
+            text = text.partition("\n")[2]
+        return text.strip()
 
     @property
     def stdout(self) -> str:
@@ -254,11 +259,16 @@ class _Run:
                 self._selector.unregister(cancel)
 
     def terminate(self, grace_s: float) -> bool:
-        """SIGTERM the group, SIGKILL it after `grace_s`. False when even that did not end the program."""
+        """SIGTERM the group, SIGKILL it after `grace_s`. False when even that did not end the program.
+
+        Returns when the children are gone too: pg_basebackup's second process must not hold the directory.
+        """
         self._signal(signal.SIGTERM)
         self._exited_within(grace_s)
         # The leader is not reaped yet, so the group's number cannot have been given to anybody else.
+        members = _open_group(self._process.pid)
         self._signal(signal.SIGKILL)
+        _wait_gone(members, KILL_GRACE_S)
         if not self._exited_within(KILL_GRACE_S):
             # Uninterruptible: pretend a code so that Popen does not wait for ever; init reaps it.
             self._process.returncode = -signal.SIGKILL
@@ -305,6 +315,35 @@ class _Run:
     def close(self) -> None:
         self._selector.close()
         os.close(self._pidfd)
+
+
+def _open_group(group: int) -> list[int]:
+    """Pid file descriptors of all members of a process group that are still there."""
+    opened = []
+    for name in os.listdir("/proc"):
+        try:
+            with open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as f:
+                fields = f.read().rpartition(")")[2].split()
+            if int(fields[2]) == group and fields[0] != "Z":
+                opened.append(os.pidfd_open(int(name)))
+        except (OSError, ValueError, IndexError):
+            continue  # not a process, or gone meanwhile
+    return opened
+
+
+def readable_within(fd: int, wait_s: float) -> bool:
+    """Wait for one descriptor. poll, because select cannot take numbers above 1023."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(max(0.0, wait_s) * 1000))
+
+
+def _wait_gone(pidfds: list[int], wait_s: float) -> None:
+    """Wait until all have exited, at most `wait_s` seconds; closes the descriptors."""
+    end = boottime() + wait_s
+    for pidfd in pidfds:
+        readable_within(pidfd, end - boottime())
+        os.close(pidfd)
 
 
 def _memory_file(content: bytes) -> int:

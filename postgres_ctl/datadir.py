@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import shutil
 import signal
 from collections.abc import Iterator
 
+from postgres_ctl.api import readable_within
 from postgres_ctl.errors import DataDirError
 from postgres_ctl.facts import DataDirState
 from postgres_ctl.process import find_postmaster, leftovers, pidfd_open, program_name
@@ -150,7 +150,7 @@ def end_orphaned_tools(data_dir: str) -> None:
             # Asked again: only now is the pid certain to stay the same process.
             if program_name(pid) in _OUR_TOOLS:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                if not select.select([pidfd], [], [], _KILL_WAIT_S)[0]:
+                if not readable_within(pidfd, _KILL_WAIT_S):
                     raise DataDirError(f"process {pid} in {data_dir} survives SIGKILL")
         except ProcessLookupError:
             continue

@@ -83,7 +83,7 @@ _PROMOTED_MEANWHILE = "55000"
 
 
 class Session:
-    """The agent's connection to its own server. One thread uses it; `close` is safe from any."""
+    """The agent's connection to a server, made when needed. For one thread at a time."""
 
     def __init__(
         self,

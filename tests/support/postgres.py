@@ -93,7 +93,7 @@ def run(*argv: str | Path, check: bool = True) -> subprocess.CompletedProcess[st
     program = Path(BIN_DIR) / str(argv[0])
     done = subprocess.run(
         [str(program), *map(str, argv[1:])],
-        env={"LC_ALL": "C", "PATH": os.environ.get("PATH", "/usr/bin:/bin")},
+        env={n: v for n, v in os.environ.items() if n in ("PATH", "LD_LIBRARY_PATH")} | {"LC_ALL": "C"},
         cwd="/",
         capture_output=True,
         text=True,
