@@ -57,7 +57,6 @@ ROLE_NAMES = {"role", "leader", "leader_name"}
 ROLE_COMPARISONS = {
     'dcs/codec.py: role="primary" if role == "master" else role,': "parses the word of older peers",
     'postgres_ctl/gucs.py: if value.lower() in ("hot_standby", "replica"):': "a value of wal_level, no role",
-    "haagent/ctl/dsn.py: if role and role not in ROLES:": "checks the spelling of an option",
 }
 MOST_ROLE_COMPARISONS = 6
 
