@@ -127,9 +127,13 @@ def _in(value: object, values: tuple[object, ...]) -> bool:
     return any(type(value) is type(other) and value == other for other in values)
 
 
-def refuse_options(checked: Checked, path: str, forbidden: tuple[str, ...]) -> None:
-    """Options of a program the agent must set itself (contract 5.6, 6.4)."""
+def allowed_options(checked: Checked, path: str, forbidden: tuple[str, ...]) -> tuple[str, ...]:
+    """Arguments of `path` without those only the agent may set (contract 5.6, 6.4); each is a problem."""
+    allowed = []
     for argument in checked.get(path):
         name, _, value = argument.removeprefix("--").partition("=")
         if name in forbidden and not (name == "compress" and value.startswith("server-")):
             checked.refuse(path, name, "is an option only the agent may set")
+        else:
+            allowed.append(argument)
+    return tuple(allowed)

@@ -34,7 +34,7 @@ null deletes. A file made for Patroni 4.1 works unchanged, as far as its keys ar
 `configs/haagent.yml` is an annotated example.
 
 **Precedence.** Environment variables, the local file, the dynamic configuration in the DCS, defaults.
-Variables are read once, at the start, and removed from the agent's environment. `HAAGENT_CONFIGURATION` may hold the
+Variables are read once, at the start, and removed from the environment. `HAAGENT_CONFIGURATION` may hold the
 whole YAML; other variables are ignored then. Every variable also works with the prefix `PATRONI_`;
 `HAAGENT_` wins.
 
@@ -75,7 +75,8 @@ Exactly one of {built}. {later}: not built yet. {refused}: refused.
 
 
 _LOGIN_OPTIONS = """\
-Each section of `postgresql.authentication` also takes libpq's {options} (`HAAGENT_SUPERUSER_SSLMODE` and so on).
+Each section of `postgresql.authentication` also takes libpq's {options}
+as `HAAGENT_SUPERUSER_SSLMODE` and so on.
 """
 
 

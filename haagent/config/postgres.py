@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from haagent.config import values as v
-from haagent.config.check import Checked, refuse_options
+from haagent.config.check import Checked, allowed_options
 from haagent.config.schema import KEYS, ROLES, TOOLS
 from haagent.config.types import Authentication, PostgresConfig, Role, state_dir
 from haagent.config.values import HostPort
@@ -22,7 +22,7 @@ _INSTALLED = "/usr/lib/postgresql/*/bin"
 _PG_SAME = (
     "pgpass", "database", "config_base_name", "custom_conf", "pg_hba", "pg_ident", "use_unix_socket",
     "use_unix_socket_repl", "use_pg_rewind", "remove_data_directory_on_rewind_failure",
-    "remove_data_directory_on_diverged_timelines", "basebackup", "krbsrvname", "proxy_address",
+    "remove_data_directory_on_diverged_timelines", "krbsrvname", "proxy_address",
 )  # fmt: skip
 _BASEBACKUP_FORBIDDEN = (
     "pgdata", "format", "wal-method", "xlog-method", "gzip", "version", "dbname", "host", "port", "username",
@@ -45,7 +45,6 @@ def postgres_config(checked: Checked) -> PostgresConfig | None:
     listen: v.Listen | None = get("listen")
     if listen is None or get("data_dir") is None:
         return None
-    refuse_options(checked, "postgresql.basebackup", _BASEBACKUP_FORBIDDEN)
     local_host = _local_host(listen)
     connect = get("connect_address") or HostPort(local_host, listen.port)
     _check_connect(checked, connect, listen)
@@ -62,6 +61,7 @@ def postgres_config(checked: Checked) -> PostgresConfig | None:
         authentication=_authentication(checked),
         parameters=guc_texts(get("parameters")),
         recovery_conf=guc_texts(get("recovery_conf")),
+        basebackup=allowed_options(checked, "postgresql.basebackup", _BASEBACKUP_FORBIDDEN),
         pg_ctl_timeout_s=get("pg_ctl_timeout"),
         **{name: get(name) for name in _PG_SAME},
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from dcs.records import Tags
 from haagent.config import values as v
-from haagent.config.check import Checked, refuse_options
+from haagent.config.check import Checked, allowed_options
 from haagent.config.schema import BACKENDS, BACKENDS_LATER, BACKENDS_REFUSED, KEYS
 from haagent.config.types import BootstrapConfig, CtlConfig, DcsSection, LogConfig, RestApiConfig
 from haagent.config.values import HostPort
@@ -107,6 +107,7 @@ _REST_SAME = (
     "allowlist_include_members", "http_extra_headers", "https_extra_headers", "server_tokens",
     "request_queue_size", "thread_pool_size",
 )  # fmt: skip
+_INITDB_FORBIDDEN = ("pgdata", "nosync", "pwfile", "sync-only", "version")
 _CTL_SAME = ("insecure", "cacert", "certfile", "keyfile", "keyfile_password")
 
 
@@ -128,8 +129,8 @@ def bootstrap_config(checked: Checked, dcs: DcsSection | None) -> BootstrapConfi
     for found in problems:
         checked.refuse(f"bootstrap.dcs.{found.key}", found.value, found.allowed)
     checked.warnings += [f"bootstrap.dcs.{warning}" for warning in warnings]
-    refuse_options(checked, "bootstrap.initdb", ("pgdata", "nosync", "pwfile", "sync-only", "version"))
-    return BootstrapConfig(data, checked.get("bootstrap.initdb"), checked.get("bootstrap.pg_hba"))
+    initdb = allowed_options(checked, "bootstrap.initdb", _INITDB_FORBIDDEN)
+    return BootstrapConfig(data, initdb, checked.get("bootstrap.pg_hba"))
 
 
 def member_tags(checked: Checked) -> Tags:

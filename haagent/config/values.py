@@ -159,7 +159,8 @@ def url(value: object) -> str:
         raise ValueError
     parts = urlsplit(value)
     fail(parts.scheme not in ("http", "https") or not parts.hostname)
-    fail(parts.port == 0)
+    # A login belongs into username and password, which are never shown.
+    fail(parts.port == 0 or "@" in parts.netloc or any(c.isspace() for c in value))
     return value
 
 
@@ -266,7 +267,7 @@ HOST_PORT = ValueType("host:port, an IPv6 address in []", host_port, "host:port"
 LISTEN = ValueType("addr[,addr...]:port, an IPv6 address in []", listen, "addr[,addr…]:port")
 ENDPOINTS = ValueType("host:port, or a list of them", endpoints, "list of host:port")
 PORT = ValueType("a port from 1 to 65535", parse_port, "port")
-URL = ValueType("an http:// or https:// address", url, "URL")
+URL = ValueType("an http:// or https:// address without a login", url, "URL")
 STRINGS = ValueType("a list of single values", strings, "list")
 LINES = ValueType("a list of lines", lines, "list of lines")
 PATH = ValueType("an absolute path", absolute_path, "path")

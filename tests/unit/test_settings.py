@@ -1,0 +1,182 @@
+"""Dynamic configuration: units, fallbacks, adjusted timings, and what is refused from people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from haagent.config.schema import DYNAMIC
+from haagent.core.settings import (
+    KNOWN_DYNAMIC,
+    LATER_DYNAMIC,
+    SAFETY_DYNAMIC,
+    Settings,
+    parse_bool,
+    parse_bytes,
+    parse_duration_s,
+    parse_settings,
+    validate_dynamic,
+)
+
+
+def parse(data: dict[str, Any], minimum_ttl_s: float = 3, patroni: bool = False) -> Settings:
+    return parse_settings(data, minimum_ttl_s, patroni)[0]
+
+
+def warnings_of(data: dict[str, Any], patroni: bool = False) -> str:
+    return "\n".join(parse_settings(data, 3, patroni)[1])
+
+
+def timings(settings: Settings) -> tuple[float, float, float]:
+    return settings.ttl_s, settings.loop_wait_s, settings.retry_timeout_s
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [(30, 30), ("30", 30), ("30min", 1800), ("500ms", 0.5), ("2 h", 7200), ("1d", 86400), ("-1", -1)],
+)
+def test_durations(text: object, seconds: float) -> None:
+    assert parse_duration_s(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [(1, 1), ("16kB", 16384), ("128MB", 134217728), ("1 GB", 2**30), ("1.5kB", 1536)]
+)
+def test_sizes(text: object, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize(
+    "value", ["", "x", "10 apples", "1kb2", None, [], {}, True, float("nan"), float("inf"), "9e999"]
+)
+def test_what_is_no_number_is_none(value: object) -> None:
+    assert parse_duration_s(value) is None
+    assert parse_bytes(value) is None
+
+
+def test_switches() -> None:
+    on: list[object] = ["on", "True", "YES", 1, True]
+    off: list[object] = ["off", "false", "No", 0, False]
+    neither: list[object] = ["maybe", None, 2, [], 0.5]
+    assert [parse_bool(value) for value in on] == [True] * 5
+    assert [parse_bool(value) for value in off] == [False] * 5
+    assert [parse_bool(value) for value in neither] == [None] * 5
+
+
+def test_an_empty_configuration_is_the_default() -> None:
+    assert parse_settings({}, 3, False) == (Settings.default(), ())
+
+
+def test_the_reference_names_every_dynamic_key_with_its_true_default() -> None:
+    assert set(DYNAMIC) == {*KNOWN_DYNAMIC, *LATER_DYNAMIC, *SAFETY_DYNAMIC}
+    written = {key.path: key.default for key in DYNAMIC.values() if key.default is not None}
+    assert parse_settings(written, 3, False) == (Settings.default(), ())
+
+
+def test_an_unreadable_value_falls_back_and_is_named() -> None:
+    data = {"maximum_lag_on_failover": "1MB", "pause": "perhaps", "postgresql": {"use_slots": "sure"}}
+    assert parse(data) == parse({"postgresql": {"use_slots": "sure"}})
+    assert "maximum_lag_on_failover: '1MB' is not a whole number: using 1048576" in warnings_of(data)
+    assert "pause: 'perhaps' is not on or off" in warnings_of(data)
+    assert "postgresql.use_slots: 'sure'" in warnings_of(data)
+
+
+def test_former_names_still_work() -> None:
+    assert parse({"master_start_timeout": 7}).primary_start_timeout_s == 7
+    assert parse({"master_start_timeout": 7, "primary_start_timeout": 8}).primary_start_timeout_s == 8
+
+
+def test_member_slots_ttl_takes_units() -> None:
+    assert parse({"member_slots_ttl": "1h"}).member_slots_ttl_s == 3600
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ((30, 10, 10), (30, 10, 10)),
+        ((3, 1, 1), (3, 1, 1)),
+        ((20, 10, 5), (20, 10, 5)),
+        ((20, 15, 5), (20, 10, 5)),  # loop_wait := ttl - 2 * retry_timeout
+        ((20, 10, 10), (20, 1, 9)),  # even 1 + 2 * 10 > 20: retry_timeout := (ttl - 1) // 2
+        ((1, 0, 0), (3, 1, 1)),
+        ((3, 10, 10), (3, 1, 1)),
+    ],
+)
+def test_timings_are_made_to_fit(given: tuple[float, float, float], used: tuple[float, float, float]) -> None:
+    data = dict(zip(("ttl", "loop_wait", "retry_timeout"), given, strict=True))
+    assert timings(parse(data)) == used
+    adjusted = given != used
+    assert bool(warnings_of(data)) is adjusted
+
+
+def test_patronis_minima_hold_while_one_of_its_members_is_there() -> None:
+    data = {"ttl": 3, "loop_wait": 1, "retry_timeout": 1}
+    assert timings(parse(data, patroni=True)) == (20, 1, 3)
+    assert timings(parse(data, patroni=False)) == (3, 1, 1)
+
+
+def test_the_backends_minimum_ttl_holds() -> None:
+    assert parse({"ttl": 5, "loop_wait": 1, "retry_timeout": 1}, minimum_ttl_s=9.5).ttl_s == 10
+
+
+def test_parameters_that_are_no_single_value_are_left_out() -> None:
+    data = {"postgresql": {"parameters": {"a": 1, "b": [1], "c": None, "d": {}}}}
+    assert parse(data).parameters == {"a": 1}
+    assert "postgresql.parameters.b" in warnings_of(data)
+
+
+@pytest.mark.parametrize(
+    ("key", "on"),
+    [
+        ("synchronous_mode", True),
+        ("synchronous_mode", "quorum"),
+        ("synchronous_mode_strict", "on"),
+        ("failsafe_mode", "true"),
+        ("standby_cluster", {"host": "10.0.0.1"}),
+    ],
+)
+def test_a_safety_promise_that_is_not_built_is_refused(key: str, on: object) -> None:
+    problems, _ = validate_dynamic({key: on}, 3)
+    assert [p.key for p in problems] == [key]
+    assert parse({key: on}).unsupported == (key,)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"synchronous_mode": "off"},
+        {"synchronous_mode": False},
+        {"failsafe_mode": "no"},
+        {"standby_cluster": None},
+    ],
+)
+def test_a_safety_promise_switched_off_is_fine(data: dict[str, Any]) -> None:
+    assert validate_dynamic(data, 3) == ([], [])
+    assert parse(data).unsupported == ()
+
+
+def test_unknown_keys_warn_with_the_nearest_name() -> None:
+    problems, warnings = validate_dynamic({"ttls": 30, "zebra": 1, "slots": {"a": {}}, "ignore_slots": []}, 3)
+    assert problems == []
+    assert warnings == [
+        "ttls: unknown key, ignored (did you mean ttl?)",
+        "zebra: unknown key, ignored",
+        "slots: not supported yet: ignored",
+    ]
+
+
+def test_timings_that_do_not_fit_are_adjusted_from_the_dcs_and_refused_in_a_local_file() -> None:
+    data = {"ttl": 10, "loop_wait": 5, "retry_timeout": 5, "ttls": 1}
+    problems, warnings = validate_dynamic(data, 3)
+    assert problems == []
+    assert any("using loop_wait" in w for w in warnings)
+    problems, warnings = validate_dynamic(data, 3, timings_must_fit=True)
+    assert [str(p) for p in problems] == ["ttl 10 must be at least loop_wait 5 + 2 * retry_timeout 5"]
+    assert warnings == ["ttls: unknown key, ignored (did you mean ttl?)"]
+
+
+def test_timings_below_the_minimum_are_refused_in_a_local_file() -> None:
+    data = {"ttl": 2, "loop_wait": 0, "retry_timeout": "soon"}
+    problems, _ = validate_dynamic(data, 3, timings_must_fit=True)
+    assert [p.key for p in problems] == ["ttl", "loop_wait", "retry_timeout"]
