@@ -336,7 +336,7 @@ def test_a_data_directory_that_cannot_be_made_is_refused(loads: Loader, tmp_path
         ("- a", "agent.yml is not a mapping"),
         ("a: &a [*a]", "agent.yml is "),
         ("a: 2001-99-99", "agent.yml is not usable YAML"),
-        ("[" * 400, "agent.yml is "),
+        ("[" * 40 + "]" * 40, "agent.yml is nested too deep, line 1"),
     ],
 )
 def test_unusable_yaml_is_one_line(loads: Loader, text: str, line: str) -> None:
