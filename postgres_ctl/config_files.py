@@ -204,7 +204,6 @@ def pgpass(targets: Iterable[ConnectionTarget]) -> str:
         hosts += ["localhost"] if target.is_socket else []
         for host in hosts:
             fields = (host, str(target.port), "*", target.user, target.password)
-            # "*" stays a wildcard: only the database is one, and it must not be escaped.
             lines[":".join(_pgpass_field(text) for text in fields)] = None
     return "".join(f"{line}\n" for line in lines)
 

@@ -20,13 +20,14 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg
 import pytest
+
+from tests.support import wait
 
 BIN_DIR = os.environ.get("HAAGENT_TEST_PG_BIN", "/usr/lib/postgresql/15/bin")
 #: Generous: a busy two-core machine must not make a test fail.
@@ -69,13 +70,8 @@ def free_port() -> int:
 
 
 def wait_for(condition: Callable[[], T], what: str, deadline_s: float = DEADLINE_S) -> T:
-    """Ask `condition` until it is true; for conditions nobody can announce. Fails after `deadline_s`."""
-    end = time.monotonic() + deadline_s
-    while not (value := condition()):
-        if time.monotonic() > end:
-            pytest.fail(f"not within {deadline_s} s: {what}")
-        time.sleep(0.02)
-    return value
+    """`wait.wait_for` where every exception is a failure."""
+    return wait.wait_for(condition, deadline_s, what, not_yet=())
 
 
 @contextlib.contextmanager

@@ -91,7 +91,8 @@ def test_standby_never_starts_below_the_primary() -> None:
 def test_unknown_names_are_dropped_and_numbers_clamped() -> None:
     given = {
         "fsync": "off", "work_mem": "10", "seq_page_cost": "11", "pg_stat_statements.max": "5",
-        "nonsense": "1", "log_directory": "10", "bad name": "1", "x\ny": "1", "WORK_MEM": "2000", "a.b c": "1",
+        "nonsense": "1", "log_directory": "10", "bad name": "1", "x\ny": "1", "WORK_MEM": "2000",
+        "a.b c": "1",
     }  # fmt: skip
     kept, warnings = check_parameters(given, KNOWN, never)
     assert kept == {
