@@ -22,12 +22,13 @@ def fence_directly(
 ) -> list[int]:
     """End PostgreSQL without the guardian (frozen): SIGQUIT, after `grace_s` SIGKILL, to all of it.
 
-    `data_dir` is the resolved path; only processes that work in it are touched. Returns the pids that still
+    Only processes that work in `data_dir` are touched. Returns the pids that still
     live after `deadline_s`; an empty list proves that nothing writes any more. Zombies count as dead: their
     parent, the guardian, is the frozen one.
     """
     started = boottime()
-    victims = _Victims(postmaster_pid, data_dir)
+    # Resolved as the kernel names it: compared with a symbolic link, nobody would be found and that be "proof".
+    victims = _Victims(postmaster_pid, os.path.realpath(data_dir))
     try:
         victims.signal_all(signal.SIGQUIT)
         victims.wait(started + grace_s)

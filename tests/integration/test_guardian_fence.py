@@ -170,7 +170,8 @@ def test_agent_fences_alone_when_the_guardian_is_frozen(rig: Rig) -> None:
     writer = Writer(rig)
     freeze(guardian)
     freeze(pid)
-    assert agent.ask("fence_directly", pid, rig.data_dir, deadline_s=DEADLINE_S) == ("list", [])
+    os.symlink(rig.data_dir, f"{rig.root}/link")
+    assert agent.ask("fence_directly", pid, f"{rig.root}/link", deadline_s=DEADLINE_S) == ("list", [])
     writer.wait_end()
     assert rig.processes() == []
     os.kill(guardian, signal.SIGCONT)
