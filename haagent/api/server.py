@@ -65,7 +65,8 @@ class Limits:
     linger_s: float = 1.0
     #: Further lowered to half of the process's file descriptors.
     connections: int = 1024
-    backlog: int = 128
+    #: Connections the kernel holds for us; a burst beyond it waits a second for the next SYN.
+    backlog: int = 1024
     #: Virtual memory per thread; enough for Flask and the JSON parser.
     thread_stack_bytes: int = 512 * 1024
 
