@@ -211,7 +211,7 @@ class Guardian(GuardianLoop):
         server = self.server
         if server is None or server.gone_at is not None or self.starting is not None:
             raise Refused("no postmaster runs")
-        if server.may_write:
+        if server.may_write and not server.adopted:  # an adopted one only counts as writable, to be safe
             raise Refused(f"already writable under epoch {server.writable_epoch}")
         if self.promoting is not None:
             raise Refused("a promotion is under way")
@@ -221,7 +221,7 @@ class Guardian(GuardianLoop):
         try:
             pid = guardian_child.fork_promote_file(self.data_dir)
         except OSError as fault:
-            server.writable_epoch = None
+            server.writable_epoch = server.writable_epoch if server.adopted else None
             raise Refused(f"cannot fork: {fault.strerror}") from None
         self.promoting = Waiting(peer, request, pid)
 
@@ -235,7 +235,7 @@ class Guardian(GuardianLoop):
             if server is None or server.gone_at is not None:
                 raise Refused("the postmaster is gone")
             if status != 0:
-                server.writable_epoch = None
+                server.writable_epoch = server.writable_epoch if server.adopted else None
                 raise Refused(f"{self.data_dir}/promote: {os.strerror(status) if status > 0 else 'killed'}")
             self.lease.check_open(waiting.epoch, boottime())
             server.signal(signal.SIGUSR1)

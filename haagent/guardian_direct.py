@@ -27,7 +27,7 @@ def fence_directly(
     parent, the guardian, is the frozen one.
     """
     started = boottime()
-    # Resolved as the kernel names it: compared with a symbolic link, nobody would be found and that be "proof".
+    # As the kernel names it: under the name of a symbolic link nobody is found, which would look like proof.
     victims = _Victims(postmaster_pid, os.path.realpath(data_dir))
     try:
         victims.signal_all(signal.SIGQUIT)

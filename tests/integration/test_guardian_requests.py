@@ -95,6 +95,18 @@ def test_promotion_needs_the_armed_epoch(rig: Rig) -> None:
     assert "already writable" in agent.ask("promote", 2)[1]["reason"]
 
 
+def test_adopted_standby_is_promoted(rig: Rig) -> None:
+    rig.be_standby()
+    pid, ticks = rig.start_alone()
+    agent = rig.agent()
+    agent.hello()
+    assert agent.ask("adopt", pid, ticks)[0] == "Done"
+    agent.arm(2, in_s=60)
+    assert agent.ask("promote", 2)[0] == "Done"
+    session = rig.connect()
+    wait_for(lambda: session.execute("select pg_is_in_recovery()").fetchone() == (False,), "the promotion")
+
+
 def test_promotion_that_waited_past_the_deadline_is_refused(rig: Rig) -> None:
     rig.be_standby()
     agent = rig.agent()
