@@ -117,6 +117,7 @@ class Gateway:
                     return result
                 except NotSent as error:
                     cause = f"{server}: {error}"
+                    self._avoid(server)
                 except NoAnswer as error:
                     cause = f"{server}: {error}"
                     self._avoid(server)
