@@ -84,8 +84,8 @@ class _Phase(IntEnum):
 _OWN_ENVIRON = ("content-length", "content-type", "host", "transfer-encoding")
 _LINGER_BYTES = 64 * 1024 * 1024
 _RECV_BYTES = 16 * 1024
-#: Rest before accepting again when the process is out of descriptors or threads.
-_EXHAUSTED_PAUSE_S = 0.05
+#: Longest wait for one to end; what is short may also be held by others in this process.
+_EXHAUSTED_WAIT_S = 0.05
 #: `threading.stack_size` is one value for the process: set, start, put back, one at a time.
 _stack_size_lock = threading.Lock()
 
@@ -173,8 +173,7 @@ class HttpServer:
             sock, address = listener.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                self._evict_one()
-                time.sleep(_EXHAUSTED_PAUSE_S)  # the kernel has no event for "descriptors are free again"
+                self._make_room()
             return
         connection = _Connection(self, sock, address)
         with self._changed:
@@ -187,8 +186,7 @@ class HttpServer:
         except RuntimeError:  # the system gives no more threads
             self._forget(connection)
             sock.close()
-            self._evict_one()
-            time.sleep(_EXHAUSTED_PAUSE_S)
+            self._make_room()
 
     def _start_thread(self, connection: _Connection) -> None:
         thread = threading.Thread(target=self._serve, args=(connection,), name="rest", daemon=True)
@@ -207,6 +205,12 @@ class HttpServer:
                     del self._connections[victim]
                     return True
             return False
+
+    def _make_room(self) -> None:
+        """The process is out of descriptors or threads: let a connection end before the next is taken."""
+        with self._changed:
+            self._evict_one()
+            self._changed.wait(_EXHAUSTED_WAIT_S)
 
     def _forget(self, connection: _Connection) -> None:
         with self._changed:
