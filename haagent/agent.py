@@ -278,7 +278,8 @@ class Agent:
         if decision is None:
             return FAILED_PAUSE_S
         pause_s = self._carry_out(obs, decision)
-        self._publish(obs)
+        if pause_s > 0.0 or self._exit is not None:
+            self._publish(obs)
         if self._exit is None:
             self.keeper.permit()
         return pause_s

@@ -128,7 +128,7 @@ class Operations:
         self._agent.peers.ask({n: u for n in names if (u := members.get(n))})
         sample = self._agent.instance.sampler.fresh(1.0)
         answers = self._agent.peers.answers_since(names, since, 2.5)
-        fresh = replace(obs, now=boottime(), peers=answers, instance=replace(obs.instance, sample=sample))
+        fresh = replace(obs, now=since, peers=answers, instance=replace(obs.instance, sample=sample))
         return explain(fresh, memory)
 
     @property

@@ -39,6 +39,10 @@ class Check:
     detail: str
 
 
+def _check(rule: str, passed: bool, good: str, bad: str) -> Check:
+    return Check(rule, passed, good if passed else bad)
+
+
 @dataclass(frozen=True)
 class Standing:
     """The whole judgement of one member."""
@@ -63,11 +67,27 @@ def standing(obs: Observation, memory: Memory) -> Standing:
     cluster = _cluster_checks(obs, memory, obs.cluster)
     if any(check.passed is False for check in local + cluster):
         return Standing(local + cluster, ())
+    if not any(check.passed is None for check in local + cluster) and _is_handed_over(obs, obs.cluster):
+        nobody = Check("peers.asked", True, "the key was handed over with all WAL: nobody needs to be asked")
+        return Standing((*local, *cluster, nobody), ())
     ask = unanswered(obs, memory, obs.cluster)
     if ask:
         waiting = Check("peers.asked", None, "waiting for answers of " + ", ".join(ask))
         return Standing((*local, *cluster, waiting), ask)
     return Standing(local + cluster + _peer_checks(obs, memory, obs.cluster), ())
+
+
+def _is_handed_over(obs: Observation, cluster: ClusterSnapshot) -> bool:
+    """The former leader says that its PostgreSQL is stopped, and we have its last record (rules 2 and 3).
+
+    `status.optime` is then its shutdown checkpoint: whoever has replayed beyond that is behind nobody, and no
+    primary is left to ask. It saves the slowest part of a switchover."""
+    request = cluster.failover
+    former = cluster.member(request.leader) if request is not None and request.leader is not None else None
+    if request is None or former is None or request.candidate not in (None, obs.me.name):
+        return False
+    complete = cluster.status is not None and my_position(obs).value > cluster.status.optime
+    return former.name != obs.me.name and former.state == "stopped" and complete
 
 
 # --- what this member knows of itself -----------------------------------------------------------
@@ -80,15 +100,35 @@ def local_checks(obs: Observation, memory: Memory) -> tuple[Check, ...]:
     failed = memory.promote_failed_at
     recently = failed is not None and obs.now < failed + obs.settings.ttl_s
     return (
-        Check("tag.nofailover", not obs.me.tags.nofailover, "this member carries the tag nofailover"),
-        Check("postgres.answers", instance.answers, "PostgreSQL does not run, or does not answer"),
-        Check(
+        _check(
+            "tag.nofailover",
+            not obs.me.tags.nofailover,
+            "this member carries no tag nofailover",
+            "this member carries the tag nofailover",
+        ),
+        _check(
+            "postgres.answers",
+            instance.answers,
+            "PostgreSQL runs and answers",
+            "PostgreSQL does not run, or does not answer",
+        ),
+        _check(
             "postgres.wal-read",
             sample is None or sample.position_is_proven,
+            "all its own WAL is read",
             "it has not yet read all WAL it may have acknowledged (H16)",
         ),
-        Check(
-            "promote.failed", not recently, f"its own promotion failed less than {obs.settings.ttl_s:g} s ago"
+        _check(
+            "promote.failed",
+            not recently,
+            "no promotion failed here lately",
+            f"its own promotion failed less than {obs.settings.ttl_s:g} s ago",
+        ),
+        _check(
+            "settings.supported",
+            not obs.settings.unsupported,
+            "the cluster asks for nothing this agent does not keep",
+            f"the cluster asks for what this agent does not keep yet: {', '.join(obs.settings.unsupported)}",
         ),
         _twin_check(obs),
     )
@@ -219,7 +259,9 @@ def _resume_check(obs: Observation, memory: Memory) -> Check:
     """H20: for one ttl after a pause only a running primary may take an empty key."""
     since = memory.resumed_at
     grace = since is not None and obs.now < since + obs.settings.ttl_s
-    return Check("resume.grace", not grace, "the cluster was resumed less than one ttl ago")
+    return _check(
+        "resume.grace", not grace, "no pause ended lately", "the cluster was resumed less than one ttl ago"
+    )
 
 
 def _former_leader_check(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> Check:

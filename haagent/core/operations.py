@@ -95,7 +95,7 @@ def as_if_key_were_free(obs: Observation, memory: Memory) -> tuple[Observation, 
     cluster = replace(obs.cluster, leader=None, members=members, failover=None)
     free = replace(
         memory,
-        leader_missing_since=memory.leader_missing_since or obs.now,
+        leader_missing_since=memory.leader_missing_since if gone is None else None,
         last_leader=None,
         last_members=tuple(m for m in memory.last_members if m.name != gone),
     )
