@@ -156,6 +156,11 @@ def _name(value: object, what: str) -> str:
     return _line(value, what)
 
 
+def _opt_name(data: Mapping[str, Json], field_name: str) -> str | None:
+    value = data.get(field_name)
+    return None if value is None or value == "" else _name(value, field_name)
+
+
 def _wrong(what: str, wanted: str, value: object) -> NoReturn:
     raise _Bad(f"{what} is {type(value).__name__} where {wanted} belongs")
 
@@ -299,12 +304,11 @@ def _status(raw: RawKey) -> Status:
 
 def _sync(raw: RawKey) -> SyncState:
     data = _object(raw.value)
-    leader = data.get("leader")
     standbys = _opt(data, "sync_standby", _string) or ""
     names = [name.strip() for name in standbys.split(",")]
     return SyncState(
         # No leader, null or "" all mean that synchronous mode is not active.
-        leader=None if leader in (None, "") else _name(leader, "leader"),
+        leader=_opt_name(data, "leader"),
         standbys=tuple(_name(name, "sync_standby") for name in names if name),
         quorum=_opt(data, "quorum", _lsn) or 0,
         version=raw.version,
@@ -319,12 +323,12 @@ def _failover(raw: RawKey) -> FailoverRequest | None:
         data = _object(raw.value)
     except _Bad:
         data = _legacy_failover(text)
-    leader, candidate = data.get("leader") or None, data.get("member") or None
+    leader, candidate = _opt_name(data, "leader"), _opt_name(data, "member")
     if leader is None and candidate is None:
         return None
     return FailoverRequest(
-        leader=None if leader is None else _name(leader, "leader"),
-        candidate=None if candidate is None else _name(candidate, "member"),
+        leader=leader,
+        candidate=candidate,
         scheduled_at=_opt(data, "scheduled_at", _scheduled_at),
         version=raw.version,
     )
@@ -453,8 +457,7 @@ def _filled(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 def encode_member(member: Member) -> str:
     """The value of `members/<name>`; absent facts are left out."""
     reasons = {
-        guc: {"old_value": old, "new_value": new}
-        for guc, (old, new) in member.pending_restart_reason.items()
+        guc: {"old_value": old, "new_value": new} for guc, (old, new) in member.pending_restart_reason.items()
     }
     return dumps(
         _filled(
@@ -517,9 +520,7 @@ def encode_failover(
     leader: str | None = None, candidate: str | None = None, scheduled_at: str | None = None
 ) -> str:
     """The value of `failover`; without arguments "{}", which clears the request."""
-    return dumps(
-        _filled((("leader", leader), ("member", candidate), ("scheduled_at", scheduled_at)))
-    )
+    return dumps(_filled((("leader", leader), ("member", candidate), ("scheduled_at", scheduled_at))))
 
 
 def encode_history(rows: Iterable[HistoryRow]) -> str:
@@ -548,9 +549,7 @@ def encode_claims(claims: Iterable[TimelineClaim]) -> str:
     """The value of `haagent_claims`."""
     return dumps(
         [
-            _filled(
-                (("timeline", c.timeline), ("name", c.name), ("epoch", c.epoch), ("note", c.note))
-            )
+            _filled((("timeline", c.timeline), ("name", c.name), ("epoch", c.epoch), ("note", c.note)))
             for c in claims
         ]
     )
