@@ -206,7 +206,8 @@ class LocalInstance:
         ticks = process.start_ticks(found.pid) if found is not None else None
         if found is None or ticks is None:
             return
-        outcome = self.link.adopt(found.pid, ticks, GUARDIAN_ANSWER_S)
+        writable = not self._has_signal_file()
+        outcome = self.link.adopt(found.pid, ticks, GUARDIAN_ANSWER_S, writable=writable)
         log.info("found a running postmaster, pid %s: %s", found.pid, type(outcome).__name__.lower())
 
     def guardian_state(self) -> guardian.GuardianState | None:
