@@ -7,20 +7,18 @@ them together into `types.AgentConfig`; `effective` lays the DCS's `postgresql` 
 
 from haagent.config.dynamic import merge_patch, without_nulls
 from haagent.config.effective import EffectivePostgres, effective_postgresql
-from haagent.config.load import CtlFile, changed_keys, load, load_for_ctl, process_environment
+from haagent.config.load import changed_keys, load, process_environment
 from haagent.config.sources import Environment, take_environment
 from haagent.config.types import AgentConfig, ConfigErrors
 
 __all__ = [
     "AgentConfig",
     "ConfigErrors",
-    "CtlFile",
     "EffectivePostgres",
     "Environment",
     "changed_keys",
     "effective_postgresql",
     "load",
-    "load_for_ctl",
     "merge_patch",
     "process_environment",
     "take_environment",

@@ -6,7 +6,7 @@ Nothing is raised and nothing is decided here about how values belong together; 
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,12 +50,9 @@ class Checked:
         self.warnings.append(text)
 
 
-def check(tree: Tree, only: Container[str] | None = None) -> Checked:
-    """Every value of `tree` that the table knows, typed.
-
-    With `only`, a part of a configuration: other top-level names are not looked at, and nothing is required.
-    """
-    data = {k: value for k, value in tree.data.items() if value is not None and (only is None or k in only)}
+def check(tree: Tree) -> Checked:
+    """Every value of `tree` that the table knows, typed."""
+    data = {name: value for name, value in tree.data.items() if value is not None}
     checked = Checked(
         problems=list(tree.problems),
         warnings=list(tree.warnings),
@@ -64,7 +61,7 @@ def check(tree: Tree, only: Container[str] | None = None) -> Checked:
     )
     check_section(data, "", checked)
     for path, key in KEYS.items():
-        if key.required and only is None and path not in checked.values:
+        if key.required and path not in checked.values:
             _missing(key, checked)
     return checked
 

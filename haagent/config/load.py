@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
+from haagent.config import values as v
 from haagent.config.check import Checked, check
 from haagent.config.postgres import check_machine, postgres_config
-from haagent.config.schema import BACKENDS, BACKENDS_LATER, BACKENDS_REFUSED, KEYS
+from haagent.config.schema import KEYS
 from haagent.config.sections import (
     bootstrap_config,
     ctl_config,
@@ -25,10 +24,7 @@ from haagent.config.sections import (
     restapi_config,
 )
 from haagent.config.sources import Environment, Tree, problem, read_path, read_yaml, take_environment
-from haagent.config.types import AgentConfig, ConfigErrors, CtlConfig, DcsSection
-
-_DCS_NAMES = (*BACKENDS, *BACKENDS_LATER, *BACKENDS_REFUSED)
-_CTL_SECTIONS = ("scope", "namespace", "ctl", "restapi")
+from haagent.config.types import AgentConfig, ConfigErrors
 
 
 @functools.cache
@@ -76,6 +72,7 @@ def _build(checked: Checked, path: str | None) -> AgentConfig | None:
     if dcs is None or restapi is None or postgresql is None or not get("scope") or not get("name"):
         return None
     secrets = {str(value) for p, value in checked.values.items() if KEYS[p].secret and value}
+    secrets |= {v.url_password(dcs.section.get("url", ""))} - {""}
     return AgentConfig(
         scope=get("scope"),
         name=get("name"),
@@ -94,7 +91,7 @@ def _build(checked: Checked, path: str | None) -> AgentConfig | None:
     )
 
 
-# --- reload, ctl --------------------------------------------------------------------------------
+# --- reload --------------------------------------------------------------------------------
 
 
 def changed_keys(old: AgentConfig, new: AgentConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -103,36 +100,3 @@ def changed_keys(old: AgentConfig, new: AgentConfig) -> tuple[tuple[str, ...], t
         p for p in {*old.values, *new.values} if old.values.get(p) != new.values.get(p) and p in KEYS
     )
     return tuple(p for p in paths if KEYS[p].reload), tuple(p for p in paths if not KEYS[p].reload)
-
-
-@dataclass(frozen=True)
-class CtlFile:
-    """What haagentctl needs of a configuration; everything may be missing."""
-
-    scope: str | None
-    namespace: str
-    ctl: CtlConfig
-    dcs: DcsSection | None
-    warnings: tuple[str, ...] = ()
-
-
-def load_for_ctl(path: str | None, environment: Environment | None = None) -> CtlFile:
-    """Sections ctl, restapi, DCS, scope and namespace of any file, also an agent's; nothing else.
-
-    `path` None or a file without content: the variables alone. Raises ConfigErrors.
-    """
-    environment = environment or process_environment()
-    tree = read_path(path) if path is not None else Tree()
-    if path is None and environment.document is not None:
-        tree = read_yaml(environment.document, "HAAGENT_CONFIGURATION")
-    environment.overlay(tree)
-    restapi = tree.data.get("restapi")
-    if isinstance(restapi, Mapping):
-        # The agent's certificates may be unreadable for the person who runs ctl.
-        tree.data["restapi"] = {k: value for k, value in restapi.items() if k == "authentication"}
-    checked = check(tree, only=(*_CTL_SECTIONS, *_DCS_NAMES))
-    dcs = dcs_section(checked) if checked.tops.intersection(_DCS_NAMES) else None
-    if checked.problems:
-        raise ConfigErrors(tuple(checked.problems), tuple(checked.warnings))
-    namespace = checked.get("namespace").strip("/") or "service"
-    return CtlFile(checked.get("scope"), namespace, ctl_config(checked), dcs, tuple(checked.warnings))

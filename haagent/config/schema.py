@@ -264,8 +264,9 @@ def _dcs() -> Iterator[Key]:
     e = "etcd3."
     yield Key(e + "host", v.ENDPOINTS, "One etcd server, port 2379", reload=_START)
     yield Key(e + "hosts", v.ENDPOINTS, "All etcd servers", reload=_START)
-    yield Key(e + "url", v.URL, "One etcd server with its scheme", reload=_START)
-    yield Key(e + "proxy", v.URL, "A proxy before etcd; used like `url`", reload=_START)
+    yield Key(
+        e + "url", v.URL, "One etcd server with its scheme (and login), instead of hosts", reload=_START
+    )
     yield Key(e + "port", v.PORT, "Port of hosts without one", 2379, reload=_START)
     yield Key(e + "protocol", choice("http", "https"), "Scheme of hosts", "http", reload=_START)
     yield Key(e + "username", v.WORD, "etcd user")
@@ -276,10 +277,14 @@ def _dcs() -> Iterator[Key]:
         ("key", "Its private key"),
     ):
         yield Key(e + name, v.FILE, meaning, reload=_START)
-    yield Key(e + "use_proxies", v.FLAG, "The servers named are used as they are", reload=_START,
-              status=Status.NO_EFFECT)  # fmt: skip
-    for name in ("srv", "srv_suffix"):
-        yield Key(e + name, v.ANY, "Discovery by DNS", status=Status.LATER, reload=_START)
+    hint = "is not supported yet: name the servers in etcd3.hosts"
+    for name, meaning in (("proxy", "A proxy before etcd"), ("srv", "Discovery by DNS")):
+        yield Key(e + name, v.WORD, meaning, reload=_START, status=Status.REFUSED, hint=hint)
+    yield Key(
+        e + "use_proxies", v.FLAG, "The servers are proxies", reload=_START,
+        status=Status.REFUSED, harmless=(False,), hint=hint,
+    )  # fmt: skip
+    yield Key(e + "srv_suffix", v.ANY, "Belongs to etcd3.srv", status=Status.NO_EFFECT, reload=_START)
     yield Key("local.path", v.PATH, "SQLite file that all agents of this machine share", reload=_START)
 
 

@@ -196,16 +196,17 @@ def _local(checked: Checked) -> DcsSection:
 
 
 def _etcd3(checked: Checked) -> DcsSection:
-    """`host`, `hosts`, `url` or `proxy` as a list of addresses."""
+    """`url`, `hosts` or `host` as a list of addresses."""
     section = _values_of(checked, "etcd3")
-    hosts = (*section.get("host", ()), *section.get("hosts", ()))
+    hosts = section.get("hosts") or section.get("host", ())
     default_port = section["port"]
     addresses = [f"{section['protocol']}://{v.host_port(host, default_port)}" for host in hosts]
-    addresses += [section[name].rstrip("/") for name in ("url", "proxy") if name in section]
+    if "url" in section:
+        addresses = [v.without_login(section["url"])]
     if not addresses and not any(p.key.startswith("etcd3.") for p in checked.problems):
         checked.refuse("etcd3", "", "has no server: one of host, hosts, url must be there")
     if ("username" in section) != ("password" in section):
         checked.refuse("etcd3", "", "must have both username and password, or none")
     if ("cert" in section) != ("key" in section) and "key" in section:
         checked.refuse("etcd3.key", section["key"], "needs etcd3.cert")
-    return DcsSection("etcd3", section, tuple(dict.fromkeys(addresses)), BACKENDS["etcd3"])
+    return DcsSection("etcd3", section, tuple(addresses), BACKENDS["etcd3"])

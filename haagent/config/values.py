@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from haagent.core.settings import is_scalar, parse_bool, parse_bytes, parse_duration_s, parse_int
 
@@ -159,9 +159,19 @@ def url(value: object) -> str:
         raise ValueError
     parts = urlsplit(value)
     fail(parts.scheme not in ("http", "https") or not parts.hostname)
-    # A login belongs into username and password, which are never shown.
-    fail(parts.port == 0 or "@" in parts.netloc or any(c.isspace() for c in value))
+    fail(parts.port == 0 or parts.path not in ("", "/") or any(c.isspace() for c in value))
     return value
+
+
+def url_password(value: str) -> str:
+    """The password in `http://user:password@host`, "" when there is none."""
+    return unquote(urlsplit(value).password or "")
+
+
+def without_login(value: str) -> str:
+    """`http://host:port` of an URL that may carry a login."""
+    parts = urlsplit(value)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 # --- scalars ------------------------------------------------------------------------------------
@@ -267,7 +277,7 @@ HOST_PORT = ValueType("host:port, an IPv6 address in []", host_port, "host:port"
 LISTEN = ValueType("addr[,addr...]:port, an IPv6 address in []", listen, "addr[,addr…]:port")
 ENDPOINTS = ValueType("host:port, or a list of them", endpoints, "list of host:port")
 PORT = ValueType("a port from 1 to 65535", parse_port, "port")
-URL = ValueType("an http:// or https:// address without a login", url, "URL")
+URL = ValueType("http://host:port or https://host:port", url, "URL")
 STRINGS = ValueType("a list of single values", strings, "list")
 LINES = ValueType("a list of lines", lines, "list of lines")
 PATH = ValueType("an absolute path", absolute_path, "path")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from haagent.config import AgentConfig, ConfigErrors, Environment, changed_keys, load, load_for_ctl
+from haagent.config import AgentConfig, ConfigErrors, Environment, changed_keys, load
 from haagent.config.dynamic import merge_patch
 
 NO_VARIABLES = Environment()
@@ -217,6 +217,14 @@ def test_a_local_store_needs_only_its_path(loads: Loader) -> None:
     assert (config.dcs.backend, config.dcs.section["path"]) == ("local", "/var/lib/x.db")
 
 
+def test_a_login_in_the_url_is_used_and_hidden(loads: Loader) -> None:
+    config = loads({"etcd3": {"host": None, "url": "https://u:hunter2%2F@h:1", "use_proxies": False}})
+    assert config.dcs.endpoints == ("https://h:1",)
+    assert config.dcs.section["url"] == "https://u:hunter2%2F@h:1"
+    assert "hunter2" not in repr(config)
+    assert "hunter2/" in config.secrets
+
+
 def test_rest_login_serves_ctl_too(loads: Loader) -> None:
     login = {"authentication": {"username": "admin", "password": "hunter2"}}
     config = loads({"restapi": login})
@@ -277,7 +285,8 @@ def test_every_problem_is_told_at_once(loads: Loader) -> None:
         ({"etcd3": None, "zookeeper": {"hosts": ["a:1"]}}, "zookeeper is not built yet"),
         ({"local": {"path": "/x"}}, "local stands beside etcd3"),
         ({"etcd3": {"username": "u"}}, "etcd3 must have both username and password"),
-        ({"etcd3": {"host": None, "url": "http://u:hunter2@h:1"}}, "etcd3.url 'http://***@h:1' must be"),
+        ({"etcd3": {"host": None, "url": "ftp://u:hunter2@h:1"}}, "etcd3.url 'ftp://***@h:1' must be"),
+        ({"etcd3": {"proxy": "http://a:1"}}, "etcd3.proxy 'http://a:1' is not supported yet"),
         ({"restapi": {"listen": "0.0.0.0:8008"}}, "restapi.listen '0.0.0.0:8008' is no address others"),
         ({"restapi": {"verify_client": "required"}}, "restapi.verify_client 'required' needs"),
         ({"postgresql": {"connect_address": "*:5432"}}, "postgresql.connect_address '*:5432'"),
@@ -371,7 +380,7 @@ def test_a_directory_is_merged_in_name_order(tmp_path: Path) -> None:
     assert config.tags.values == {"a": 1, "c": 3}
 
 
-# --- reload, ctl --------------------------------------------------------------------------------
+# --- reload --------------------------------------------------------------------------------
 
 
 def test_a_reload_knows_what_needs_a_start(loads: Loader) -> None:
@@ -379,16 +388,3 @@ def test_a_reload_knows_what_needs_a_start(loads: Loader) -> None:
     new = loads({"name": "n1", "tags": {"x": 1}, "postgresql": {"listen": "127.0.0.1:1"}})
     assert changed_keys(old, old) == ((), ())
     assert changed_keys(old, new) == (("postgresql.listen", "tags"), ("name",))
-
-
-def test_ctl_reads_an_agents_file_and_looks_only_at_its_part(tmp_path: Path) -> None:
-    path = tmp_path / "agent.yml"
-    broken = {"postgresql": {"listen": None}, "restapi": {"keyfile": "/root/secret.pem", "listen": None}}
-    path.write_text(yaml.safe_dump(merge_patch(MINIMAL, broken)))
-    found = load_for_ctl(str(path), NO_VARIABLES)
-    assert (found.scope, found.namespace) == ("main", "service")
-    assert found.dcs is not None
-    assert found.dcs.endpoints == ("http://127.0.0.1:2379",)
-    path.write_text("ctl: {insecure: perhaps}")
-    assert has(refusal(lambda: load_for_ctl(str(path), NO_VARIABLES)), "ctl.insecure 'perhaps'")
-    assert load_for_ctl(None, NO_VARIABLES).dcs is None
