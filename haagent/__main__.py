@@ -52,6 +52,8 @@ def run(path: str | None) -> None:
         config = load(path)
     except ConfigErrors as fault:
         print(f"{path or 'configuration'}: {len(fault.problems)} problem(s)", file=sys.stderr)
+        for warning in fault.warnings:
+            print(f"  warning: {warning}", file=sys.stderr)
         for problem in fault.problems:
             print(f"  {problem}", file=sys.stderr)
         sys.exit(1)
@@ -88,7 +90,8 @@ def _run_agent(config: object) -> None:
         logging.getLogger("haagent").critical("cannot start: %s", fault)
     except Exception:
         logging.getLogger("haagent").exception("the agent ends by a fault of its own; the guardian stays")
-    log.shutdown(1.0)
+    if not log.shutdown(1.0) and code == 0:
+        code = 5
     # Not sys.exit: no exit hook may close a session of a leader whose server is still writable (H4).
     os._exit(code)
 

@@ -196,6 +196,7 @@ class LocalInstance:
             self._exits.append(event)
             self._exit_seen.notify_all()
         self.sampler.forget()
+        self.actions_session.close()
 
     def _adopt_stranger(self) -> None:
         """A postmaster that runs without the guardian is watched from now on (moved over from Patroni)."""
