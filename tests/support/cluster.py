@@ -19,6 +19,7 @@ What the agents and servers logged is in the failure report (tests/conftest.py a
 from __future__ import annotations
 
 import atexit
+import base64
 import contextlib
 import fcntl
 import functools
@@ -44,6 +45,7 @@ import yaml
 
 from tests.support import processes
 from tests.support.etcd import EtcdServer, free_port
+from tests.support.tcp_proxy import TcpProxy
 from tests.support.wait import DEADLINE_S, wait_for
 
 T = TypeVar("T")
@@ -129,6 +131,8 @@ class Node:
         self.log_file = self.root / "agent.log"
         self.sql_port = free_port()
         self.api_port = free_port()
+        #: The node's own way to etcd, to be cut or frozen for it alone; None unless `Cluster(proxied=True)`.
+        self.proxy = TcpProxy(cluster.etcd.client_port) if cluster.proxied and cluster.etcd else None
         #: Laid over the generated file at the next `write_config` (nested; None removes).
         self.config_changes: dict[str, Any] = {}
         self._process: subprocess.Popen[bytes] | None = None
@@ -154,7 +158,7 @@ class Node:
                 "listen": f"127.0.0.1:{self.api_port}",
                 "connect_address": f"127.0.0.1:{self.api_port}",
             },
-            **cluster.store_section(),
+            **self.store_section(),
             "bootstrap": {"dcs": cluster.dynamic, "initdb": [{"encoding": "UTF8"}, "data-checksums"]},
             "postgresql": {
                 "listen": address,
@@ -180,6 +184,12 @@ class Node:
                 },
             },
         }
+
+    def store_section(self) -> dict[str, Any]:
+        """The part of the file that names the store."""
+        if self.proxy is not None:
+            return {"etcd3": {"host": f"127.0.0.1:{self.proxy.port}"}}
+        return self.cluster.store_section()
 
     def write_config(self, changes: Mapping[str, Any] | None = None) -> None:
         """Write the YAML file; `changes` (nested, None removes) stay for later writes."""
@@ -329,6 +339,11 @@ class Node:
         """A session in autocommit, for tests that keep one open. psycopg.OperationalError when refused."""
         return psycopg.connect(self.dsn, autocommit=True, connect_timeout=5)
 
+    def member_key(self) -> dict[str, Any]:
+        """The member key as the store holds it; {} without one. Only with etcd."""
+        text = self.cluster.key(f"members/{self.name}")
+        return {} if text is None else dict(json.loads(text))
+
     def sql(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """One statement in a session of its own; its rows, [] when it returns none."""
         with contextlib.closing(self.connect()) as session:
@@ -397,8 +412,11 @@ class Cluster:
         parameters: Mapping[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
         scope: str = "test",
+        proxied: bool = False,
     ) -> None:
+        """proxied: each node reaches etcd through a proxy of its own, `node.proxy`."""
         self.scope = scope
+        self.proxied = proxied
         self.bin_dir = bin_dir()
         self.node_config = dict(node_config or {})
         self.parameters = dict(parameters or {})
@@ -453,6 +471,8 @@ class Cluster:
             processes.kill_all_of(self.root)
             for node in self.nodes:
                 node.kill_agent()
+                if node.proxy is not None:
+                    node.proxy.close()
         finally:
             if self._own_etcd and self.etcd is not None:
                 self.etcd.close()
@@ -473,6 +493,20 @@ class Cluster:
         self.close(failed=error is not None)
 
     # --- asking -----------------------------------------------------------------------------------
+
+    def keys(self) -> dict[str, str]:
+        """What the store holds, read past the agents: name below our path -> value. Only with etcd."""
+        assert self.etcd is not None
+        prefix = f"/service/{self.scope}/".encode()
+        end = prefix[:-1] + bytes([prefix[-1] + 1])
+        body = {"key": _base64(prefix), "range_end": _base64(end)}
+        found = self.etcd.post("/v3/kv/range", body).get("kvs", [])
+        names = [base64.b64decode(kv["key"]).removeprefix(prefix).decode() for kv in found]
+        return dict(zip(names, (base64.b64decode(kv.get("value", "")).decode() for kv in found), strict=True))
+
+    def key(self, name: str) -> str | None:
+        """The value of one key, such as "leader"; None when there is none."""
+        return self.keys().get(name)
 
     def node(self, which: int | str) -> Node:
         """By index or name."""
@@ -545,6 +579,10 @@ def close_all() -> None:
     """Close what tests left open: nothing, unless one was ended in the middle."""
     for cluster in list(_open):
         cluster.close()
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def _tail(path: Path) -> str:
