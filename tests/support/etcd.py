@@ -33,7 +33,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.support.wait import pause
+from tests.support.wait import pause, wait_for
 
 #: Below the kernel's ephemeral range, so that an outgoing connection never takes a port from us.
 _PORTS = range(20000, 32000)
@@ -172,6 +172,8 @@ class EtcdServer:
     def freeze(self) -> None:
         """Stop the process with SIGSTOP: connections stay open and nothing is answered."""
         os.kill(self.pid, signal.SIGSTOP)
+        # The signal reaches the threads one by one: one of them may still answer a request.
+        wait_for(self._all_threads_stopped, START_DEADLINE_S, f"etcd {self.name} is frozen")
 
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
@@ -248,6 +250,10 @@ class EtcdServer:
         if self.tls.client_cert_auth:
             context.load_cert_chain(self.tls.cert, self.tls.key)
         return context
+
+    def _all_threads_stopped(self) -> bool:
+        threads = Path(f"/proc/{self.pid}/task").glob("*/stat")
+        return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in threads)
 
     def _healthy(self) -> bool:
         try:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcs import codec
@@ -278,12 +278,14 @@ def test_a_broken_configuration_does_not_leak_its_secrets() -> None:
 KEYS = st.sampled_from([*STORED, "optime/leader", "haagent_claims", "members/x", "other"])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
 )
 _OBJECTS = [value for value in (*STORED.values(), FULL_MEMBER) if value.startswith("{")]
 FIELDS = st.sampled_from(sorted({name for value in _OBJECTS for name in json.loads(value)}))
 
 
+@settings(deadline=None)
 @given(st.dictionaries(KEYS, st.binary() | JSON.map(lambda value: json.dumps(value).encode())))
 def test_no_bytes_raise(values: dict[str, bytes]) -> None:
     raw = {key: RawKey(value, 1, 1) for key, value in values.items()}
@@ -291,7 +293,8 @@ def test_no_bytes_raise(values: dict[str, bytes]) -> None:
     assert len(seen.broken) + len(seen.members) <= len(values)
 
 
-@given(st.dictionaries(KEYS, st.dictionaries(FIELDS, JSON)))
+@settings(deadline=None)
+@given(st.dictionaries(KEYS, st.dictionaries(FIELDS, JSON, max_size=6), max_size=4))
 def test_known_fields_with_any_value_do_not_raise(values: dict[str, dict[str, Any]]) -> None:
     raw = {key: RawKey(json.dumps(value).encode(), 1, 1) for key, value in values.items()}
     seen = build_snapshot(raw, 1)
@@ -302,6 +305,7 @@ def test_known_fields_with_any_value_do_not_raise(values: dict[str, dict[str, An
         assert again.broken == ()
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1), st.dictionaries(st.text(), st.booleans()), st.integers(0, 2**64 - 1))
 def test_our_own_members_come_back(text: str, tags: dict[str, bool], lsn: int) -> None:
     member = Member("a", conn_url="postgres://h/d", xlog_location=lsn, tags=Tags(tags), agent="haagent/1")
