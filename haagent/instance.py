@@ -363,12 +363,12 @@ class LocalInstance:
                 log.warning("%s", warning)
 
     def _outdated(self, facts: Instance) -> bool:
-        wanted = self._wanted(facts.serves_as_primary, facts.follows)
+        """The files hold something else than they should; whom a standby follows is Follow's business."""
         if self._applied is None:
             return True
-        return (
-            replace(wanted, primary=self._applied.primary, upstream=self._applied.upstream) != self._applied
-        )
+        primary = facts.serves_as_primary or (self._applied.primary and not facts.serves_as_standby)
+        wanted = self._wanted(primary, self._applied.upstream)
+        return wanted.files != self._applied.files or wanted.primary != self._applied.primary
 
     def _wanted(self, primary: bool, upstream: tuple[str, int] | None) -> Applied:
         return Applied(self.server_config(), primary, upstream)

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 FAST_STOP_S, IMMEDIATE_STOP_S = 30.0, 10.0
 #: PostgreSQL cannot tell us when it accepts connections: look this often while it starts, seconds.
 LOOK_EVERY_S = 0.02
+#: A cancelled CHECKPOINT is noticed at once; its helper thread ends this long after the work, seconds.
+CANCEL_LOOK_S = 0.5
 #: Long copies end by themselves or by cancellation, not by this; seconds.
 COPY_S = 7 * 24 * 3600.0
 INITDB_S = 300.0
@@ -220,11 +222,21 @@ class InstanceJobs:
         return {"epoch": epoch}
 
     def checkpoint(self, epoch: int, background: bool, cancel: Cancellation) -> dict[str, Any]:
-        """CHECKPOINT on a connection of its own: it may take minutes."""
+        """CHECKPOINT on a connection of its own: it may take minutes, and must not outlive its ground."""
         session = Session(self.instance.local_target(), "haagent checkpoint")
+        done = threading.Event()
+
+        def end_when_cancelled() -> None:
+            while not done.is_set():
+                if cancel.wait(CANCEL_LOOK_S):
+                    session.close()
+                    return
+
+        threading.Thread(target=end_when_cancelled, name="checkpoint-cancel", daemon=True).start()
         try:
             session.checkpoint(CHECKPOINT_S)
         finally:
+            done.set()
             session.close()
         return {"epoch": epoch, "background": background}
 
