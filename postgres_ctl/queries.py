@@ -30,12 +30,20 @@ STATEMENT_TIMEOUT_MS = 2000
 #: A command whose own work is long (CHECKPOINT) gets this much more than its deadline on the server, ms.
 _SERVER_SLACK_MS = 1000
 
+#: A standby without a walreceiver is on the newest timeline among the segments that hold its end of WAL:
+#: pg_control learns of a switch only at the next restartpoint.
 _SAMPLE = """
 with r as materialized (select pg_is_in_recovery() as rec),
 wr as materialized (select * from pg_stat_get_wal_receiver() where pid is not null),
 st as materialized (
   select name, setting, boot_val, pending_restart from pg_settings
   where pending_restart or name in ('primary_conninfo', 'primary_slot_name', 'restore_command')),
+at as materialized (select
+  greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0'::pg_lsn as bytes,
+  (select setting::bigint from pg_settings where name = 'wal_segment_size') as size),
+seg as materialized (select
+  lpad(upper(to_hex(trunc((bytes - 1) / 4294967296)::bigint)), 8, '0') ||
+  lpad(upper(to_hex(trunc((bytes - 1) % 4294967296 / size)::bigint)), 8, '0') as name16 from at),
 s as (select
   pg_postmaster_start_time()::text as postmaster_start_time,
   current_setting('server_version_num')::int as server_version,
@@ -46,7 +54,9 @@ s as (select
   case when r.rec then coalesce(
     (select received_tli from wr),
     greatest((select timeline_id from pg_control_checkpoint()),
-             (select min_recovery_end_timeline from pg_control_recovery()))) end as standby_timeline,
+             (select min_recovery_end_timeline from pg_control_recovery()),
+             (select max(('x' || left(name, 8))::bit(32)::int) from pg_ls_waldir(), seg
+              where name ~ '^[0-9A-F]{24}$' and right(name, 16) = seg.name16))) end as standby_timeline,
   case when r.rec then greatest(pg_last_wal_receive_lsn(), (select flushed_lsn from wr),
                                 (select written_lsn from wr)) end as receive_lsn,
   case when r.rec then pg_last_wal_replay_lsn() end as replay_lsn,

@@ -244,3 +244,29 @@ def test_messages_and_representations_hold_no_password(server: Server) -> None:
         Session(wrong, "x").sample(PLENTY_S)
     assert "nobody" in str(refused.value)
     assert "-word" not in str(refused.value)
+
+
+def test_standby_that_lost_its_upstream_knows_the_timeline_it_was_on(postgres_user: None) -> None:  # noqa: F811
+    """pg_control still shows the old timeline: no restartpoint was made since the switch."""
+    first, second, standby = Server.create("first"), Server.empty("second"), Server.empty("standby")
+    try:
+        first.start()
+        for server, name in ((second, "second"), (standby, "standby")):
+            server.clone_from(first, name=name)
+            server.start()
+            server.wait_streaming()
+        second.value("select pg_promote()")
+        standby.make_standby_conf(second)
+        standby.value("select pg_reload_conf()")
+        second.sql("create table t (n int)")
+        end = second.value("select pg_current_wal_flush_lsn()::text")
+        standby.wait_replayed(end)
+        assert session(standby).sample(PLENTY_S).timeline == 2
+        second.stop()
+        wait_for(
+            lambda: session(standby).sample(PLENTY_S).walreceiver_status is None, "the end of the stream"
+        )
+        assert session(standby).sample(PLENTY_S).timeline == 2
+    finally:
+        for server in (first, second, standby):
+            server.destroy()
