@@ -147,30 +147,22 @@ class Dcs(Protocol):
     def take_leader(self, session: str, name: str, deadline_s: float) -> TakeOutcome:
         """Create `leader` = name on our session, only if the key is absent."""
 
-    def move_leader(
-        self, handle: LeaseHandle, session: str, name: str, deadline_s: float
-    ) -> TakeOutcome:
+    def move_leader(self, handle: LeaseHandle, session: str, name: str, deadline_s: float) -> TakeOutcome:
         """Put our leader key onto another session of ours (changed ttl), atomically, same epoch."""
 
     def release_leader(self, handle: LeaseHandle, name: str, deadline_s: float) -> WriteOutcome:
         """Delete `leader` only while it is ours under this very handle."""
 
-    def put_member(
-        self, session: str, name: str, value: str, deadline_s: float
-    ) -> WriteOutcome:
+    def put_member(self, session: str, name: str, value: str, deadline_s: float) -> WriteOutcome:
         """Write `members/<name>` on the session. A missing session is Conflict."""
 
-    def create(
-        self, key: str, value: str, deadline_s: float, session: str | None = None
-    ) -> WriteOutcome:
+    def create(self, key: str, value: str, deadline_s: float, session: str | None = None) -> WriteOutcome:
         """Create `key` only if absent; with `session` it vanishes with the session."""
 
     def put(self, key: str, value: str, deadline_s: float) -> WriteOutcome:
         """Write `key` unconditionally, without ttl (detaches it from any session)."""
 
-    def compare_and_set(
-        self, key: str, value: str, version: int, deadline_s: float
-    ) -> WriteOutcome:
+    def compare_and_set(self, key: str, value: str, version: int, deadline_s: float) -> WriteOutcome:
         """Write `key` only at `version` (0: only if absent)."""
 
     def put_if_leader(

@@ -16,7 +16,7 @@ import socket
 import stat
 import struct
 import subprocess
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def find(
                 holder = _lock_holder(directory_fd)
                 raise GuardianUnavailable(f"{holder} holds {state_dir} and does not listen")
             if outcome == "busy":
-                time.sleep(BUSY_RETRY_S)
+                threading.Event().wait(BUSY_RETRY_S)
     finally:
         os.close(directory_fd)
 

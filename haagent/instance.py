@@ -21,11 +21,10 @@ from haagent.config.effective import EffectivePostgres, effective_postgresql
 from haagent.config.types import AgentConfig, Role
 from haagent.core.model import Instance, LastExit, Unavailable
 from haagent.core.settings import Settings
-from haagent.core.slots import slot_name
 from postgres_ctl import config_files, controldata, datadir, gucs, process, rewind, standby
 from postgres_ctl.api import ConnectionTarget, boottime, clean_environment
 from postgres_ctl.errors import PostgresError
-from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, TimelineSwitch
+from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, TimelineSwitch, slot_name
 from postgres_ctl.queries import Session
 
 log = logging.getLogger(__name__)

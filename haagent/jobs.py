@@ -263,7 +263,7 @@ class InstanceJobs:
         return {}
 
     def _bootstrap_hba(self, data_dir: str) -> None:
-        """`bootstrap.pg_hba` is appended to initdb's file unless `postgresql.pg_hba` is set (contract 5.6)."""
+        """`bootstrap.pg_hba` goes to the end of initdb's file unless `postgresql.pg_hba` is set."""
         lines = self.instance.config.bootstrap.pg_hba
         if not lines or self.instance.effective.config.pg_hba is not None:
             return

@@ -171,3 +171,22 @@ class InstanceSample:
         if not self.in_recovery:
             return True
         return self.walreceiver_status == "streaming" or self.startup_waits_for_wal
+
+
+# --- names ------------------------------------------------------------------------------------------
+
+#: NAMEDATALEN - 1.
+SLOT_NAME_MAX = 63
+
+
+def slot_name(member: str) -> str:
+    """Name of the slot of `member`; two members may map to one name (the caller reports that)."""
+    return "".join(_slot_character(c) for c in member.lower())[:SLOT_NAME_MAX]
+
+
+def _slot_character(c: str) -> str:
+    if c in "-.":
+        return "_"
+    if c == "_" or (c.isascii() and c.isalnum()):
+        return c
+    return f"u{ord(c):04d}"

@@ -7,7 +7,7 @@ led to it, or None. Nothing in here reads a clock, draws a number or has an effe
     a node promotes    rules/leading.py `in_recovery`, after rules/race.py `standby_races` took the key,
                        both by the checks of `haagent/core/candidate.py`
     a node demotes     rules/follower.py `primary_while_other_leads`, rules/leading.py `lease_not_valid`,
-                       rules/outage.py, rules/switchover.py; and the guardian at its deadline, with no decision
+                       rules/outage.py, rules/switchover.py; and the guardian at its deadline, undecided
 """
 
 from __future__ import annotations

@@ -8,13 +8,13 @@ only prepare prompts, tables and the lists of members a request is sent to.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from dcs.records import ClusterSnapshot, HistoryRow, Member
+from dcs.records import ClusterSnapshot, Member
 from haagent.core import roles
 from haagent.core.cluster_view import LEADER, STANDBY_LEADER
+from postgres_ctl.facts import slot_name
 
 #: Values of `--role` (contract 4.1).
 ROLES = ("leader", "primary", "standby-leader", "replica", "standby", "any")
@@ -158,35 +158,16 @@ def vanished(snapshot: ClusterSnapshot) -> tuple[str, ...]:
     nobody holds it. A slot is shown by its slot name, for the member's own name is not recoverable.
     """
     present = {m.name for m in snapshot.members}
-    present_slots = {_slot_name(name) for name in present}
+    present_slots = {slot_name(name) for name in present}
     gone = set(snapshot.failsafe or ()) - present
-    gone_slots = {_slot_name(name) for name in gone}
+    gone_slots = {slot_name(name) for name in gone}
     retained = snapshot.status.retain_slots if snapshot.status else None
     gone |= {slot for slot in retained or () if slot not in present_slots | gone_slots}
     if snapshot.leader is None and snapshot.history:
         last_owner = snapshot.history[-1].new_leader
-        if last_owner and last_owner not in present and _slot_name(last_owner) not in gone:
+        if last_owner and last_owner not in present and slot_name(last_owner) not in gone:
             gone.add(last_owner)
     return tuple(sorted(gone))
-
-
-def _slot_name(member: str) -> str:
-    """Name of the replication slot of a member (contract 6.2)."""
-    lowered = re.sub(r"[-.]", "_", member.lower())
-    return re.sub(r"[^a-z0-9_]", lambda m: f"u{ord(m.group()):04d}", lowered)[:63]
-
-
-# --- history ------------------------------------------------------------------------------------
-
-
-def history_note(snapshot: ClusterSnapshot, row: HistoryRow) -> str | None:
-    """What the promotion that ended this timeline said about its loss: from the row, or its claim."""
-    if row.note:
-        return row.note
-    for claim in snapshot.claims:
-        if claim.timeline == row.timeline + 1 and claim.name == row.new_leader:
-            return claim.note
-    return None
 
 
 # --- configuration ------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from haagent.core.model import (
     Unavailable,
     evolve,
 )
-from haagent.core.slots import slot_name
+from postgres_ctl.facts import slot_name
 
 #: First pause after a failed try to rejoin, then doubled up to the maximum; seconds.
 REJOIN_PAUSE_S, REJOIN_PAUSE_MAX_S = 2.0, 60.0

@@ -10,19 +10,9 @@ A slot is dropped only when it once belonged to a member of this cluster that ha
 
 from __future__ import annotations
 
-import re
-
 from haagent.core.actions import SyncSlots
 from haagent.core.model import Memory, Observation, Unavailable
-from postgres_ctl.facts import InstanceSample, Lsn, Slot
-
-_SPECIAL = re.compile(r"[^a-z0-9_]")
-
-
-def slot_name(member: str) -> str:
-    """Name of the slot of a member (contract 6.2): lower case, `-` and `.` to `_`, others by code point."""
-    text = member.lower().replace("-", "_").replace(".", "_")
-    return _SPECIAL.sub(lambda m: f"u{ord(m[0]):04d}", text)[:63]
+from postgres_ctl.facts import InstanceSample, Lsn, Slot, slot_name
 
 
 def wanted_slots(obs: Observation, memory: Memory) -> frozenset[str]:

@@ -9,7 +9,7 @@ from haagent.core.candidate import interesting_peers, twin_timeline
 from haagent.core.memory import evolve_rejoin
 from haagent.core.model import Decision, Memory, Observation, PeerSilent, evolve
 from haagent.core.rules import common
-from postgres_ctl.facts import ControlData, DataDirState, InstanceSample
+from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, slot_name
 
 #: A clone waits this long for its slot on the leader before it goes on without, seconds.
 SLOT_WAIT_S = 5.0
@@ -96,7 +96,7 @@ def _slot_is_there(obs: Observation) -> bool:
     status = common.view(obs).status
     if not obs.settings.use_slots:
         return True
-    return status is not None and slots.slot_name(obs.me.name) in (status.slots or {})
+    return status is not None and slot_name(obs.me.name) in (status.slots or {})
 
 
 # --- stopped ------------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def wrong_upstream(obs: Observation, memory: Memory) -> Decision | None:
             "follow.no-address", f"leader {key.name} has published no address yet", memory, 1.0
         )
     sample = obs.instance.sample
-    slot = slots.slot_name(obs.me.name) if obs.settings.use_slots else None
+    slot = slot_name(obs.me.name) if obs.settings.use_slots else None
     same_slot = not isinstance(sample, InstanceSample) or (sample.primary_slot_name or None) == slot
     if obs.instance.follows == target and same_slot:
         return None

@@ -30,7 +30,7 @@ from haagent.core.candidate import (
 )
 from haagent.core.model import Decision, Memory, Observation, evolve
 from haagent.core.rules import common
-from postgres_ctl.facts import ControlData, InstanceSample
+from postgres_ctl.facts import ControlData, InstanceSample, slot_name
 
 #: Starts of a crashed primary that may fail before it is handed over.
 START_TRIES = 2
@@ -197,7 +197,7 @@ def _status(
 ) -> tuple[Action, ...]:
     if sample.flush_lsn is None:
         return ()
-    mine = slots.slot_name(obs.me.name)
+    mine = slot_name(obs.me.name)
     positions = {
         s.name: s.restart_lsn.value
         for s in sample.slots
