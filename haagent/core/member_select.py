@@ -170,6 +170,19 @@ def vanished(snapshot: ClusterSnapshot) -> tuple[str, ...]:
     return tuple(sorted(gone))
 
 
+# --- history ------------------------------------------------------------------------------------
+
+
+def history_note(snapshot: ClusterSnapshot, row: HistoryRow) -> str | None:
+    """What the promotion that ended this timeline said about its loss: from the row, or its claim."""
+    if row.note:
+        return row.note
+    for claim in snapshot.claims:
+        if claim.timeline == row.timeline + 1 and claim.name == row.new_leader:
+            return claim.note
+    return None
+
+
 # --- configuration ------------------------------------------------------------------------------
 
 
