@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from dcs.records import ClusterSnapshot, Member
+from dcs.records import ClusterSnapshot, HistoryRow, Member
 from haagent.core import roles
 from haagent.core.cluster_view import LEADER, STANDBY_LEADER
 from postgres_ctl.facts import slot_name
