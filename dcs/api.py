@@ -150,8 +150,11 @@ class Dcs(Protocol):
     def move_leader(self, handle: LeaseHandle, session: str, name: str, deadline_s: float) -> TakeOutcome:
         """Put our leader key onto another session of ours (changed ttl), atomically, same epoch."""
 
-    def release_leader(self, handle: LeaseHandle, name: str, deadline_s: float) -> WriteOutcome:
-        """Delete `leader` only while it is ours under this very handle."""
+    def release_leader(
+        self, handle: LeaseHandle, name: str, deadline_s: float, status: str | None = None
+    ) -> WriteOutcome:
+        """Delete `leader` only while it is ours under this very handle; with `status`, write that key in
+        the same transaction, so that nobody sees the key free without the position to reach (H18)."""
 
     def put_member(self, session: str, name: str, value: str, deadline_s: float) -> WriteOutcome:
         """Write `members/<name>` on the session. A missing session is Conflict."""

@@ -31,7 +31,7 @@ from dcs.api import (
     WriteOutcome,
     boottime,
 )
-from dcs.codec import LEADER, MEMBERS, RawKey, build_snapshot, printable
+from dcs.codec import LEADER, MEMBERS, STATUS, RawKey, build_snapshot, printable
 from dcs.errors import DcsError, DcsUnavailable
 from dcs.etcd3_connect import Server
 from dcs.etcd3_http import NOT_FOUND, Body, Gateway, Limits, NoAnswer, Rejected
@@ -145,24 +145,29 @@ class Etcd3Dcs:
 
     def take_leader(self, session: str, name: str, deadline_s: float) -> TakeOutcome:
         key = self._prefix + LEADER
-        outcome = self._transaction([_absent(key)], _put(key, name, session), key, deadline_s, _held_by)
+        outcome = self._transaction([_absent(key)], [_put(key, name, session)], key, deadline_s, _held_by)
         return Taken(LeaseHandle(session, outcome.version)) if isinstance(outcome, Ok) else outcome
 
     def move_leader(self, handle: LeaseHandle, session: str, name: str, deadline_s: float) -> TakeOutcome:
-        outcome = self._as_leader(handle, name, _put(self._prefix + LEADER, name, session), deadline_s)
+        outcome = self._as_leader(handle, name, [_put(self._prefix + LEADER, name, session)], deadline_s)
         return Taken(LeaseHandle(session, handle.epoch)) if isinstance(outcome, Ok) else outcome
 
-    def release_leader(self, handle: LeaseHandle, name: str, deadline_s: float) -> WriteOutcome:
-        outcome = self._as_leader(handle, name, _delete(self._prefix + LEADER), deadline_s)
+    def release_leader(
+        self, handle: LeaseHandle, name: str, deadline_s: float, status: str | None = None
+    ) -> WriteOutcome:
+        writes = [] if status is None else [_put(self._prefix + STATUS, status)]
+        outcome = self._as_leader(handle, name, [*writes, _delete(self._prefix + LEADER)], deadline_s)
         return Ok() if isinstance(outcome, Ok) else outcome
 
     def put_if_leader(
         self, handle: LeaseHandle, name: str, key: str, value: str, deadline_s: float
     ) -> WriteOutcome:
-        return self._as_leader(handle, name, _put(self._prefix + key, value), deadline_s)
+        return self._as_leader(handle, name, [_put(self._prefix + key, value)], deadline_s)
 
-    def _as_leader(self, handle: LeaseHandle, name: str, operation: Body, deadline_s: float) -> WriteOutcome:
-        """`operation` in one transaction with the proof that `leader` is ours under this handle."""
+    def _as_leader(
+        self, handle: LeaseHandle, name: str, operations: list[Body], deadline_s: float
+    ) -> WriteOutcome:
+        """`operations` in one transaction with the proof that `leader` is ours under this handle."""
         key = self._prefix + LEADER
         guards = [
             _compare(key, "CREATE", "create_revision", str(handle.epoch)),
@@ -170,7 +175,7 @@ class Etcd3Dcs:
             _compare(key, "VALUE", "value", b64(name)),
         ]
         return self._transaction(
-            guards, operation, key, deadline_s, lambda held: _not_ours(held, handle, name)
+            guards, operations, key, deadline_s, lambda held: _not_ours(held, handle, name)
         )
 
     # --- other keys -------------------------------------------------------------------------------
@@ -184,14 +189,14 @@ class Etcd3Dcs:
     def create(self, key: str, value: str, deadline_s: float, session: str | None = None) -> WriteOutcome:
         path = self._prefix + key
         return self._transaction(
-            [_absent(path)], _put(path, value, session), path, deadline_s, lambda _: f"{key} exists"
+            [_absent(path)], [_put(path, value, session)], path, deadline_s, lambda _: f"{key} exists"
         )
 
     def compare_and_set(self, key: str, value: str, version: int, deadline_s: float) -> WriteOutcome:
         path = self._prefix + key
         return self._transaction(
             [_at_version(path, version)],
-            _put(path, value),
+            [_put(path, value)],
             path,
             deadline_s,
             lambda held: _other_version(key, held, version),
@@ -203,7 +208,7 @@ class Etcd3Dcs:
             return self._delete_range({"key": b64(path)}, deadline_s)
         outcome = self._transaction(
             [_at_version(path, version)],
-            _delete(path),
+            [_delete(path)],
             path,
             deadline_s,
             # None: already absent, which is what was wanted.
@@ -230,16 +235,16 @@ class Etcd3Dcs:
     def _transaction(
         self,
         guards: list[Body],
-        operation: Body,
+        operations: list[Body],
         key: str,
         deadline_s: float,
         why_not: Callable[[RawKey | None], str | None],
     ) -> WriteOutcome:
-        """`operation` if all `guards` hold, else Conflict with what `why_not` says of `key` as it was
+        """`operations` if all `guards` hold, else Conflict with what `why_not` says of `key` as it was
         found in the same transaction; where that is None, Ok."""
         body = {
             "compare": guards,
-            "success": [operation],
+            "success": operations,
             "failure": [{"requestRange": {"key": b64(key)}}],
         }
         found: list[RawKey | None] = []

@@ -27,7 +27,7 @@ from dcs.api import (
     WriteOutcome,
     boottime,
 )
-from dcs.codec import LEADER, MEMBERS, RawKey, build_snapshot, printable
+from dcs.codec import LEADER, MEMBERS, STATUS, RawKey, build_snapshot, printable
 from dcs.errors import DcsUnavailable
 from dcs.records import ClusterSnapshot
 
@@ -157,11 +157,15 @@ class TableDcs(ABC):
 
         return self._take(move, deadline_s)
 
-    def release_leader(self, handle: LeaseHandle, name: str, deadline_s: float) -> WriteOutcome:
+    def release_leader(
+        self, handle: LeaseHandle, name: str, deadline_s: float, status: str | None = None
+    ) -> WriteOutcome:
         def release(table: Table) -> WriteOutcome:
             lost = self._not_ours(table, handle, name)
             if lost:
                 return Conflict(lost)
+            if status is not None:
+                self._stored(table, STATUS, status)
             table.remove(self._leader_path)
             return Ok()
 

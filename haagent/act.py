@@ -24,6 +24,7 @@ from haagent.lease_keeper import LeaseKeeper
 from haagent.peers import PeerAsker
 from postgres_ctl import controldata
 from postgres_ctl.errors import PostgresError
+from postgres_ctl.facts import Lsn
 from postgres_ctl.slots import SlotPlan, apply_plan
 
 log = logging.getLogger(__name__)
@@ -193,17 +194,16 @@ class Interpreter:
             return False
         if not self.keeper.close_epoch(action.epoch):
             return False
-        if action.optime is not None:
-            old = self._view().status
-            status = Status(
-                action.optime.value,
-                old.slots if old is not None else None,
-                old.retain_slots if old is not None else None,
-            )
-            self._put_as_leader(codec.STATUS, codec.encode_status(status))
-        outcome = self.keeper.release(action.epoch, self._deadline_s)
+        status = self._last_status(action.optime) if action.optime is not None else None
+        outcome = self.keeper.release(action.epoch, self._deadline_s, status)
         log.info("leader key released: %s", type(outcome).__name__)
         return isinstance(outcome, Ok)
+
+    def _last_status(self, optime: Lsn) -> str:
+        """The last position, with the slots last known (contract 1.3)."""
+        old = self._view().status
+        known = (old.slots, old.retain_slots) if old is not None else (None, None)
+        return codec.encode_status(Status(optime.value, *known))
 
     def _clear_failover(self, action: a.ClearFailover) -> bool:
         """The outcome first: whoever asked reads it once the request is gone."""
@@ -315,7 +315,8 @@ class Interpreter:
         return self.runner.start("checkpoint", body, "", epoch)
 
     def _stop(self, action: a.StopInstance) -> bool:
-        return self.runner.start("stop", partial(self.jobs.stop, action.mode), action.purpose)
+        body = partial(self.jobs.stop, action.mode, action.senders_grace_s)
+        return self.runner.start("stop", body, action.purpose)
 
     def _restart(self, action: a.Restart) -> bool:
         self.requests.taken(action.request_id)

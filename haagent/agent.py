@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from dcs import codec
-from dcs.api import KeyEvent, Ok, WatchEvent, boottime
+from dcs.api import KeyEvent, WatchEvent, boottime
 from dcs.errors import DcsError, DcsLoginRefused
 from dcs.factory import make_dcs
 from dcs.records import ClusterSnapshot
@@ -41,6 +41,7 @@ from haagent.lease_keeper import LeaseKeeper
 from haagent.observe import Observer, Wishes
 from haagent.operations import Operations, RequestBox
 from haagent.peers import PeerAsker, is_somebody_there
+from haagent.publisher import MemberPublisher
 from postgres_ctl.facts import InstanceSample
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,6 @@ class Agent:
         self.memory = Memory()
         self.last_observation: Observation | None = None
         self._seen_cluster: tuple[ClusterSnapshot, float, int] | None = None
-        self._published_member: tuple[str | None, str] | None = None
         self._broken_steps = 0
         self._next_guardian_try = 0.0
         self._fence_backstop: float | None = None
@@ -101,6 +101,7 @@ class Agent:
             self.requests,
             self._leave,
         )
+        self.publisher = MemberPublisher(self.dcs, config.name)
         self.operations = Operations(self)
         self.rest = RestServer(self.operations, config.restapi)
 
@@ -123,6 +124,7 @@ class Agent:
             log.critical("%s", fault)
             return 1
         self.keeper.start()
+        self.publisher.start()
         self.instance.sampler.start()
         watch = self.dcs.watch(self._dcs_event)
         try:
@@ -192,6 +194,7 @@ class Agent:
         """PostgreSQL and key are dealt with by rule; what is left is ours."""
         log.info("leaving: %s", reason)
         self.rest.stop()
+        self.publisher.stop(2.0)
         self.keeper.stop()
         self.instance.sampler.stop()
         self.peers.close()
@@ -355,10 +358,7 @@ class Agent:
             return
         text = codec.encode_member(member_record(facts, self.memory, self._addresses()))
         missing = obs.cluster.member(self.config.name) is None
-        if (session, text) == self._published_member and not missing:
-            return
-        outcome = self.dcs.put_member(session, self.config.name, text, obs.settings.retry_timeout_s)
-        self._published_member = (session, text) if isinstance(outcome, Ok) else None
+        self.publisher.publish(session, text, obs.settings.retry_timeout_s, again=missing)
 
     def _addresses(self) -> Addresses:
         pg = self.config.postgresql

@@ -136,6 +136,7 @@ class LocalInstance:
         self._exit_seen = threading.Condition()
         self._watched_pid: int | None = None
         self._last_exit: LastExit | None = None
+        self._reaped = False
         self._control: ControlData | Unavailable = Unavailable(boottime(), "never read")
         self._history: tuple[int, tuple[TimelineSwitch, ...]] = (0, ())
         self._applied: Applied | None = None
@@ -192,6 +193,8 @@ class LocalInstance:
     def _postmaster_exited(self, event: guardian.PostmasterExited) -> None:
         with self._exit_seen:
             self._last_exit = LastExit(fenced=event.fenced, watched=True)
+            # Our own child and all its processes were reaped to the last: nothing can be left (H9).
+            self._reaped = event.status is not None and not event.leftovers
             self._exits.append(event)
             self._exit_seen.notify_all()
         self.sampler.forget()
@@ -265,7 +268,7 @@ class LocalInstance:
             valid = kind is DataDirState.VALID
             self._control = self._read_control() if valid else Unavailable(boottime(), "no data directory")
         left = bool(state.leftovers) if state is not None else True
-        if not busy and not left and kind is DataDirState.VALID:
+        if not busy and not left and kind is DataDirState.VALID and not self._reaped:
             left = bool(process.leftovers(data_dir))
         facts = Instance(
             data_dir=kind,
@@ -460,7 +463,7 @@ class LocalInstance:
         )
         if isinstance(outcome, guardian.Started):
             with self._exit_seen:
-                self._last_exit = None
+                self._last_exit, self._reaped = None, False
             self.guardian_state()
             return None
         return outcome.reason if isinstance(outcome, guardian.StartRefused) else outcome.cause

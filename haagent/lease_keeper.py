@@ -180,12 +180,12 @@ class LeaseKeeper:
         self.fenced(epoch)
         return True
 
-    def release(self, epoch: int, deadline_s: float) -> WriteOutcome:
-        """Delete the key; only for a closed epoch."""
+    def release(self, epoch: int, deadline_s: float, status: str | None = None) -> WriteOutcome:
+        """Delete the key, and leave the last position; only for a closed epoch."""
         handle = self.handle()
         if handle is None or handle.epoch != epoch or not self._lease.closed:
             return Conflict(f"epoch {epoch} is not a closed epoch of ours")
-        outcome = self._dcs.release_leader(handle, self._name, deadline_s)
+        outcome = self._dcs.release_leader(handle, self._name, deadline_s, status)
         if isinstance(outcome, Ok | Conflict):
             self._transition(lambda lease: core.released(lease) if lease.epoch == epoch else lease)
         return outcome

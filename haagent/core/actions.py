@@ -185,10 +185,14 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class StopInstance:
-    """Job: stop PostgreSQL. `mode`: fast | immediate; fast becomes immediate when it takes too long."""
+    """Job: stop PostgreSQL. `mode`: fast | immediate; fast becomes immediate when it takes too long.
+
+    `senders_grace_s`: a server that has written its shutdown checkpoint waits no longer than this for standbys
+    to receive it, seconds; None: as long as for the rest of the stop."""
 
     mode: str
     purpose: str = ""
+    senders_grace_s: float | None = None
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,19 @@ def test_release_needs_this_very_handle(store: Store) -> None:
     assert client.snapshot(CALL_S).leader is None
 
 
+def test_release_writes_the_last_position_in_the_same_transaction(store: Store) -> None:
+    client = store.client()
+    handle = take(client, "pg0")
+    wrong = LeaseHandle(handle.session, handle.epoch - 1)
+    assert isinstance(client.release_leader(wrong, "pg0", CALL_S, '{"optime":1}'), Conflict)
+    assert client.snapshot(CALL_S).status is None
+    assert isinstance(client.release_leader(handle, "pg0", CALL_S, '{"optime":42}'), Ok)
+    snapshot = client.snapshot(CALL_S)
+    assert snapshot.leader is None
+    assert snapshot.status is not None
+    assert snapshot.status.optime == 42
+
+
 def test_moving_the_key_to_a_new_session_keeps_the_epoch(store: Store) -> None:
     client = store.client()
     handle = take(client, "pg0")

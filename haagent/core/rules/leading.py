@@ -131,7 +131,7 @@ def in_recovery(obs: Observation, memory: Memory) -> Decision | None:
 
 
 def _promote(obs: Observation, memory: Memory, epoch: int) -> Decision:
-    """Rule 2, in this order: claim the timeline, clear the request, promote (H15)."""
+    """Rule 2, in this order: claim the timeline, promote (H15); the request is cleared while it promotes."""
     cluster, timeline = common.view(obs), (obs.instance.timeline or 0) + 1
     loss = "expected loss: " + expected_loss_text(obs, cluster)
     if cluster.failover is not None and cluster.failover.is_switchover:
@@ -146,7 +146,7 @@ def _promote(obs: Observation, memory: Memory, epoch: int) -> Decision:
     action = Promote(Guard(epoch=epoch, pid=obs.instance.pid))
     line = "promoted self to leader by acquiring session lock"
     reason = f"{line}; timeline {timeline}, {loss}"
-    return Decision("promote.now", reason, memory, (claim, *clear, action), line=line)
+    return Decision("promote.now", reason, memory, (claim, action, *clear), line=line)
 
 
 def not_answering(obs: Observation, memory: Memory) -> Decision | None:
