@@ -19,7 +19,7 @@ from haagent.instance import LocalInstance
 from postgres_ctl import basebackup, bootstrap, config_files, controldata, datadir, rewind
 from postgres_ctl.api import Cancellation, boottime
 from postgres_ctl.errors import PostgresError
-from postgres_ctl.facts import ControlData, InstanceSample, Lsn
+from postgres_ctl.facts import ControlData, ControlState, InstanceSample, Lsn
 from postgres_ctl.queries import Session, identify_system, timeline_history
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,9 @@ FAST_STOP_S, IMMEDIATE_STOP_S = 30.0, 10.0
 LOOK_EVERY_S = 0.02
 #: A cancelled CHECKPOINT is noticed at once; its helper thread ends this long after the work, seconds.
 CANCEL_LOOK_S = 0.5
+#: pg_control is looked at this often while a stop takes longer, seconds.
+CONTROL_EVERY_S = 0.25
+_SHUT_DOWN = (ControlState.SHUT_DOWN, ControlState.SHUT_DOWN_IN_RECOVERY)
 #: Long copies end by themselves or by cancellation, not by this; seconds.
 COPY_S = 7 * 24 * 3600.0
 INITDB_S = 300.0
@@ -181,12 +184,12 @@ class InstanceJobs:
             if end is not None and boottime() >= end and isinstance(sample, Unavailable):
                 return
 
-    def stop(self, mode: str, cancel: Cancellation) -> dict[str, Any]:
+    def stop(self, mode: str, senders_grace_s: float | None, cancel: Cancellation) -> dict[str, Any]:
         """Stop, each stage with its time: fast, immediate, kill (contract 2.6)."""
-        self._stop(mode)
+        self._stop(mode, senders_grace_s)
         return {}
 
-    def _stop(self, mode: str) -> None:
+    def _stop(self, mode: str, senders_grace_s: float | None = None) -> None:
         self.instance.begin_watching_exit()
         if self.instance.pid() is None:
             return
@@ -194,9 +197,25 @@ class InstanceJobs:
         first = next(i for i, (name, _) in enumerate(stages) if name == mode)
         for name, time_s in stages[first:]:
             self.instance.stop(name)
-            if self.instance.wait_exit(time_s):
+            if name == "fast" and senders_grace_s is not None:
+                gone = self._wait_stopped(time_s, senders_grace_s)
+            else:
+                gone = self.instance.wait_exit(time_s)
+            if gone:
                 return
         raise Failed("processes of PostgreSQL cannot be ended")
+
+    def _wait_stopped(self, time_s: float, senders_grace_s: float) -> bool:
+        """Like `wait_exit`, but once the shutdown checkpoint is written only `senders_grace_s` more.
+
+        Then only walsenders hold the postmaster: pg_control is final, so ending them loses nothing here."""
+        pg, end = self.instance.config.postgresql, boottime() + time_s
+        while boottime() < end:
+            if self.instance.wait_exit(CONTROL_EVERY_S):
+                return True
+            if controldata.read_controldata(pg.bin_dir, pg.data_dir).state in _SHUT_DOWN:
+                return self.instance.wait_exit(senders_grace_s)
+        return False
 
     def restart(self, epoch: int | None, upstream: str | None, cancel: Cancellation) -> dict[str, Any]:
         """Stop fast and start in the same role."""

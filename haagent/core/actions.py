@@ -187,8 +187,8 @@ class Checkpoint:
 class StopInstance:
     """Job: stop PostgreSQL. `mode`: fast | immediate; fast becomes immediate when it takes too long.
 
-    `senders_grace_s`: a server that has written its shutdown checkpoint waits no longer than this for standbys
-    to receive it, seconds; None: as long as for the rest of the stop."""
+    `senders_grace_s`: a server that has written its shutdown checkpoint waits no longer than this for
+    standbys to receive it, seconds; None: as long as for the rest of the stop."""
 
     mode: str
     purpose: str = ""

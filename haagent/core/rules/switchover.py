@@ -33,8 +33,8 @@ from postgres_ctl.facts import ControlData, Lsn
 
 #: How long the stopped primary waits for its successor to prove the shutdown checkpoint, seconds.
 PROOF_S = 3.0
-#: After the shutdown checkpoint a standby that hangs, the candidate or any other, holds the stop up so long at
-#: most, seconds: nobody can write meanwhile, and a healthy one has it within milliseconds.
+#: After the shutdown checkpoint a standby that hangs, the candidate or any other, holds the stop up so long
+#: at most, seconds: nobody can write meanwhile, and a healthy one has it within milliseconds.
 SENDERS_GRACE_S = 2.0
 #: An answer of a candidate counts this long before a stop, seconds.
 RECENT_S = 1.5
