@@ -74,7 +74,6 @@ class Agent:
         self._seen_cluster: tuple[ClusterSnapshot, float, int] | None = None
         self._broken_steps = 0
         self._next_guardian_try = 0.0
-        self._fence_backstop: float | None = None
         self._step_started_at = boottime()
         self._alive_until = boottime() + 60
         self._picture: Published | None = None
@@ -85,7 +84,9 @@ class Agent:
         self.journal = Journal(config.postgresql.state_dir, secrets=config.secrets)
         self.instance = LocalInstance(config, self.wake)
         settings = self._first_settings()
-        self.keeper = LeaseKeeper(self._keeper_dcs, config.name, settings, self.wake)
+        self.keeper = LeaseKeeper(
+            self._keeper_dcs, config.name, settings, self.wake, self.instance.fence_directly
+        )
         self.runner = JobRunner(self.wake)
         self.peers = PeerAsker(config, self.wake)
         self.requests = RequestBox(self.wake)
@@ -235,7 +236,6 @@ class Agent:
             )
         else:
             self._replaced = event.cause if "took over" in event.cause else None
-            self._fence_backstop = self.keeper.leader_until()
             self.instance.link = None
             self.keeper.guardian_lost()
             self.journal.event("guardian-lost", f"the guardian is gone: {event.cause}")
@@ -246,10 +246,9 @@ class Agent:
         link = self.instance.link
         assert link is not None
         self.keeper.use_guardian(link, state)
-        self._fence_backstop = None
 
     def _keep_guardian(self) -> None:
-        """A dead guardian is replaced; without one the agent itself is the fence (H10)."""
+        """A dead guardian is replaced; without one the keeper's backstop is the fence (H10)."""
         if self._replaced is not None:
             log.critical("%s: this agent ends and touches nothing", self._replaced)
             self._exit = (1, self._replaced)
@@ -261,8 +260,6 @@ class Agent:
             self._connect_guardian()
         except guardian.GuardianUnavailable as fault:
             log.error("no guardian: %s", fault)
-            if self._fence_backstop is not None and boottime() >= self._fence_backstop:
-                self.instance.stop("immediate")
 
     # --- the step -------------------------------------------------------------------------------------
 

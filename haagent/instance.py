@@ -474,9 +474,16 @@ class LocalInstance:
             outcome = self.link.stop(mode, GUARDIAN_ANSWER_S)
             if not isinstance(outcome, guardian.NoAnswer):
                 return
+        self.fence_directly()
+
+    def fence_directly(self) -> None:
+        """End the last known postmaster and its processes ourselves: signals only, nothing that can block."""
         state = self._state
-        if state is not None and state.postmaster is not None:
-            guardian.fence_directly(state.postmaster.pid, self.config.postgresql.data_dir)
+        if state is None or state.postmaster is None:
+            return
+        left = guardian.fence_directly(state.postmaster.pid, self.config.postgresql.data_dir)
+        if left:
+            log.critical("these processes of PostgreSQL could not be ended: %s", left)
 
     def wait_exit(self, deadline_s: float) -> bool:
         """True when the postmaster and all its processes are gone within the deadline."""

@@ -57,8 +57,18 @@ class Fence(Protocol):
 class LeaseKeeper:
     """Keeps session and leader key of one agent. Thread safe."""
 
-    def __init__(self, dcs: Dcs, name: str, settings: Settings, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        dcs: Dcs,
+        name: str,
+        settings: Settings,
+        on_change: Callable[[], None],
+        fence_directly: Callable[[], None],
+    ) -> None:
         self._dcs, self._name, self._on_change = dcs, name, on_change
+        self._fence_directly = fence_directly
+        #: The last deadline a guardian acknowledged: ours to enforce when it cannot (H10).
+        self._acknowledged_fence_at: float | None = None
         self._settings = settings
         self._fence: Fence | None = None
         self._lease = core.Lease()
@@ -73,11 +83,13 @@ class LeaseKeeper:
         self.unknown_renewals = 0
         self.last_round_trip_s = 0.0
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
+        self._backstop = threading.Thread(target=self._stand_in, name="fence-backstop", daemon=True)
 
     # --- wiring -----------------------------------------------------------------------------------
 
     def start(self) -> None:
         self._thread.start()
+        self._backstop.start()
 
     def stop(self) -> None:
         """No renewal is begun after this; the session is left to expire, or to be closed by rule."""
@@ -97,6 +109,7 @@ class LeaseKeeper:
             if armed is not None and self._lease.epoch is None and armed.handle.epoch > state.closed_epoch:
                 held = core.taken(replace(self._lease, session=armed.handle.session), armed.handle.epoch)
                 self._lease = replace(held, fence_at=armed.fence_at, hard_at=armed.hard_at)
+                self._acknowledged_fence_at = armed.fence_at
             else:
                 self._lease = replace(self._lease, next_attempt_at=0.0)
             self._changed.notify_all()
@@ -215,11 +228,35 @@ class LeaseKeeper:
                 self._lease = core.closed(self._lease)
             self._changed.notify_all()
 
+    # --- standing in for the guardian ---------------------------------------------------------------
+
+    def _stand_in(self) -> None:
+        """The agent is the fence of a guardian that is frozen or dead: at the deadline it last acknowledged.
+
+        A thread of its own: neither a slow store nor a slow step may hold it up."""
+        while True:
+            with self._changed:
+                if self._ended:
+                    return
+                due = None if self._guardian_ok or self._disarmed else self._acknowledged_fence_at
+                now = boottime()
+                if due is None or now < due:
+                    self._changed.wait(None if due is None else due - now)
+                    continue
+                self._acknowledged_fence_at = None
+                epoch = self._lease.epoch
+            log.critical("the lease ran out and the guardian does not answer: fencing PostgreSQL directly")
+            self._fence_directly()
+            if epoch is not None:
+                self.fenced(epoch)
+            self._on_change()
+
     def guardian_lost(self) -> None:
         """Nobody holds the deadline any more: it is unproven until another guardian has it (H10)."""
         with self._changed:
             self._guardian_ok, self._fence = False, None
             self._lease = replace(self._lease, fence_at=None, hard_at=None, next_attempt_at=0.0)
+            self._changed.notify_all()
 
     # --- the thread -------------------------------------------------------------------------------
 
@@ -354,7 +391,7 @@ class LeaseKeeper:
             )
         first = self._lease.fence_at is None
         if isinstance(answer, guardian.Armed):
-            self._accept(handle, proof)
+            self._accept(handle, proof, answer.fence_at)
         elif isinstance(answer, guardian.ArmRefused):
             log.error("the guardian refused the deadline of epoch %s: %s", handle.epoch, answer.reason)
             self.fenced(handle.epoch)
@@ -363,12 +400,14 @@ class LeaseKeeper:
             with self._changed:
                 self._guardian_ok = False
                 self._lease = core.unknown(self._lease, boottime())
+                self._changed.notify_all()
         if first or not isinstance(answer, guardian.Armed):
             self._on_change()
 
-    def _accept(self, handle: LeaseHandle, proof: Renewed) -> None:
+    def _accept(self, handle: LeaseHandle, proof: Renewed, fence_at: float) -> None:
         with self._changed:
             self._guardian_ok = True
+            self._acknowledged_fence_at = fence_at
             if self._lease.epoch == handle.epoch:
                 self._lease = core.renewed(
                     self._lease, proof.sent_at, proof.guaranteed_s, boottime(), self._settings
