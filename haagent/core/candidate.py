@@ -321,6 +321,7 @@ def _peer_checks(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> 
     answers = [p for n in names if isinstance(p := obs.peers.get(n), PeerAnswer)]
     return (
         _no_other_primary(answers),
+        _owner_lost_in_pause(obs, memory, cluster, answers),
         _nobody_ahead(obs, memory, cluster, answers),
         _nobody_preferred(obs, cluster, answers),
     )
@@ -332,6 +333,20 @@ def _no_other_primary(answers: list[PeerAnswer]) -> Check:
     return Check(
         "peer.primary", not alive, f"{', '.join(alive)} runs as primary" if alive else "no other primary"
     )
+
+
+def _owner_lost_in_pause(
+    obs: Observation, memory: Memory, cluster: ClusterSnapshot, answers: list[PeerAnswer]
+) -> Check:
+    """H20: fencing was off when it vanished, so its PostgreSQL may run on: only an operator may go ahead."""
+    rule, lost = "pause.owner-lost", memory.lost_in_pause
+    if lost is None or manual_failover_to_me(obs, cluster):
+        return Check(rule, True, "no owner of the key vanished during a pause, or an operator decided")
+    answered = any(p.name == lost for p in answers)
+    bad = (
+        f"{lost} vanished while the cluster was paused and does not answer: only a manual failover may go on"
+    )
+    return _check(rule, answered, f"{lost} vanished during a pause and answers", bad)
 
 
 def _nobody_ahead(

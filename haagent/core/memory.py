@@ -56,6 +56,11 @@ def _after_view(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> M
 
 
 def _after_pause(obs: Observation, memory: Memory) -> Memory:
+    assert not isinstance(obs.cluster, Unavailable)
+    if obs.cluster.leader is not None:
+        memory = evolve(memory, lost_in_pause=None)
+    elif obs.settings.pause and memory.last_leader != obs.me.name:
+        memory = evolve(memory, lost_in_pause=memory.last_leader)
     if obs.settings.pause:
         return evolve(memory, paused_seen=True, resumed_at=None)
     if memory.paused_seen:
@@ -92,9 +97,12 @@ def _initdb(obs: Observation, memory: Memory, result: JobResult) -> Memory:
 
 def _started(obs: Observation, memory: Memory, result: JobResult) -> Memory:
     if result.ok:
-        return evolve(memory, start_failures=0, bootstrap=None, clean_release=False, note=None)
+        return evolve(
+            memory, start_failures=0, start_failed_at=None, bootstrap=None, clean_release=False, note=None
+        )
     failures = memory.start_failures + 1
-    return evolve(memory, start_failures=failures, note=f"start failed ({failures}): {result.reason}")
+    note = f"start failed ({failures}): {result.reason}"
+    return evolve(memory, start_failures=failures, start_failed_at=obs.now, note=note)
 
 
 def _promoted(obs: Observation, memory: Memory, result: JobResult) -> Memory:

@@ -287,11 +287,15 @@ class Memory:
     bootstrap: str | None = None
     handover: Handover | None = None
     start_failures: int = 0
+    #: The last failed start ended then: tries are spaced out.
+    start_failed_at: float | None = None
     rejoin: Rejoin = Rejoin()
     #: Own promotion failed then: stay out of the race for ttl.
     promote_failed_at: float | None = None
     paused_seen: bool = False
     resumed_at: float | None = None
+    #: Owner of the key that vanished while fencing was off: it may still be writable (H20).
+    lost_in_pause: str | None = None
     #: The CHECKPOINT after promotion in this epoch is done.
     checkpointed_epoch: int = 0
     #: Standby without stream since then; None while it streams.
