@@ -7,6 +7,8 @@ from haagent.core.actions import Action, ApplyConfig
 from haagent.core.model import Decision, Memory, Observation, PeerAnswer, Unavailable
 from postgres_ctl.facts import ControlData, ControlState, DataDirState
 
+#: Starts that may fail one after the other without a pause, then at most this long between two, seconds.
+QUICK_STARTS, START_PAUSE_S = 2, 10.0
 #: Look again after this long where PostgreSQL or a peer cannot tell us by itself, seconds.
 SOON_S = 0.25
 
@@ -86,6 +88,14 @@ def fit_successor_answers(obs: Observation) -> bool:
         and not p.watchdog_failed
         for p in obs.peers.values()
     )
+
+
+def start_pause_s(obs: Observation, memory: Memory) -> float:
+    """How long to wait before the next try of a start that keeps failing; 0 when it may be tried now."""
+    if memory.start_failures < QUICK_STARTS or memory.start_failed_at is None:
+        return 0.0
+    pause = min(START_PAUSE_S, 2.0 ** min(memory.start_failures - QUICK_STARTS + 1, 10))
+    return max(0.0, memory.start_failed_at + pause - obs.now)
 
 
 def outdated_config(obs: Observation) -> tuple[Action, ...]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from haagent.core.actions import AnswerRequest, AskPeers, CancelJob, Exit
 from haagent.core.candidate import interesting_peers, unanswered
-from haagent.core.model import Decision, Memory, Observation, Unavailable
+from haagent.core.model import Decision, Memory, Observation, Unavailable, evolve
 from haagent.core.rules import common
+from haagent.core.rules.leading import START_TRIES
 
 
 def foreign_cluster(obs: Observation, memory: Memory) -> Decision | None:
@@ -78,7 +79,9 @@ def _slow_primary_start(obs: Observation, memory: Memory) -> Decision | None:
         )
     if interesting_peers(obs, memory, obs.cluster) and common.fit_successor_answers(obs):
         reason = f"PostgreSQL did not come back within primary_start_timeout ({limit:g} s)"
-        return Decision("job.slow-start", reason, memory, (CancelJob(reason),))
+        # Its failure is the last one allowed: what comes next is the hand-over, not another try.
+        last_try = evolve(memory, start_failures=max(memory.start_failures, START_TRIES - 1))
+        return Decision("job.slow-start", reason, last_try, (CancelJob(reason),))
     return None
 
 

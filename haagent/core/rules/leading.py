@@ -70,8 +70,23 @@ def stopped(obs: Observation, memory: Memory) -> Decision | None:
         return Decision(
             "bootstrap.start", "starting the new cluster", memory, (StartPrimary(guard),), line=line
         )
-    if _came_down_under_our_eyes(obs):
-        return _restart_or_hand_over(obs, memory, guard)
+    return _start_or_hand_over(obs, memory, guard)
+
+
+def _start_or_hand_over(obs: Observation, memory: Memory, guard: Guard) -> Decision:
+    """What cannot be started here goes to a standby that can take over; without one, it is tried on."""
+    in_place = _came_down_under_our_eyes(obs)
+    no_time = in_place and obs.settings.primary_start_timeout_s <= 0
+    if memory.start_failures >= START_TRIES or no_time:
+        successor = _look_for_successor(obs, memory)
+        if successor is not None:
+            return successor
+    pause_s = common.start_pause_s(obs, memory)
+    if pause_s > 0:
+        reason = memory.note or "PostgreSQL does not start, and no standby can take over"
+        return common.wait("leader.start-pause", reason, memory, min(pause_s, 1.0))
+    if in_place:
+        return _restart(memory, guard)
     reason = "holding the key on a stopped node: starting read-only first, its end of WAL is not known"
     return Decision("leader.start-readonly", reason, memory, (StartStandby(None),))
 
@@ -82,12 +97,7 @@ def _came_down_under_our_eyes(obs: Observation) -> bool:
     return last is not None and last.watched and not last.fenced and common.was_primary(obs)
 
 
-def _restart_or_hand_over(obs: Observation, memory: Memory, guard: Guard) -> Decision:
-    no_time = obs.settings.primary_start_timeout_s <= 0
-    if memory.start_failures >= START_TRIES or no_time:
-        successor = _look_for_successor(obs, memory)
-        if successor is not None:
-            return successor
+def _restart(memory: Memory, guard: Guard) -> Decision:
     if memory.start_failures == 0:
         reason = "starting primary after failure"
         return Decision("leader.restart-in-place", reason, memory, (StartPrimary(guard),))

@@ -1,0 +1,289 @@
+"""The key is ours: promote, come back, hand over what cannot come back, keep the store in line."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dcs.records import Status
+from haagent.core.actions import (
+    AskPeers,
+    Checkpoint,
+    ClearFailover,
+    Guard,
+    Promote,
+    PutInitialConfig,
+    PutInitialize,
+    ReleaseLeader,
+    StartPrimary,
+    StartStandby,
+    StopInstance,
+    SyncSlots,
+    WriteClaim,
+    WriteHistory,
+    WriteStatus,
+)
+from haagent.core.model import JobFacts, LastExit, Memory, Unavailable
+from postgres_ctl.facts import ControlState, Lsn
+from tests.unit.core_facts import (
+    DOWN,
+    EPOCH,
+    NOW,
+    OPTIME,
+    SETTINGS,
+    SYSTEM,
+    answer,
+    asked,
+    cluster,
+    crashed,
+    empty,
+    finished,
+    history,
+    judge,
+    kinds,
+    leading,
+    lease,
+    lost_stream,
+    no_answer,
+    primary,
+    request,
+    sample,
+    silent,
+    slot,
+    standby,
+    stopped,
+)
+
+SETTLED = Memory(checkpointed_epoch=EPOCH)
+
+
+# --- the lease ------------------------------------------------------------------------------------
+
+
+def test_a_key_whose_life_is_not_proven_yet_is_waited_for() -> None:
+    decision = judge(leading(primary(), lease=lease(fence_at=None)))
+    assert (decision.rule, decision.actions) == ("lease.unproven", ())
+
+
+def test_a_primary_past_its_fence_waits_for_the_guardian() -> None:
+    decision = judge(leading(primary(), lease=lease(fence_at=NOW - 1)))
+    assert (decision.rule, decision.actions) == ("lease.fencing", ())
+
+
+def test_a_primary_past_its_fence_without_guardian_is_stopped_by_the_agent() -> None:
+    decision = judge(leading(primary(), lease=lease(fence_at=NOW - 1, guardian_ok=False)))
+    assert decision.rule == "lease.fence-myself"
+    assert decision.actions[0] == StopInstance("immediate", decision.reason)
+
+
+def test_the_key_of_a_closed_epoch_goes_once_postgresql_is_stopped() -> None:
+    decision = judge(leading(stopped(), lease=lease(fence_at=None, closed_epoch=EPOCH)))
+    assert (decision.rule, decision.actions) == ("lease.release-closed", (ReleaseLeader(EPOCH),))
+
+
+def test_the_key_of_a_closed_epoch_stays_while_postgresql_may_write() -> None:
+    decision = judge(leading(silent(writable=True), lease=lease(fence_at=None, closed_epoch=EPOCH)))
+    assert (decision.rule, decision.actions) == ("lease.fencing", ())
+
+
+def test_a_standby_never_promotes_under_a_lease_that_ran_out() -> None:
+    decision = judge(leading(lost_stream(), lease=lease(fence_at=NOW - 1)))
+    assert (decision.rule, decision.actions) == ("lease.release-closed", (ReleaseLeader(EPOCH),))
+
+
+# --- stopped --------------------------------------------------------------------------------------
+
+
+def test_without_a_data_directory_the_key_goes() -> None:
+    assert judge(leading(empty())).rule == "leader.no-data"
+
+
+def test_a_new_cluster_is_started_as_primary() -> None:
+    decision = judge(leading(stopped(ControlState.SHUT_DOWN)), Memory(bootstrap="ready"))
+    assert decision.rule == "bootstrap.start"
+    assert decision.actions == (StartPrimary(Guard(epoch=EPOCH, pid=0)),)
+
+
+def test_a_crashed_primary_is_started_again_in_place() -> None:
+    decision = judge(leading(crashed()))
+    assert decision.rule == "leader.restart-in-place"
+    assert decision.actions == (StartPrimary(Guard(epoch=EPOCH, pid=0)),)
+
+
+def test_a_primary_whose_end_nobody_watched_starts_read_only() -> None:
+    decision = judge(leading(crashed(last_exit=None)))
+    assert (decision.rule, decision.actions) == ("leader.start-readonly", (StartStandby(None),))
+
+
+def test_a_fenced_primary_is_not_started_in_place() -> None:
+    decision = judge(leading(crashed(last_exit=LastExit(fenced=True, watched=True))))
+    assert (decision.rule, decision.actions) == ("leader.start-readonly", (StartStandby(None),))
+
+
+def test_a_crashed_primary_that_failed_to_start_asks_for_a_successor() -> None:
+    decision = judge(leading(crashed()), Memory(start_failures=2))
+    assert (decision.rule, decision.actions) == ("leader.ask-successors", (AskPeers(("pg1", "pg2")),))
+
+
+def test_a_crashed_primary_that_cannot_start_is_handed_over() -> None:
+    seen = leading(crashed(), peers=(answer("pg1"), no_answer("pg2")))
+    decision = judge(seen, Memory(start_failures=2))
+    assert (decision.rule, decision.actions) == ("leader.hand-over-crashed", (ReleaseLeader(EPOCH),))
+
+
+def test_with_start_timeout_zero_a_crashed_primary_is_handed_over_at_once() -> None:
+    at_once = replace(SETTINGS, primary_start_timeout_s=0)
+    seen = leading(crashed(), settings=at_once, peers=(answer("pg1"), answer("pg2")))
+    assert judge(seen).rule == "leader.hand-over-crashed"
+
+
+def test_a_crashed_primary_without_successor_is_tried_again() -> None:
+    seen = leading(crashed(), peers=(no_answer("pg1"), no_answer("pg2")))
+    decision = judge(seen, Memory(start_failures=1, start_failed_at=NOW - 60))
+    assert decision.rule == "leader.restart-again"
+    assert kinds(decision) == (StartPrimary,)
+
+
+def test_tries_of_a_start_that_keeps_failing_are_spaced_out() -> None:
+    seen = leading(crashed(), peers=(no_answer("pg1"), no_answer("pg2")), finished=finished("start primary", False))
+    decision = judge(seen, Memory(start_failures=4))
+    assert (decision.rule, decision.actions) == ("leader.start-pause", ())
+    later = replace(seen, now=NOW + 11, finished=(), lease=lease(fence_at=NOW + 30))
+    later = replace(later, peers={n: replace(p, asked_at=NOW + 10.9) for n, p in seen.peers.items()})
+    assert judge(later, decision.memory).rule == "leader.restart-again"
+
+
+def test_a_node_that_cannot_even_start_read_only_is_handed_over() -> None:
+    seen = leading(crashed(last_exit=None), peers=(answer("pg1"), answer("pg2")))
+    decision = judge(seen, Memory(start_failures=2))
+    assert decision.rule == "leader.hand-over-crashed"
+
+
+def test_a_cancelled_slow_start_is_handed_over_and_not_tried_again() -> None:
+    answers = (answer("pg1"), answer("pg2"))
+    job = JobFacts("start primary", NOW - 301, epoch=EPOCH)
+    cancelled = judge(leading(silent(writable=True), job=job, peers=answers))
+    assert cancelled.rule == "job.slow-start"
+    ended = leading(crashed(), peers=answers, finished=finished("start primary", False, "cancelled"))
+    assert judge(ended, cancelled.memory).rule == "leader.hand-over-crashed"
+
+
+# --- in recovery ----------------------------------------------------------------------------------
+
+
+def test_the_holder_of_the_key_asks_before_it_promotes() -> None:
+    decision = judge(leading(lost_stream()))
+    assert (decision.rule, decision.actions) == ("promote.ask", (AskPeers(("pg1", "pg2")),))
+
+
+def test_a_fit_standby_with_the_key_claims_its_timeline_and_promotes() -> None:
+    decision = judge(leading(lost_stream(), peers=(answer("pg1"), answer("pg2"))))
+    assert decision.rule == "promote.now"
+    assert kinds(decision) == (WriteClaim, Promote)
+    claim, promote = decision.actions
+    assert isinstance(claim, WriteClaim)
+    assert (claim.timeline, claim.epoch) == (2, EPOCH)
+    assert isinstance(promote, Promote)
+    assert promote.guard == Guard(epoch=EPOCH, pid=77)
+
+
+def test_the_request_is_cleared_once_the_promotion_has_begun() -> None:
+    view = asked(cluster(), request(candidate="pg0", leader="pg9"))
+    decision = judge(leading(lost_stream(), view, peers=(answer("pg1"), answer("pg2"))))
+    assert kinds(decision) == (WriteClaim, Promote, ClearFailover)
+
+
+def test_the_holder_of_the_key_gives_it_back_when_another_has_more_wal() -> None:
+    seen = leading(lost_stream(), peers=(answer("pg1", OPTIME + 8), answer("pg2")))
+    decision = judge(seen)
+    assert (decision.rule, decision.actions) == ("promote.refused", (ReleaseLeader(EPOCH),))
+    assert [r.rule for r in decision.refusals] == ["peer.ahead"]
+
+
+# --- alive ----------------------------------------------------------------------------------------
+
+
+def test_a_silent_primary_keeps_its_lease() -> None:
+    decision = judge(leading(silent(writable=True)))
+    assert (decision.rule, decision.actions) == ("leader.no-answer", ())
+
+
+def test_a_healthy_primary_does_nothing() -> None:
+    view = cluster(status=None)
+    decision = judge(leading(primary(), view), SETTLED)
+    assert decision.rule == "leader.steady"
+    assert kinds(decision) == (WriteStatus,)
+    written = decision.actions[0]
+    assert isinstance(written, WriteStatus)
+    again = judge(leading(primary(), cluster(status=_status(written))), decision.memory)
+    assert (again.rule, again.actions, again.again_in_s) == ("leader.steady", (), None)
+
+
+def _status(action: WriteStatus) -> Status:
+    return Status(action.optime.value, action.slots, action.retain_slots)
+
+
+def test_a_new_primary_makes_its_checkpoint_in_the_background_once() -> None:
+    seen = leading(primary())
+    assert Checkpoint(Guard(epoch=EPOCH, pid=77), background=True) in judge(seen).actions
+    assert Checkpoint not in kinds(judge(replace(seen, background=("checkpoint",))))
+    done = replace(seen, finished=finished("checkpoint", epoch=EPOCH, background=True))
+    assert Checkpoint not in kinds(judge(done))
+
+
+def test_a_failed_checkpoint_after_promotion_is_tried_again() -> None:
+    seen = leading(primary(), finished=finished("checkpoint", False, "connection lost"))
+    assert Checkpoint in kinds(judge(seen))
+
+
+def test_a_deleted_initialize_is_written_again_by_the_leader() -> None:
+    decision = judge(leading(primary(), cluster(initialize=None)), SETTLED)
+    assert PutInitialize(SYSTEM) in decision.actions
+
+
+def test_garbage_in_initialize_is_replaced_by_the_leader() -> None:
+    decision = judge(leading(primary(), cluster(initialize="x")), SETTLED)
+    assert PutInitialize(SYSTEM) in decision.actions
+
+
+def test_a_deleted_config_is_written_again_by_the_leader() -> None:
+    assert PutInitialConfig() in judge(leading(primary(), cluster(config=None)), SETTLED).actions
+
+
+def test_history_of_the_last_promotion_is_written_once() -> None:
+    two = primary(sample=sample(primary=True, timeline=2))
+    assert WriteHistory in kinds(judge(leading(two), SETTLED))
+    assert WriteHistory not in kinds(judge(leading(two, cluster(history=history(1))), SETTLED))
+
+
+def test_rows_of_an_older_cluster_are_removed_on_timeline_one() -> None:
+    assert WriteHistory in kinds(judge(leading(primary(), cluster(history=history(3))), SETTLED))
+
+
+def test_a_primary_makes_a_slot_for_each_member() -> None:
+    bare = primary(sample=sample(primary=True, slots=(slot("pg1"),)))
+    assert SyncSlots(create=("pg2",)) in judge(leading(bare), SETTLED).actions
+
+
+def test_a_standby_with_the_key_that_misses_wal_facts_does_not_promote() -> None:
+    here = lost_stream()
+    unread = replace(here, sample=replace(here.sample, startup_waits_for_wal=False))  # type: ignore[type-var]
+    decision = judge(leading(unread, peers=(answer("pg1"), answer("pg2"))))
+    assert decision.rule == "promote.refused"
+    assert decision.refusals[0].rule == "postgres.wal-read"
+
+
+def test_the_store_being_down_does_not_touch_a_primary_with_a_proven_lease() -> None:
+    decision = judge(leading(primary(), DOWN))
+    assert decision.actions == ()
+
+
+def test_a_sample_that_cannot_be_had_leaves_the_store_alone() -> None:
+    mute = primary(sample=Unavailable(NOW, "timeout"))
+    assert judge(leading(mute)).rule == "leader.no-answer"
+
+
+def test_a_streaming_standby_with_the_key_promotes_only_without_another_primary() -> None:
+    seen = leading(standby(), peers=(answer("pg1"), replace(answer("pg2"), location=Lsn(1), in_recovery=False)))
+    decision = judge(seen)
+    assert decision.rule == "promote.refused"
+    assert decision.refusals[0].rule == "peer.primary"
