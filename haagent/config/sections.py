@@ -148,7 +148,24 @@ def member_tags(checked: Checked) -> Tags:
                 f"Conflicting configuration between {flag}: {tags[flag]} and {priority}: {tags[priority]}. "
                 f"Defaulting to {flag}: {tags[flag]}"
             )
-    return Tags(MappingProxyType({k: value for k, value in tags.items() if value is not None}))
+    return Tags(MappingProxyType({k: value for k, value in tags.items() if _is_shown(k, value, tags)}))
+
+
+#: Flags that say nothing when they are off, unless the number beside them says otherwise.
+_SILENT_WHEN_OFF = {
+    "clonefrom": None,
+    "nofailover": "failover_priority",
+    "noloadbalance": None,
+    "nosync": "sync_priority",
+    "nostream": None,
+}
+
+
+def _is_shown(name: str, value: Any, tags: Mapping[str, Any]) -> bool:
+    """Contract 6.5: what goes into the member key."""
+    if value is None:
+        return False
+    return value is not False or name not in _SILENT_WHEN_OFF or _SILENT_WHEN_OFF[name] in tags
 
 
 def _convert(tags: dict[str, Any], name: str, parse: Any, allowed: str, checked: Checked) -> None:

@@ -182,7 +182,6 @@ def test_the_other_sections_of_a_large_file(large: AgentConfig, tmp_path: Path) 
         "nofailover": False,
         "failover_priority": 2,
         "noloadbalance": True,
-        "clonefrom": False,
         "replicatefrom": "pg-2",
         "dc": 7,
     }
