@@ -130,7 +130,7 @@ class Agent:
         watch = self.dcs.watch(self._dcs_event)
         try:
             while self._exit is None:
-                self._wait(self._step())
+                self._wait(self._guarded_step())
                 if self._reload:
                     self._reload_config()
         finally:
@@ -263,6 +263,23 @@ class Agent:
 
     # --- the step -------------------------------------------------------------------------------------
 
+    def _guarded_step(self) -> float:
+        """A step that fails in an unforeseen way does nothing new, and keeps what holds (rule 10, H12)."""
+        try:
+            pause_s = self._step()
+        except Exception:
+            log.exception("a step failed unexpectedly (%s in a row)", self._broken_steps + 1)
+            return self._after_broken_step()
+        return pause_s
+
+    def _after_broken_step(self) -> float:
+        """Keep the lease, unless this goes on and a member that can decide is there."""
+        self._broken_steps += 1
+        obs = self.last_observation
+        if self._broken_steps < BROKEN_STEPS or obs is None or not self._somebody_else(obs):
+            self.keeper.permit()
+        return FAILED_PAUSE_S
+
     def _step(self) -> float:
         """One observe, decide, act. Returns how long to wait if nothing happens, seconds."""
         self._step_started_at = boottime()
@@ -276,10 +293,11 @@ class Agent:
         self._note_cluster(obs)
         decision = self._decide(obs)
         if decision is None:
-            return FAILED_PAUSE_S
+            return self._after_broken_step()
         pause_s = self._carry_out(obs, decision)
         if pause_s > 0.0 or self._exit is not None:
             self._publish(obs)
+        self._broken_steps = 0
         if self._exit is None:
             self.keeper.permit()
         return pause_s
@@ -289,15 +307,9 @@ class Agent:
         try:
             decision = decide(obs, self.memory)
         except Exception:
-            self._broken_steps += 1
-            log.exception(
-                "decide failed (%s in a row): nothing new is done, what holds is kept", self._broken_steps
-            )
+            log.exception("decide failed (%s in a row)", self._broken_steps + 1)
             self.memory = absorb_safely(obs, self.memory)
-            if self._broken_steps < BROKEN_STEPS or not self._somebody_else(obs):
-                self.keeper.permit()
             return None
-        self._broken_steps = 0
         return decision
 
     def _somebody_else(self, obs: Observation) -> bool:

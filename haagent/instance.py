@@ -97,6 +97,9 @@ class Sampler:
                 sample = self._session.sample(SAMPLE_S)
             except PostgresError as fault:
                 sample = Unavailable(started_at, str(fault))
+            except Exception as fault:  # a dead sampler would leave the last sample standing for ever
+                log.exception("sampling PostgreSQL failed unexpectedly")
+                sample = Unavailable(started_at, f"unexpected {type(fault).__name__}")
         with self._cond:
             news = _mood(sample) != _mood(self._sample)
             if isinstance(sample, Unavailable) and isinstance(self._sample, Unavailable):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from dcs.api import Dcs, Ok, Unknown
+from dcs.api import Dcs, Ok, Unknown, WriteOutcome
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,13 @@ class MemberPublisher:
         if self._thread.is_alive():
             self._thread.join(deadline_s)
 
+    def _put(self, session: str, text: str, deadline_s: float) -> WriteOutcome:
+        try:
+            return self._dcs.put_member(session, self._name, text, deadline_s)
+        except Exception as fault:  # a dead publisher would make this member look gone
+            log.exception("writing the member key failed unexpectedly")
+            return Unknown(type(fault).__name__)
+
     def _run(self) -> None:
         while True:
             with self._cond:
@@ -55,7 +62,7 @@ class MemberPublisher:
                     return
                 session, text, deadline_s = self._wanted
                 self._wanted = None
-            outcome = self._dcs.put_member(session, self._name, text, deadline_s)
+            outcome = self._put(session, text, deadline_s)
             if isinstance(outcome, Unknown):
                 log.warning("the member key may not have been written: %s", outcome.cause)
             with self._cond:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from haagent.core.actions import Exit, Guard, StartPrimary, StartStandby, StopInstance
+from haagent.core.actions import AnswerRequest, Exit, Guard, StartPrimary, StartStandby, StopInstance
 from haagent.core.model import Decision, Memory, Observation, Unavailable
 from haagent.core.rules import common
 
@@ -12,6 +12,9 @@ def dcs_unreachable(obs: Observation, memory: Memory) -> Decision | None:
     if not isinstance(obs.cluster, Unavailable):
         return None
     cause = obs.cluster.cause
+    if obs.request is not None:
+        refused = AnswerRequest(obs.request.id, 503, f"{obs.request.kind} failed: DCS is not accessible")
+        return Decision("outage.request", "DCS is not accessible", memory, (refused,), 0.0)
     if obs.stopping:
         return _stopping(obs, memory)
     if obs.settings.pause:
