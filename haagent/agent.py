@@ -10,7 +10,9 @@ giving permits while another member could take over, and the lease runs out the 
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 import signal
 import threading
 import time
@@ -116,11 +118,15 @@ class Agent:
     def run(self) -> int:
         """Until told to stop. Returns the exit code (contract 7.1)."""
         self._install_signals()
+        holder = self._lock_data_directory()
+        if holder is not None:
+            log.critical("Can't start; another agent (%s) runs on this data directory", holder)
+            return 1
         try:
-            self._connect_guardian()
             if not self._first_contact():
                 return self._exit[0] if self._exit else 0
             self.rest.start()
+            self._connect_guardian()
         except (guardian.GuardianUnavailable, RestError) as fault:
             log.critical("%s", fault)
             return 1
@@ -136,6 +142,20 @@ class Agent:
         finally:
             watch.close()
         return self._farewell(*self._exit)
+
+    def _lock_data_directory(self) -> str | None:
+        """One agent per data directory, before the guardian is touched: a second start must not take it
+        over from a living agent. The kernel gives the lock back when we die. Returns who has it."""
+        path = os.path.join(self.config.postgresql.state_dir, "agent.lock")
+        self._lock_fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            pid = os.read(self._lock_fd, 32).decode("ascii", "replace").strip()
+            return f"pid {pid}" if pid else "pid unknown"
+        os.ftruncate(self._lock_fd, 0)
+        os.write(self._lock_fd, f"{os.getpid()}\n".encode())
+        return None
 
     def wake(self) -> None:
         """Something happened: look now."""
