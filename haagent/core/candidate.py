@@ -24,8 +24,9 @@ from haagent.core.model import (
 )
 from postgres_ctl.facts import InstanceSample, Lsn
 
-#: An answer older than this is asked for again, seconds.
-ANSWER_LIFE_S = 1.5
+#: An answer asked for longer ago than this is asked for again, seconds. More than a peer may take to answer
+#: (2 seconds, contract 2.1): else one that is always slow would never count, and no election would end.
+ANSWER_LIFE_S = 2.5
 #: A peer that stayed silent when asked this long before the race need not be waited for again, seconds.
 SILENCE_LIFE_S = 6.0
 
@@ -194,6 +195,7 @@ def _cluster_checks(obs: Observation, memory: Memory, cluster: ClusterSnapshot) 
         _request_check(obs, memory, cluster),
         _resume_check(obs, memory),
         _former_leader_check(obs, memory, cluster),
+        _store_check(obs, cluster),
     )
 
 
@@ -267,7 +269,7 @@ def _resume_check(obs: Observation, memory: Memory) -> Check:
 def _former_leader_check(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> Check:
     """H4: the key went but its holder's member key is there: it may still be writable."""
     rule, name, missing = "former-leader", memory.last_leader, memory.leader_missing_since
-    member = cluster.member(name) if name is not None and name != obs.me.name else None
+    member = _last_seen(memory, cluster, name) if name is not None and name != obs.me.name else None
     if member is None or missing is None:
         return Check(rule, True, "the last leader is gone, or it is this member")
     if obs.now > missing + obs.settings.ttl_s or _stepped_down(member, cluster):
@@ -278,6 +280,31 @@ def _former_leader_check(obs: Observation, memory: Memory, cluster: ClusterSnaps
     if isinstance(peer, PeerSilent):
         return Check(rule, False, f"{member.name} may still be writable: {peer.cause}")
     return Check(rule, True, f"{member.name} answers")
+
+
+def _last_seen(memory: Memory, cluster: ClusterSnapshot, name: str) -> Member | None:
+    """Its member key; as it was when the whole store has been emptied, which says nothing about its lease."""
+    wiped = cluster.initialize is None and cluster.config is None
+    old = next((m for m in memory.last_members if m.name == name), None) if wiped else None
+    return cluster.member(name) or old
+
+
+def store_went_back(obs: Observation, cluster: ClusterSnapshot) -> bool:
+    """The store is older than epochs this host has seen: restored from a backup, or made anew.
+
+    The guardian never opens an epoch below one it closed (H6), so a key taken now could never be used."""
+    seen = max(obs.lease.closed_epoch, obs.lease.epoch or 0)
+    return 0 < cluster.revision < seen
+
+
+def _store_check(obs: Observation, cluster: ClusterSnapshot) -> Check:
+    return _check(
+        "store.went-back",
+        not store_went_back(obs, cluster),
+        "the store knows every epoch this member has led in",
+        f"the store is at revision {cluster.revision}, this member has led in a later epoch: "
+        "stop PostgreSQL and the agent here and start them again",
+    )
 
 
 def _stepped_down(member: Member, cluster: ClusterSnapshot) -> bool:
@@ -320,16 +347,21 @@ def _peer_checks(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> 
     names = interesting_peers(obs, memory, cluster)
     answers = [p for n in names if isinstance(p := obs.peers.get(n), PeerAnswer)]
     return (
-        _no_other_primary(answers),
+        _no_other_primary(other_primaries(obs, memory, cluster)),
         _owner_lost_in_pause(obs, memory, cluster, answers),
         _nobody_ahead(obs, memory, cluster, answers),
         _nobody_preferred(obs, cluster, answers),
     )
 
 
-def _no_other_primary(answers: list[PeerAnswer]) -> Check:
+def other_primaries(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> list[str]:
+    """Who answered as a running primary."""
+    names = interesting_peers(obs, memory, cluster)
+    return [p.name for n in names if isinstance(p := obs.peers.get(n), PeerAnswer) and p.runs_as_primary]
+
+
+def _no_other_primary(alive: list[str]) -> Check:
     """Rule 6: never waived."""
-    alive = [p.name for p in answers if p.runs_as_primary]
     return Check(
         "peer.primary", not alive, f"{', '.join(alive)} runs as primary" if alive else "no other primary"
     )

@@ -23,6 +23,8 @@ from postgres_ctl.facts import slot_name
 
 #: First pause after a failed try to rejoin, then doubled up to the maximum; seconds.
 REJOIN_PAUSE_S, REJOIN_PAUSE_MAX_S = 2.0, 60.0
+#: States of a member that does not work on a new cluster.
+_AT_REST = ("stopped", "crashed", "start failed", "initdb failed")
 
 
 def absorb(obs: Observation, memory: Memory) -> Memory:
@@ -46,13 +48,30 @@ def _after_view(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> M
             last_epoch=cluster.leader.epoch,
             last_members=cluster.members,
         )
-    if cluster.failover is not None and cluster.failover.is_switchover and cluster.leader is None:
-        memory = evolve(memory, handover_seen_at=memory.leader_missing_since)
-    if cluster.failover is None:
-        memory = evolve(memory, request_seen=None)
+    memory = _after_request(obs, memory, cluster)
+    idle = cluster.initialize == "" and cluster.leader is None and not _somebody_bootstraps(memory, cluster)
+    since = obs.now if memory.idle_claim_since is None else memory.idle_claim_since
+    memory = evolve(memory, idle_claim_since=since if idle else None)
     seen = {slot_name(m.name): obs.now for m in cluster.members if m.name != obs.me.name}
     alive = {n: at for n, at in memory.slots_seen.items() if obs.now < at + obs.settings.member_slots_ttl_s}
     return _after_pause(obs, evolve(memory, slots_seen=alive | seen))
+
+
+def _after_request(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> Memory:
+    """H18: the mark holds on after the successor cleared the request, unless the old leader simply stays."""
+    request, leader = cluster.failover, cluster.leader
+    if request is not None and request.is_switchover:
+        seen_at = memory.leader_missing_since if leader is None else obs.now
+        return evolve(memory, handover_seen_at=seen_at, handover_from=request.leader)
+    if request is None:
+        memory = evolve(memory, request_seen=None)
+    if leader is not None and leader.name == memory.handover_from:
+        memory = evolve(memory, handover_seen_at=None, handover_from=None)
+    return memory
+
+
+def _somebody_bootstraps(memory: Memory, cluster: ClusterSnapshot) -> bool:
+    return memory.bootstrap is not None or any(m.state not in _AT_REST for m in cluster.members)
 
 
 def _after_pause(obs: Observation, memory: Memory) -> Memory:

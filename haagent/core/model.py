@@ -281,10 +281,14 @@ class Memory:
     last_epoch: int = 0
     #: Members when the cluster last had a leader (contract 2.4.12).
     last_members: tuple[Member, ...] = ()
-    #: A hand-over mark (`failover.leader`) was last seen then (H18).
+    #: A hand-over mark (`failover.leader`) was last seen then; it outlives the request (H18).
     handover_seen_at: float | None = None
+    #: Who was to step down by it.
+    handover_from: str | None = None
     #: initialize race won by this process: "won" -> "ready" (or "failed: why") -> None once it runs.
     bootstrap: str | None = None
+    #: Somebody's claim on a new cluster (`initialize` = "") is there since then, and nobody works on it.
+    idle_claim_since: float | None = None
     handover: Handover | None = None
     start_failures: int = 0
     #: The last failed start ended then: tries are spaced out.

@@ -114,11 +114,9 @@ def stopped(obs: Observation, memory: Memory) -> Decision | None:
         return _clone_if_allowed(obs, evolve(memory, note=reason), reason)
     if _needs_rewind(obs, memory, key.epoch):
         return _mend(obs, memory, key.name)
-    if memory.start_failures >= 3:
-        again = evolve(memory, start_failures=2)
-        return Decision(
-            "follow.start-pause", memory.note or "does not start", again, (), 10.0, heartbeat=True
-        )
+    pause_s = common.start_pause_s(obs, memory)
+    if pause_s > 0:
+        return common.wait("follow.start-pause", memory.note or "does not start", memory, pause_s)
     return Decision("follow.start", f"starting as a standby of {key.name}", memory, (StartStandby(key.name),))
 
 

@@ -15,8 +15,8 @@ from haagent.core.actions import (
     StopInstance,
     TakeLeader,
 )
-from haagent.core.candidate import cluster_timeline, standing
-from haagent.core.model import Decision, Memory, Observation, evolve
+from haagent.core.candidate import cluster_timeline, other_primaries, standing, store_went_back, unanswered
+from haagent.core.model import Decision, Memory, Observation, Refusal, evolve
 from haagent.core.rules import common
 from postgres_ctl.facts import DataDirState
 
@@ -48,6 +48,12 @@ def _race_for_new_cluster(obs: Observation, memory: Memory) -> Decision:
         return Decision(
             "bootstrap.race", "trying to bootstrap a new cluster", won, (CreateInitialize(), Initdb())
         )
+    idle_since = memory.idle_claim_since
+    if initialize == "" and allowed and idle_since is not None and obs.now > idle_since + obs.settings.ttl_s:
+        # A claim whose answer was lost hangs on a living session, perhaps ours, and would stay for ever.
+        reason = "nobody works on the new cluster that was claimed: clearing the claim"
+        again = evolve(memory, idle_claim_since=None)
+        return Decision("bootstrap.abandoned", reason, again, (DeleteInitialize(),), 0.5)
     waiting = "waiting for leader to bootstrap"
     return common.wait("bootstrap.wait", waiting, memory)
 
@@ -76,17 +82,23 @@ def primary_without_key(obs: Observation, memory: Memory) -> Decision | None:
     if mine < known or obs.me.tags.nofailover:
         reason = f"demoted self: on timeline {mine} while the cluster is on {known}, or tagged nofailover"
         return Decision("race.primary-stale", reason, memory, (StopInstance("immediate", reason),))
-    judged = standing(obs, memory)
-    if judged.ask:
-        return Decision(
-            "race.primary-ask", "asking the other members", memory, (AskPeers(judged.ask),), common.SOON_S
-        )
-    other = next((r for r in judged.refusals if r.rule == "peer.primary"), None)
-    if other is not None:
-        reason = f"demoted self because {other.detail}"
-        return Decision(
-            "race.two-primaries", reason, memory, (StopInstance("immediate", reason),), None, (other,)
-        )
+    if store_went_back(obs, cluster):
+        reason = "demoted self: the store is older than epochs this member has led in, no lease is possible"
+        return Decision("race.store-went-back", reason, memory, (StopInstance("fast", reason),))
+    return _ask_and_take(obs, memory)
+
+
+def _ask_and_take(obs: Observation, memory: Memory) -> Decision:
+    """Of the election's rules only one binds a running primary: that no other one runs (rule 6)."""
+    ask = unanswered(obs, memory, common.view(obs))
+    if ask:
+        return Decision("race.primary-ask", "asking the other members", memory, (AskPeers(ask),), common.SOON_S)
+    others = other_primaries(obs, memory, common.view(obs))
+    if others:
+        detail = f"{', '.join(others)} runs as primary"
+        reason = f"demoted self because {detail}"
+        stop = StopInstance("immediate", reason)
+        return Decision("race.two-primaries", reason, memory, (stop,), None, (Refusal("peer.primary", detail),))
     return _take_as_primary(obs, memory)
 
 
@@ -110,11 +122,12 @@ def stopped_without_leader(obs: Observation, memory: Memory) -> Decision | None:
     mine = obs.instance.system_identifier
     if cluster.initialize == "":
         return common.wait("race.bootstrapping", "waiting for leader to bootstrap", memory)
-    if memory.start_failures >= 3:
-        again = evolve(memory, start_failures=2)
-        return Decision(
-            "race.start-pause", memory.note or "PostgreSQL does not start", again, (), 10.0, heartbeat=True
-        )
+    if store_went_back(obs, cluster):
+        reason = "the store is older than epochs this member has led in: ending, so that a new guardian begins"
+        return Decision("race.store-went-back", reason, memory, (Exit(1, reason),))
+    pause_s = common.start_pause_s(obs, memory)
+    if pause_s > 0:
+        return common.wait("race.start-pause", memory.note or "PostgreSQL does not start", memory, pause_s)
     join = (PutInitialize(mine, only_if_absent=True),) if mine and cluster.initialize is None else ()
     reason = "nobody leads: starting read-only"
     return Decision("race.start-readonly", reason, memory, (*join, StartStandby(None)))
