@@ -362,6 +362,8 @@ class InstanceJobs:
             return f"timeline {control.timeline} is no part of the leader's history"
         keep = rewind.diverged_dir(data_dir, control.timeline, switch.switch_lsn)
         report = rewind.keep_diverged_wal(data_dir, control, switch.switch_lsn, keep)
+        if report.lsn_to <= report.lsn_from:
+            return "no WAL discarded"
         return (
             f"discarded {report.discarded_bytes} bytes of WAL from {report.lsn_from} to {report.lsn_to}, "
             f"{report.segments_kept} segments kept in {report.kept_dir}"

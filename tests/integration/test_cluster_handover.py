@@ -99,10 +99,20 @@ def test_planned_handovers_lose_nothing_and_refuse_what_would() -> None:
             assert new.value("select pg_postmaster_start_time()") == started
             assert new.is_primary()
             cluster.wait_streaming(2)
+
+            # Another standby that hangs does not hold the hand-over up: its walsender is not waited for.
+            other = next(node for node in cluster.nodes if node not in (new, candidate))
+            stuck = walreceivers(other)
+            send(other, signal.SIGSTOP, stuck)
+            status, text = new.rest("/switchover", "POST", body, timeout_s=60)
+            send(other, signal.SIGCONT, stuck)
+            assert (status, text) == (200, f'Successfully switched over to "{candidate.name}"')
+            writers.wait_acknowledged(100)
+            cluster.wait_streaming(2)
         evidence = writers.evidence()
         assert evidence.overlaps() == []
         assert evidence.missing(cluster.leader().dsn) == []
-        assert len(evidence.tenures()) == 3
+        assert len(evidence.tenures()) == 4
 
 
 def _refusals(cluster: Cluster, a: Node, b: Node) -> None:

@@ -1,0 +1,133 @@
+"""Crashes of PostgreSQL and of whole nodes, under load, and how a data directory comes back (contract 2.9)."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.support import processes
+from tests.support.cluster import Cluster, Node
+from tests.support.wait import holds_for
+from tests.support.writers import Writers
+
+QUIET = {"log_min_messages": "log"}
+
+
+def successor(cluster: Cluster, old: Node, deadline_s: float = 60.0) -> Node:
+    found = cluster.wait_for(
+        lambda: next((n for n in cluster.leaders() if n is not old), None), deadline_s, f"not {old.name} leads"
+    )
+    assert found is not None
+    return found
+
+
+def timeline(node: Node) -> int:
+    return int(node.value("select timeline_id from pg_control_checkpoint()"))
+
+
+def diverge(cluster: Cluster, old: Node) -> Node:
+    """`old` dies with WAL that nobody else has: its standbys' receivers stood still while it wrote."""
+    stopped = [pid for node in cluster.nodes if node is not old for pid in walreceivers(node)]
+    for pid in stopped:
+        processes.send(pid, signal.SIGSTOP)
+    old.sql("create table lost_with_the_node as select generate_series(1, 1000)")
+    old.kill_all()
+    for pid in stopped:
+        processes.send(pid, signal.SIGCONT)
+    new = successor(cluster, old)
+    cluster.wait_for(new.is_writable, 60, "writes go on")
+    new.sql("create table kept (n int)")
+    return new
+
+
+def walreceivers(node: Node) -> list[int]:
+    return [pid for pid in node.postgres_pids() if b"walreceiver" in title(pid)]
+
+
+def title(pid: int) -> bytes:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def test_crashes_under_load() -> None:
+    with Cluster(nodes=3, ttl=4, parameters=QUIET) as cluster:
+        a = cluster.leader()
+        with Writers(cluster) as writers:
+            writers.wait_acknowledged(50)
+
+            # The postmaster dies: it comes back in place, on its timeline, with everything.
+            killed = a.postmaster_pid()
+            processes.send(killed, signal.SIGKILL)
+            cluster.wait_for(lambda: a.postmaster_pid() not in (None, killed), 60, "a new postmaster")
+            writers.wait_acknowledged(50, f"new:{a.name}")
+            cluster.wait_streaming(2)
+            assert cluster.leaders() == [a]
+            assert timeline(a) == 1
+            assert writers.evidence().missing(a.dsn) == []
+
+            # It cannot start any more: a standby takes over, long before primary_start_timeout.
+            control = a.data_dir / "global" / "pg_control"
+            aside = a.root / "pg_control.aside"
+            os.rename(control, aside)
+            processes.send(a.postmaster_pid(), signal.SIGKILL)
+            b = successor(cluster, a)
+            writers.wait_acknowledged(50, f"new:{b.name}")
+            os.rename(aside, control)
+            cluster.wait_streaming(2)
+            assert writers.evidence().missing(b.dsn) == []
+
+            # The machine dies.
+            b.kill_all()
+            c = successor(cluster, b)
+            writers.wait_acknowledged(50, f"new:{c.name}")
+            b.start()
+            cluster.wait_streaming(2)
+        assert writers.evidence().overlaps() == []
+
+
+def test_diverged_node_is_rewound_and_streams() -> None:
+    with Cluster(nodes=2, ttl=4, parameters=QUIET) as cluster:
+        old = cluster.leader()
+        new = diverge(cluster, old)
+        old.start()
+        cluster.wait_streaming(1)
+        assert "pg_rewind from" in old.log()
+        wait_same_tables(cluster, old, new)
+        # What was thrown away is kept for people (rule 7).
+        assert "discarded" in old.log()
+        assert list(old.root.glob("*diverged*")), "the discarded WAL is kept nowhere"
+
+
+def wait_same_tables(cluster: Cluster, one: Node, other: Node) -> None:
+    tables = "select relname from pg_class where relname in ('kept', 'lost_with_the_node') order by 1"
+    cluster.wait_for(lambda: one.sql(tables) == other.sql(tables) == [("kept",)], 60, "the same history")
+
+
+@pytest.mark.parametrize("discard", [True, False], ids=["cloned", "stays out"])
+def test_diverged_node_without_pg_rewind(discard: bool) -> None:
+    allowed = {"remove_data_directory_on_diverged_timelines": discard}
+    dcs: dict[str, Any] = {"postgresql": {"use_pg_rewind": False}}
+    node_config = {"postgresql": allowed}
+    with Cluster(nodes=2, ttl=4, dcs=dcs, node_config=node_config, parameters=QUIET) as cluster:
+        old = cluster.leader()
+        new = diverge(cluster, old)
+        old.start()
+        if discard:
+            cluster.wait_streaming(1)
+            assert "pg_rewind from" not in old.log()
+            wait_same_tables(cluster, old, new)
+            return
+        cluster.wait_for(lambda: "note" in old.member_key(), 60, "the member key says why it stays out")
+        note = old.member_key()["note"]
+        assert "reinit" in note, note
+        assert old.rest("/patroni")[1]["haagent"]["note"] == note
+        holds_for(lambda: not old.is_writable() and old.status("/replica") != 200, 3, "out, and not writable")
+        with pytest.raises(psycopg.Error):
+            old.sql("create table never (n int)")
