@@ -48,13 +48,23 @@ def _after_view(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> M
             last_epoch=cluster.leader.epoch,
             last_members=cluster.members,
         )
-    memory = _after_request(obs, memory, cluster)
+    memory = _after_leader_change(_after_request(obs, memory, cluster), cluster)
     idle = cluster.initialize == "" and cluster.leader is None and not _somebody_bootstraps(memory, cluster)
     since = obs.now if memory.idle_claim_since is None else memory.idle_claim_since
     memory = evolve(memory, idle_claim_since=since if idle else None)
     seen = {slot_name(m.name): obs.now for m in cluster.members if m.name != obs.me.name}
     alive = {n: at for n, at in memory.slots_seen.items() if obs.now < at + obs.settings.member_slots_ttl_s}
     return _after_pause(obs, evolve(memory, slots_seen=alive | seen))
+
+
+def _after_leader_change(memory: Memory, cluster: ClusterSnapshot) -> Memory:
+    """What failed against an earlier leader, and a divergence from it, say nothing about the next one."""
+    old, epoch = memory.rejoin, cluster.leader.epoch if cluster.leader is not None else None
+    if epoch is None or old.epoch == epoch:
+        return memory
+    if old.epoch == 0:
+        return evolve(memory, rejoin=evolve_rejoin(old, epoch=epoch))
+    return evolve(memory, rejoin=Rejoin(settled_epoch=old.settled_epoch, epoch=epoch))
 
 
 def _after_request(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> Memory:
@@ -93,7 +103,7 @@ def _after_instance(obs: Observation, memory: Memory) -> Memory:
         since = memory.not_streaming_since
         return evolve(memory, not_streaming_since=obs.now if since is None else since)
     if instance.serves_as_standby:
-        memory = evolve(memory, rejoin=Rejoin(settled_epoch=memory.rejoin.settled_epoch), note=None)
+        memory = evolve(memory, rejoin=_settled(memory, memory.rejoin.settled_epoch), note=None)
     return evolve(memory, not_streaming_since=None)
 
 
@@ -136,15 +146,19 @@ def _checkpointed(obs: Observation, memory: Memory, result: JobResult) -> Memory
     return evolve(memory, checkpointed_epoch=int(result.data["epoch"])) if result.ok else memory
 
 
+def _settled(memory: Memory, epoch: int) -> Rejoin:
+    return Rejoin(settled_epoch=epoch, epoch=memory.rejoin.epoch)
+
+
 def _cloned(obs: Observation, memory: Memory, result: JobResult) -> Memory:
     if result.ok:
-        return evolve(memory, rejoin=Rejoin(settled_epoch=memory.last_epoch), slot_wait_since=None, note=None)
+        return evolve(memory, rejoin=_settled(memory, memory.last_epoch), slot_wait_since=None, note=None)
     return _failed_try(obs, memory, f"base backup failed: {result.reason}")
 
 
 def _rewound(obs: Observation, memory: Memory, result: JobResult) -> Memory:
     if result.ok:
-        return evolve(memory, rejoin=Rejoin(settled_epoch=memory.last_epoch), note=None)
+        return evolve(memory, rejoin=_settled(memory, memory.last_epoch), note=None)
     return _failed_try(obs, memory, f"pg_rewind failed: {result.reason}")
 
 
@@ -165,7 +179,7 @@ def _compared(obs: Observation, memory: Memory, result: JobResult) -> Memory:
             rejoin=evolve_rejoin(memory.rejoin, diverged=True, reason=detail),
             note=f"diverged from the leader: {detail}",
         )
-    return evolve(memory, rejoin=Rejoin(settled_epoch=memory.last_epoch))
+    return evolve(memory, rejoin=_settled(memory, memory.last_epoch))
 
 
 def _stopped(obs: Observation, memory: Memory, result: JobResult) -> Memory:

@@ -269,6 +269,10 @@ class Rejoin:
     diverged: bool = False
     #: The divergence from the leader of this epoch was looked at and is fine or mended.
     settled_epoch: int = 0
+    #: Started as it was, because pg_rewind cannot run here, under the leader of this epoch.
+    as_it_is_epoch: int = 0
+    #: The leader against whom all this holds, 0 before the first; another one starts afresh.
+    epoch: int = 0
 
 
 @dataclass(frozen=True)

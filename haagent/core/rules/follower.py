@@ -69,7 +69,9 @@ def no_data(obs: Observation, memory: Memory) -> Decision | None:
         return common.wait("clone.foreign", reason, evolve(memory, note=reason))
     if obs.instance.unfinished == "rewind" and obs.instance.data_dir is DataDirState.VALID:
         return _rewind_again(obs, memory)
-    return _clone(obs, memory, wipe=obs.instance.data_dir is not DataDirState.MISSING_OR_EMPTY)
+    # To wipe an empty directory forgets a rewind that was interrupted there.
+    leftovers = obs.instance.data_dir is not DataDirState.MISSING_OR_EMPTY
+    return _clone(obs, memory, wipe=leftovers or obs.instance.unfinished is not None)
 
 
 def _clone(obs: Observation, memory: Memory, wipe: bool) -> Decision:
@@ -81,7 +83,8 @@ def _clone(obs: Observation, memory: Memory, wipe: bool) -> Decision:
             "clone.pause", memory.note or "waiting to clone", memory, memory.rejoin.not_before - obs.now
         )
     member = common.view(obs).member(key.name)
-    if member is None or member.conn_url is None or member.role != "primary":
+    usable = member is not None and member.conn_url is not None and member.role == "primary"
+    if not usable or (wipe and not common.leader_is_ready(obs)):
         return common.wait("clone.no-leader", f"waiting for leader {key.name} to run as primary", memory, 1.0)
     since = memory.slot_wait_since if memory.slot_wait_since is not None else obs.now
     if not _slot_is_there(obs) and obs.now - since < SLOT_WAIT_S:
@@ -121,9 +124,11 @@ def stopped(obs: Observation, memory: Memory) -> Decision | None:
 
 
 def _needs_rewind(obs: Observation, memory: Memory, epoch: int) -> bool:
-    if memory.clean_release or memory.rejoin.settled_epoch == epoch:
+    if memory.rejoin.diverged:
+        return True
+    if memory.clean_release or epoch in (memory.rejoin.settled_epoch, memory.rejoin.as_it_is_epoch):
         return False
-    return memory.rejoin.diverged or common.was_primary(obs)
+    return common.was_primary(obs)
 
 
 def _mend(obs: Observation, memory: Memory, source: str) -> Decision:
@@ -133,10 +138,11 @@ def _mend(obs: Observation, memory: Memory, source: str) -> Decision:
         return common.wait("rejoin.pause", memory.note or "waiting to rejoin", memory, pause)
     if not common.leader_is_ready(obs):
         return common.wait("rejoin.wait", f"waiting for {source} to be ready for pg_rewind", memory, 1.0)
-    if common.rewind_is_possible(obs) and memory.rejoin.tries < REWIND_TRIES:
-        return Decision("rejoin.rewind", f"running pg_rewind from {source}", memory, (Rewind(source),))
     failed = memory.rejoin.tries >= REWIND_TRIES
-    allowed = obs.settings.remove_data_directory_on_rewind_failure if failed else _may_discard(obs)
+    allowed = _may_discard(obs) or (failed and obs.settings.remove_data_directory_on_rewind_failure)
+    no_other_way = memory.rejoin.diverged and not allowed
+    if common.rewind_is_possible(obs) and (not failed or no_other_way):
+        return Decision("rejoin.rewind", f"running pg_rewind from {source}", memory, (Rewind(source),))
     if allowed:
         return _clone(obs, memory, wipe=True)
     if memory.rejoin.diverged:
@@ -151,7 +157,7 @@ def _may_discard(obs: Observation) -> bool:
 def _try_as_it_is(obs: Observation, memory: Memory, source: str) -> Decision:
     """pg_rewind cannot run here: start, and let the comparison of histories find a divergence."""
     epoch = memory.last_epoch
-    settled = evolve(memory, rejoin=evolve_rejoin(memory.rejoin, settled_epoch=epoch))
+    settled = evolve(memory, rejoin=evolve_rejoin(memory.rejoin, as_it_is_epoch=epoch))
     reason = f"pg_rewind is not possible here: starting as a standby of {source} as it is"
     return Decision("rejoin.as-it-is", reason, settled, (StartStandby(source),))
 
@@ -174,13 +180,10 @@ def _rewind_again(obs: Observation, memory: Memory) -> Decision:
         return common.wait("rejoin.pause", memory.note or "waiting to rejoin", memory, pause)
     if not common.leader_is_ready(obs):
         return common.wait("rejoin.wait", f"waiting for {key.name} to be ready for pg_rewind", memory, 1.0)
-    if memory.rejoin.tries < REWIND_TRIES:
-        return Decision(
-            "rejoin.rewind-again", "pg_rewind was interrupted: once more", memory, (Rewind(key.name),)
-        )
-    if obs.settings.remove_data_directory_on_rewind_failure:
+    failed = memory.rejoin.tries >= REWIND_TRIES
+    if failed and obs.settings.remove_data_directory_on_rewind_failure:
         return _clone(obs, memory, wipe=True)
-    return _stay_out(memory, memory.rejoin.reason or "an interrupted pg_rewind could not be finished")
+    return Decision("rejoin.rewind-again", "pg_rewind was interrupted: once more", memory, (Rewind(key.name),))
 
 
 # --- running ------------------------------------------------------------------------------------

@@ -1,0 +1,369 @@
+"""Somebody else leads: clone, rewind, start, follow, and never discard the last good copy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from dcs.records import ClusterSnapshot, Leader, TimelineClaim
+from haagent.core.actions import (
+    ApplyConfig,
+    AskPeers,
+    CheckDivergence,
+    Clone,
+    Follow,
+    Rewind,
+    StartStandby,
+    StopInstance,
+    SyncSlots,
+)
+from haagent.core.model import Instance, Memory, Rejoin, Unavailable
+from postgres_ctl.facts import ControlState, DataDirState, InstanceSample
+from tests.unit.core_facts import (
+    EPOCH,
+    NO_LEASE,
+    NOW,
+    SETTINGS,
+    answer,
+    cluster,
+    control,
+    empty,
+    finished,
+    following,
+    judge,
+    kinds,
+    lost_stream,
+    member,
+    no_answer,
+    obs,
+    primary,
+    silent,
+    standby,
+    stopped,
+    tags,
+)
+
+EX_PRIMARY = stopped(ControlState.SHUT_DOWN)
+NO_REWIND = replace(SETTINGS, use_pg_rewind=False)
+MAY_DISCARD = replace(SETTINGS, remove_data_directory_on_diverged_timelines=True, use_pg_rewind=False)
+DIVERGED = Memory(rejoin=Rejoin(diverged=True, reason="beyond the switch point", epoch=EPOCH), last_epoch=EPOCH)
+
+
+def leader_is(**changes: Any) -> ClusterSnapshot:
+    """The view with `pg0` changed."""
+    return cluster(members=(member("pg0", **changes), member("pg1"), member("pg2")))
+
+
+HALF_REWOUND = replace(EX_PRIMARY, unfinished="rewind")
+
+
+# --- the key under my name ------------------------------------------------------------------------
+
+
+def test_a_key_with_my_name_under_a_foreign_handle_is_waited_out() -> None:
+    decision = judge(obs("pg0", stopped(), cluster(), lease=NO_LEASE))
+    assert (decision.rule, decision.actions) == ("stranger.wait", ())
+
+
+def test_a_primary_is_stopped_when_a_stranger_holds_the_key_under_its_name() -> None:
+    decision = judge(obs("pg0", primary(), cluster(), lease=NO_LEASE))
+    assert (decision.rule, kinds(decision)) == ("stranger.demote", (StopInstance,))
+
+
+# --- a primary while another leads ----------------------------------------------------------------
+
+
+def test_a_primary_is_stopped_at_once_when_another_leads() -> None:
+    decision = judge(following(primary()))
+    assert decision.rule == "demote.lost"
+    assert isinstance(decision.actions[0], StopInstance)
+    assert decision.actions[0].mode == "immediate"
+
+
+def test_a_silent_server_that_may_write_is_stopped_when_another_leads() -> None:
+    assert judge(following(silent(writable=True))).rule == "demote.lost"
+
+
+# --- clone ----------------------------------------------------------------------------------------
+
+
+def test_an_empty_member_clones_from_the_leader() -> None:
+    decision = judge(following(empty()))
+    assert (decision.rule, decision.actions) == ("clone.begin", (Clone("pg0", wipe=False),))
+
+
+def test_a_member_that_offers_clones_is_preferred() -> None:
+    view = cluster(members=(member("pg0"), member("pg1"), member("pg2", tags=tags(clonefrom=True))))
+    assert judge(following(empty(), view)).actions == (Clone("pg2", wipe=False),)
+
+
+def test_a_clone_waits_for_its_slot_but_not_for_ever() -> None:
+    view = cluster(status=None)
+    first = judge(following(empty(), view))
+    assert (first.rule, first.actions) == ("clone.slot", ())
+    assert judge(following(empty(), view, now=NOW + 6), first.memory).rule == "clone.begin"
+
+
+def test_a_clone_waits_for_a_leader_that_runs_as_primary() -> None:
+    assert judge(following(empty(), leader_is(role="replica"))).rule == "clone.no-leader"
+    bare = cluster(members=(member("pg1"),))
+    assert judge(following(empty(), bare)).rule == "clone.no-leader"
+
+
+def test_a_clone_waits_for_a_leader_that_has_published_no_address() -> None:
+    assert judge(following(empty(), leader_is(conn_url=None))).rule == "clone.no-leader"
+
+
+def test_failed_clones_are_spaced_out() -> None:
+    failed = judge(following(empty(), finished=finished("clone", False, "disk full")))
+    assert (failed.rule, failed.actions) == ("clone.pause", ())
+    assert judge(following(empty(), now=NOW + 3), failed.memory).rule == "clone.begin"
+
+
+def test_a_directory_that_is_not_ours_is_never_cloned_over() -> None:
+    decision = judge(following(replace(empty(), data_dir=DataDirState.FOREIGN)))
+    assert (decision.rule, decision.actions) == ("clone.foreign", ())
+
+
+def test_a_clone_into_an_emptied_directory_forgets_the_rewind_that_was_interrupted_there() -> None:
+    decision = judge(following(replace(empty(), unfinished="rewind")))
+    assert decision.actions == (Clone("pg0", wipe=True),)
+
+
+# --- stopped --------------------------------------------------------------------------------------
+
+
+def test_a_stopped_standby_starts() -> None:
+    decision = judge(following(stopped()))
+    assert (decision.rule, decision.actions) == ("follow.start", (StartStandby("pg0"),))
+
+
+def test_a_start_that_keeps_failing_is_spaced_out() -> None:
+    failed = judge(
+        following(stopped(), finished=finished("start standby", False, "port in use")), Memory(start_failures=2)
+    )
+    assert (failed.rule, failed.actions) == ("follow.start-pause", ())
+    woken = judge(following(stopped(), now=NOW + 0.1), failed.memory)
+    assert woken.rule == "follow.start-pause"
+    assert judge(following(stopped(), now=NOW + 11), failed.memory).rule == "follow.start"
+
+
+def test_a_former_primary_is_rewound_before_it_starts() -> None:
+    decision = judge(following(EX_PRIMARY))
+    assert (decision.rule, decision.actions) == ("rejoin.rewind", (Rewind("pg0"),))
+
+
+def test_after_a_rewind_it_starts() -> None:
+    decision = judge(following(EX_PRIMARY, finished=finished("rewind")), Memory(last_epoch=EPOCH))
+    assert decision.rule == "follow.start"
+
+
+def test_a_primary_that_handed_over_cleanly_just_starts() -> None:
+    assert judge(following(EX_PRIMARY), Memory(clean_release=True)).rule == "follow.start"
+
+
+def test_a_rewind_waits_until_the_leader_has_made_its_checkpoint() -> None:
+    decision = judge(following(EX_PRIMARY, leader_is(checkpoint_after_promote=False)))
+    assert (decision.rule, decision.actions) == ("rejoin.wait", ())
+
+
+def test_failed_rewinds_are_spaced_out() -> None:
+    failed = judge(following(EX_PRIMARY, finished=finished("rewind", False, "no route")))
+    assert (failed.rule, failed.actions) == ("rejoin.pause", ())
+    assert judge(following(EX_PRIMARY, now=NOW + 3), failed.memory).rule == "rejoin.rewind"
+
+
+def test_when_rewinds_failed_the_directory_is_discarded_only_if_allowed() -> None:
+    memory = Memory(rejoin=Rejoin(tries=3, epoch=EPOCH))
+    allowed = replace(SETTINGS, remove_data_directory_on_rewind_failure=True)
+    assert judge(following(EX_PRIMARY, settings=allowed), memory).actions == (Clone("pg0", wipe=True),)
+    assert judge(following(EX_PRIMARY), memory).rule == "rejoin.as-it-is"
+
+
+def test_a_diverged_member_whose_rewinds_failed_keeps_trying_slowly() -> None:
+    """Its cause may pass (a partition, a missing rule in pg_hba): nobody has to come and restart the agent."""
+    tired = replace(DIVERGED, rejoin=replace(DIVERGED.rejoin, tries=7, not_before=NOW + 30))
+    assert judge(following(EX_PRIMARY), tired).rule == "rejoin.pause"
+    assert judge(following(EX_PRIMARY, now=NOW + 31), tired).rule == "rejoin.rewind"
+
+
+def test_an_interrupted_rewind_is_done_again() -> None:
+    decision = judge(following(HALF_REWOUND))
+    assert (decision.rule, decision.actions) == ("rejoin.rewind-again", (Rewind("pg0"),))
+
+
+def test_an_interrupted_rewind_waits_for_its_pause_and_for_the_leader() -> None:
+    pausing = Memory(rejoin=Rejoin(tries=1, not_before=NOW + 1, epoch=EPOCH))
+    assert judge(following(HALF_REWOUND), pausing).rule == "rejoin.pause"
+    assert judge(following(HALF_REWOUND, leader_is(checkpoint_after_promote=False))).rule == "rejoin.wait"
+
+
+def test_an_interrupted_rewind_is_never_given_up() -> None:
+    tired = Memory(rejoin=Rejoin(tries=9, not_before=NOW - 1, epoch=EPOCH))
+    assert judge(following(HALF_REWOUND), tired).rule == "rejoin.rewind-again"
+
+
+def test_an_interrupted_rewind_that_fails_is_replaced_by_a_clone_if_allowed() -> None:
+    allowed = replace(SETTINGS, remove_data_directory_on_rewind_failure=True)
+    tired = Memory(rejoin=Rejoin(tries=3, epoch=EPOCH))
+    assert judge(following(HALF_REWOUND, settings=allowed), tired).actions == (Clone("pg0", wipe=True),)
+
+
+def test_without_pg_rewind_a_former_primary_starts_as_it_is() -> None:
+    decision = judge(following(EX_PRIMARY, settings=NO_REWIND))
+    assert (decision.rule, decision.actions) == ("rejoin.as-it-is", (StartStandby("pg0"),))
+    assert judge(following(EX_PRIMARY, settings=NO_REWIND), decision.memory).rule == "follow.start"
+
+
+def test_a_former_primary_that_started_as_it_is_is_still_compared_with_the_leader() -> None:
+    started = judge(following(EX_PRIMARY, settings=NO_REWIND))
+    memory = judge(following(lost_stream(), settings=NO_REWIND), started.memory).memory
+    decision = judge(following(lost_stream(), settings=NO_REWIND, now=NOW + 4), memory)
+    assert (decision.rule, decision.actions) == ("follow.compare", (CheckDivergence("pg0"),))
+
+
+def test_without_pg_rewind_a_diverged_member_stays_out_and_says_why() -> None:
+    decision = judge(following(replace(EX_PRIMARY), settings=NO_REWIND), DIVERGED)
+    assert (decision.rule, decision.actions) == ("rejoin.stay-out", ())
+    assert "beyond the switch point" in (decision.memory.note or "")
+
+
+def test_tries_against_an_earlier_leader_do_not_count_against_the_next_one() -> None:
+    tired = replace(DIVERGED, rejoin=replace(DIVERGED.rejoin, tries=3, not_before=NOW + 50))
+    view = cluster("pg2", EPOCH + 1, members=(member("pg1"), member("pg2", role="primary")))
+    assert judge(following(EX_PRIMARY, view), tired).rule == "rejoin.rewind"
+    assert judge(following(stopped(), view, settings=NO_REWIND), tired).rule == "follow.start"
+
+
+def test_a_member_known_to_have_diverged_is_mended_even_when_it_was_settled_before() -> None:
+    """Else it would be stopped to be mended, started as settled, stopped again, for ever."""
+    both = replace(DIVERGED, rejoin=replace(DIVERGED.rejoin, settled_epoch=EPOCH))
+    assert judge(following(stopped()), both).rule == "rejoin.rewind"
+
+
+# --- rule 7 ---------------------------------------------------------------------------------------
+
+
+TWIN = cluster(claims=(TimelineClaim(1, "pg0", 4),))
+
+
+def test_a_timeline_claimed_twice_is_never_started() -> None:
+    decision = judge(following(stopped(claimed=((1, 3),)), TWIN))
+    assert (decision.rule, decision.actions) == ("rejoin.stay-out", ())
+
+
+def test_a_timeline_claimed_twice_is_cloned_anew_when_allowed() -> None:
+    decision = judge(following(stopped(claimed=((1, 3),)), TWIN, settings=MAY_DISCARD))
+    assert decision.actions == (Clone("pg0", wipe=True),)
+
+
+def test_nothing_is_wiped_while_the_leader_itself_does_not_run() -> None:
+    for state in ("crashed", "starting", "stopped"):
+        down = replace(TWIN, members=leader_is(state=state).members)
+        decision = judge(following(stopped(claimed=((1, 3),)), down, settings=MAY_DISCARD))
+        assert (decision.rule, decision.actions) == ("clone.no-leader", ())
+
+
+# --- running --------------------------------------------------------------------------------------
+
+
+def test_a_server_that_does_not_answer_is_waited_for() -> None:
+    assert judge(following(silent())).rule == "follow.no-answer"
+
+
+def test_a_new_leader_is_followed() -> None:
+    view = cluster("pg2", 6, members=(member("pg1"), member("pg2", role="primary")))
+    decision = judge(following(standby(), view))
+    assert (decision.rule, decision.actions) == ("follow.leader", (Follow("pg2"),))
+
+
+def test_a_leader_without_address_is_waited_for() -> None:
+    assert judge(following(standby(), leader_is(conn_url=None))).rule == "follow.no-address"
+
+
+def test_a_standby_takes_its_own_slot() -> None:
+    here = standby()
+    assert isinstance(here.sample, InstanceSample)
+    bare = replace(here, sample=replace(here.sample, primary_slot_name=None))
+    assert judge(following(bare)).actions == (Follow("pg0"),)
+
+
+def test_a_standby_that_does_not_stream_compares_histories() -> None:
+    first = judge(following(lost_stream(), peers=(answer("pg0"), answer("pg2"))))
+    assert first.memory.not_streaming_since == NOW
+    decision = judge(following(lost_stream(), now=NOW + 4), first.memory)
+    assert (decision.rule, decision.actions) == ("follow.compare", (CheckDivergence("pg0"),))
+
+
+def test_histories_that_agree_are_not_compared_again_under_this_leader() -> None:
+    memory = Memory(not_streaming_since=NOW - 9, last_epoch=EPOCH)
+    agreed = judge(following(lost_stream(), finished=finished("compare histories", diverged=False)), memory)
+    assert agreed.rule == "follow.ask"
+    assert agreed.memory.rejoin.settled_epoch == EPOCH
+
+
+def test_a_diverged_standby_is_stopped_to_be_mended() -> None:
+    memory = Memory(not_streaming_since=NOW - 9, last_epoch=EPOCH)
+    told = finished("compare histories", diverged=True, detail="beyond the switch point")
+    decision = judge(following(lost_stream(), finished=told), memory)
+    assert (decision.rule, kinds(decision)) == ("follow.stop-diverged", (StopInstance,))
+    assert judge(following(stopped()), decision.memory).rule == "rejoin.rewind"
+
+
+def test_a_diverged_standby_that_cannot_be_mended_goes_on_serving_what_it_has() -> None:
+    decision = judge(following(lost_stream(), settings=NO_REWIND), DIVERGED)
+    assert (decision.rule, decision.actions) == ("rejoin.stay-out", ())
+
+
+def test_a_diverged_standby_without_wal_log_hints_is_not_stopped() -> None:
+    bare = lost_stream(control=control(ControlState.IN_ARCHIVE_RECOVERY, wal_log_hints=False))
+    assert judge(following(bare), DIVERGED).rule == "rejoin.stay-out"
+
+
+def test_a_standby_that_streams_again_forgets_its_troubles() -> None:
+    trouble = replace(DIVERGED, note="x", not_streaming_since=NOW - 9)
+    decision = judge(following(standby()), trouble)
+    assert decision.rule == "follow.steady"
+    assert decision.memory.rejoin == Rejoin(epoch=EPOCH)
+    assert (decision.memory.note, decision.memory.not_streaming_since) == (None, None)
+
+
+def test_a_standby_that_does_not_stream_asks_the_others_in_advance() -> None:
+    decision = judge(following(lost_stream()))
+    assert (decision.rule, decision.actions) == ("follow.ask", (AskPeers(("pg0", "pg2")),))
+    lately = following(lost_stream(), peers=(no_answer("pg0"), answer("pg2")))
+    assert judge(lately).rule == "follow.steady"
+
+
+def test_a_healthy_standby_does_nothing() -> None:
+    decision = judge(following(standby()))
+    assert (decision.rule, decision.actions, decision.again_in_s) == ("follow.steady", (), None)
+
+
+def test_a_standby_applies_a_changed_configuration() -> None:
+    assert judge(following(standby(config_outdated=True))).actions == (ApplyConfig(),)
+
+
+def test_a_standby_makes_slots_for_the_members_it_may_serve_one_day() -> None:
+    here = standby()
+    assert isinstance(here.sample, InstanceSample)
+    bare = replace(here, sample=replace(here.sample, slots=()))
+    assert judge(following(bare)).actions == (SyncSlots(create=("pg0", "pg2")),)
+
+
+def test_a_patroni_leader_is_followed_like_any_other() -> None:
+    view = leader_is(agent=None)
+    assert judge(following(standby(), view)).rule == "follow.steady"
+    assert judge(following(EX_PRIMARY, view)).rule == "rejoin.rewind"
+    assert judge(following(empty(), view)).rule == "clone.begin"
+
+
+def test_a_leader_whose_member_key_is_gone_is_waited_for() -> None:
+    bare = replace(cluster(members=(member("pg1"),)), leader=Leader("pg0", "s", EPOCH))
+    assert judge(following(standby(), bare)).rule == "follow.no-address"
+    assert judge(following(EX_PRIMARY, bare)).rule == "rejoin.wait"
+
+
+def test_a_control_file_that_cannot_be_read_counts_as_a_standby() -> None:
+    unread = Instance(control=Unavailable(NOW, "no such file"), sample=Unavailable(NOW, "stopped"))
+    assert judge(following(unread)).rule == "follow.start"
