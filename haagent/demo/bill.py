@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from haagent.demo.evidence import Ack, between, lost, write_gap_s
+from postgres_ctl.facts import Lsn
 
 SWITCHOVER, RESTART, NODE_LOSS = "switchover", "PostgreSQL killed", "node lost"
 
@@ -41,33 +42,46 @@ class Operation:
 
 
 @dataclass(frozen=True)
+class Load:
+    """What was written in a stretch of time under one primary."""
+
+    seconds: float = 0.0
+    wal_bytes: int = 0
+    rows: int = 0
+    #: Where the primary's WAL ended.
+    wal_end: Lsn | None = None
+
+
+@dataclass(frozen=True)
 class Bound:
-    """Numbers behind the bound of a lost node, measured just before it was lost."""
+    """What a lost node may cost, from the settings and the load just before."""
 
     maximum_lag_bytes: int
+    #: How often the primary publishes its position, seconds.
     status_every_s: float
-    wal_bytes_per_s: float
-    rows_per_s: float
+    load: Load
 
     @property
     def since_status_bytes(self) -> int:
-        return round(self.wal_bytes_per_s * self.status_every_s)
+        """WAL between two publications of the primary's position."""
+        rate = self.load.wal_bytes / self.load.seconds if self.load.seconds else 0.0
+        return round(rate * self.status_every_s)
 
     @property
-    def bytes_per_row(self) -> float:
-        return self.wal_bytes_per_s / self.rows_per_s if self.rows_per_s else 0.0
+    def row_bytes(self) -> float:
+        return self.load.wal_bytes / self.load.rows if self.load.rows else 0.0
 
     @property
     def rows(self) -> int:
         """As many rows as fit into the bound."""
         total = self.maximum_lag_bytes + self.since_status_bytes
-        return int(total / self.bytes_per_row) if self.bytes_per_row else 0
+        return int(total / self.row_bytes) if self.row_bytes else 0
 
     def text(self) -> str:
         return (
-            f"bound: maximum_lag_on_failover {self.maximum_lag_bytes:,} B + WAL since the last status "
-            f"{self.since_status_bytes:,} B ({self.wal_bytes_per_s:,.0f} B/s, status each "
-            f"{self.status_every_s:g} s) = {self.rows:,} rows of {self.bytes_per_row:.0f} B"
+            f"At most {self.maximum_lag_bytes:,} B of WAL (maximum_lag_on_failover) and what was written "
+            f"since the last status ({self.since_status_bytes:,} B in {self.status_every_s:g} s) can go: "
+            f"{self.rows:,} rows of {self.row_bytes:.0f} B."
         )
 
 
@@ -82,20 +96,36 @@ def settle(operations: Sequence[Operation], acks: Sequence[Ack], held: set[int])
         since = operation.ended_at
 
 
-HEADINGS = ("operation", "write gap", "acknowledged", "lost", "explanation")
+def why_lost(operation: Operation, bound: Bound) -> str:
+    """The explanation of a lost node; after `settle`."""
+    count = len(operation.lost_ids)
+    if count:
+        told = f"{count:,} acknowledged rows had not reached {operation.new} when {operation.old} was lost."
+    else:
+        told = f"Every acknowledged row had reached {operation.new} already."
+    return f"asynchronous replication promises nothing for the last moment. {told} {bound.text()}"
+
+
+HEADINGS = ("operation", "primary", "write gap", "acknowledged", "lost")
 
 
 def rows(operations: Sequence[Operation]) -> list[list[str]]:
     return [
-        [
-            f"{op.name}: {op.old} -> {op.new}" if op.new != op.old else f"{op.name}: {op.old}",
-            f"{op.gap_s:.2f} s",
-            f"{op.acknowledged:,}",
-            f"{len(op.lost_ids):,}",
-            op.why,
-        ]
+        [op.name, _moved(op), f"{op.gap_s:.2f} s", f"{op.acknowledged:,}", f"{len(op.lost_ids):,}"]
         for op in operations
     ]
+
+
+def line(op: Operation) -> str:
+    """One operation's bill as a sentence."""
+    return (
+        f"{op.name}: write gap {op.gap_s:.2f} s, acknowledged {op.acknowledged:,}, "
+        f"lost {len(op.lost_ids):,}: {op.why}"
+    )
+
+
+def _moved(op: Operation) -> str:
+    return f"{op.old} -> {op.new}" if op.new != op.old else op.old
 
 
 def as_json(operations: Sequence[Operation]) -> list[dict[str, Any]]:

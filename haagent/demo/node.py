@@ -79,7 +79,7 @@ class Node:
                 "replication": {"username": "replicator", "password": cluster.password},
             },
             "pg_hba": [
-                "local all all scram-sha-256",
+                "local all all trust",
                 "host all all 127.0.0.1/32 scram-sha-256",
                 "host replication replicator 127.0.0.1/32 scram-sha-256",
             ],
@@ -87,6 +87,8 @@ class Node:
                 "unix_socket_directories": str(self.directory),
                 "shared_buffers": "16MB",
                 "max_wal_size": "128MB",
+                # A standby whose primary was restarted tries again after this; the default is 5 s.
+                "wal_retrieve_retry_interval": "1s",
                 "log_line_prefix": "%m [%p] %b ",
             },
         }

@@ -119,9 +119,7 @@ class _Run:
             return
         self.screen.table("The bill", bill.HEADINGS, bill.rows(story.operations))
         for operation in story.operations:
-            gap = f"write gap {operation.gap_s:.2f} s"
-            told = f"acknowledged {operation.acknowledged:,}, lost {len(operation.lost_ids):,}"
-            self.screen.print(f"{operation.name}: {gap}, {told}")
+            self.screen.print(bill.line(operation))
         took_s = boottime() - self.began_at
         self.screen.print(
             f"{story.acknowledged:,} rows acknowledged in all; {story.unknown} rows were sent and never "

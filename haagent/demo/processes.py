@@ -84,7 +84,8 @@ class Owner:
 def wait_gone(pids: list[int], deadline_s: float) -> bool:
     """Wait until all of them ended; False when some did not within `deadline_s` seconds."""
     end = boottime() + deadline_s
-    return all([_wait_one(pid, end) for pid in pids])
+    gone = [_wait_one(pid, end) for pid in pids]
+    return all(gone)
 
 
 def _wait_one(pid: int, end: float) -> bool:

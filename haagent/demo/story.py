@@ -1,6 +1,6 @@
 """What the demo does, in order: a cluster, rows, a switchover, a dead PostgreSQL, a dead node, the bill.
 
-Theory. Each operation begins when everything streams and rows are being acknowledged, and ends when that is so
+Theory. Each operation begins when everything streams and rows are acknowledged, and ends when that is so
 again; in between the story only waits, for a row that was sent after the fault and acknowledged by the server
 that should have taken over. What cannot be reached in time ends the story with a word about what was awaited.
 """
@@ -12,7 +12,7 @@ import threading
 from typing import Any
 
 from dcs.api import boottime
-from haagent.demo.bill import NODE_LOSS, RESTART, SWITCHOVER, Bound, Operation, settle
+from haagent.demo.bill import NODE_LOSS, RESTART, SWITCHOVER, Bound, Load, Operation, settle, why_lost
 from haagent.demo.cluster import CONNECTIONS, LOOP_WAIT_S, MAXIMUM_LAG_BYTES, ROWS_PER_S, TTL_S, Cluster
 from haagent.demo.errors import Failed
 from haagent.demo.evidence import TABLE
@@ -20,6 +20,7 @@ from haagent.demo.node import Node
 from haagent.demo.screen import Screen
 from haagent.demo.watch import Watch
 from postgres_ctl.errors import PostgresUnavailable, QueryFailed
+from postgres_ctl.facts import Lsn
 from postgres_ctl.libpq import Connection
 
 #: For a step that takes a second or a few on an idle machine.
@@ -40,6 +41,7 @@ class Story:
         self.operations: list[Operation] = []
         self.acknowledged = self.unknown = 0
         self.same_rows: dict[str, int] = {}
+        self.bound = Bound(MAXIMUM_LAG_BYTES, LOOP_WAIT_S, Load())
 
     def run(self) -> None:
         """All of it. Raises Failed, Stopped."""
@@ -57,7 +59,7 @@ class Story:
         first, *others = self.cluster.nodes
         self.screen.step(f"three agents start: {first.name} makes the cluster, the others clone it")
         first.start()
-        self.watch.wait_for(lambda: self.watch.view.primaries(), DEADLINE_S, f"{first.name} leads")
+        self.watch.wait_for(self._primaries, DEADLINE_S, f"{first.name} leads")
         for node in others:
             node.start()
         self._wait_settled(len(others), "both standbys stream")
@@ -103,18 +105,17 @@ class Story:
         self.screen.step(f"node loss: agent, guardian and PostgreSQL of {old.name}, kill -9 at once")
         operation = self._begin(NODE_LOSS, old)
         operation.must_keep_all = False
-        bound = Bound(MAXIMUM_LAG_BYTES, LOOP_WAIT_S, self.watch.wal_rate(), ROWS_PER_S)
-        last_seen = self.watch.view.wal_end
+        self.bound = Bound(MAXIMUM_LAG_BYTES, LOOP_WAIT_S, self.watch.load())
         old.kill_all()
         self.screen.say(f"{old.name} is gone; its lease ends at most {TTL_S} s after its last renewal")
         self._wait_written_elsewhere(operation, old)
         self._end(operation, standbys=1)
-        operation.most_rows = bound.rows
-        operation.why = bound.text()
-        took_over = self._switch_point()
-        if took_over and last_seen is not None:
+        operation.most_rows = self.bound.rows
+        took_over, last_seen = self._switch_point(), self.bound.load.wal_end
+        if took_over is not None and last_seen is not None:
             self.screen.say(
-                f"{operation.new} took over at {took_over}; {old.name} was last seen at {last_seen}"
+                f"{operation.new} took over at WAL position {took_over}; "
+                f"{old.name} was seen at {last_seen} just before it was lost"
             )
         return old
 
@@ -132,6 +133,8 @@ class Story:
         notes = self.watch.notes()
         held = {int(str(row[0])) for row in self._sql(f"select id from {TABLE}")}  # noqa: S608
         settle(self.operations, notes.acks, held)
+        for operation in self.operations:
+            operation.why = operation.why or why_lost(operation, self.bound)
         self.acknowledged, self.unknown = len(notes.acks), len(notes.unknown)
         for node in self.cluster.nodes:
             self.watch.wait_for(lambda node=node: self._same(node, held), DEADLINE_S, f"{node.name} has them")  # type: ignore[misc]
@@ -202,21 +205,27 @@ class Story:
     # --- asking -----------------------------------------------------------------------------------
 
     def _primary(self) -> Node:
-        names = self.watch.wait_for(lambda: self.watch.view.primaries(), DEADLINE_S, "a primary")
+        names = self.watch.wait_for(self._primaries, DEADLINE_S, "a primary")
         return next(node for node in self.cluster.nodes if node.name == names[0])
 
-    def _switch_point(self) -> str | None:
+    def _primaries(self) -> list[str]:
+        return self.watch.view.primaries()
+
+    def _switch_point(self) -> Lsn | None:
         """Where the newest timeline began, as the history tells."""
         try:
             rows = json.loads(self._primary().rest("/history")[1])
-            number = int(rows[-1][1])
-            return f"{number >> 32:X}/{number & 0xFFFFFFFF:X}"
+            return Lsn(int(rows[-1][1]))
         except (OSError, ValueError, IndexError, TypeError):
             return None
 
     def _sql(self, sql: str, node: Node | None = None) -> list[tuple[str | None, ...]]:
         """One statement on the primary, or on `node`. Raises Failed."""
-        words = self.cluster.read_write if node is None else {"port": str(node.sql_port), "host": "127.0.0.1"}
+        words = (
+            self.cluster.read_write
+            if node is None
+            else {"port": str(node.sql_port), "host": str(node.directory)}
+        )
         try:
             session = Connection.open(self.cluster.target, _SQL_S, application_name="demo", **words)
             try:

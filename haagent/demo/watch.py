@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dcs.api import boottime
+from haagent.demo.bill import Load
 from haagent.demo.cluster import Cluster
 from haagent.demo.errors import Failed, Stopped
-from haagent.demo.evidence import Notes
+from haagent.demo.evidence import Notes, between
 from haagent.demo.node import Node, is_streaming_on, says_primary
 from haagent.demo.screen import MemberRow, Screen, ShownEvent, Writing
 from postgres_ctl.errors import PostgresUnavailable, QueryFailed
@@ -32,11 +33,10 @@ T = TypeVar("T")
 LOOK_EVERY_S = 0.2
 _SQL_S = 1.0
 #: The rate of WAL is taken over this time, seconds.
-_RATE_WINDOW_S = 5.0
+_RATE_WINDOW_S = 2.0
 
 _LAGS = """
-select application_name, pg_wal_lsn_diff(pg_current_wal_lsn(), flush_lsn)::bigint, pg_current_wal_lsn(),
-       inet_server_port()
+select application_name, pg_wal_lsn_diff(pg_current_wal_lsn(), flush_lsn)::bigint, pg_current_wal_lsn()
 from pg_stat_replication right join (select) as one on true
 """
 
@@ -49,8 +49,6 @@ class View:
     statuses: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: Member -> bytes its flushed WAL is behind the primary's end.
     lags: dict[str, int] = field(default_factory=dict)
-    #: Where the primary's WAL ended when it was last asked, and which port said so.
-    wal_end: Lsn | None = None
 
     def primaries(self) -> list[str]:
         return [name for name, status in self.statuses.items() if says_primary(status)]
@@ -122,13 +120,14 @@ class Watch:
             self._notes.read()
             return self._notes
 
-    def wal_rate(self) -> float:
-        """Bytes of WAL per second over the last seconds of one primary."""
+    def load(self) -> Load:
+        """Of the last seconds under one primary."""
         with self._cond:
-            (first_at, first), (last_at, last) = (
-                (self._wal_ends[0], self._wal_ends[-1]) if self._wal_ends else ((0.0, Lsn(0)), (0.0, Lsn(0)))
-            )
-        return last.minus(first) / (last_at - first_at) if last_at > first_at else 0.0
+            if not self._wal_ends:
+                return Load()
+            (first_at, first), (last_at, last) = self._wal_ends[0], self._wal_ends[-1]
+            rows = len(between(self._notes.acks, first_at, last_at))
+        return Load(last_at - first_at, last.minus(first), rows, last)
 
     # --- the thread -------------------------------------------------------------------------------
 
@@ -139,7 +138,7 @@ class Watch:
     def _look(self) -> None:
         statuses = {node.name: node.status() for node in self._cluster.nodes}
         lags, wal_end = self._ask_primary()
-        view = View(boottime(), statuses, lags, wal_end or self.view.wal_end)
+        view = View(boottime(), statuses, lags)
         with self._cond:
             self.view = view
             self._note_wal(view.at, wal_end)
@@ -172,7 +171,7 @@ class Watch:
         except (PostgresUnavailable, QueryFailed):
             self._drop_session()
             return {}, None
-        lags = {str(name): max(0, int(lag)) for name, lag, _, _ in rows if name and lag is not None}
+        lags = {str(name): max(0, int(lag)) for name, lag, _ in rows if name and lag is not None}
         return lags, Lsn.parse(str(rows[0][2]))
 
     def _drop_session(self) -> None:

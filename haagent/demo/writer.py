@@ -28,7 +28,7 @@ CONNECT_S = 2.0
 #: After a refused connection, seconds: short against the gaps that are measured, long enough for the cores.
 AGAIN_S = 0.01
 
-_INSERT = f"insert into {TABLE} (id, connection) values ($1, $2) returning inet_server_port()"  # noqa: S608
+_INSERT = f"insert into {TABLE} (id, connection) values ($1, $2) returning current_setting('port')"  # noqa: S608
 
 
 class Notes:
@@ -95,14 +95,12 @@ def main(argv: list[str] | None = None) -> None:
     """Write until standard input ends."""
     parser = argparse.ArgumentParser(prog="haagent.demo.writer")
     parser.add_argument("--ports", required=True, help="of all servers, with commas")
-    parser.add_argument("--passfile", required=True)
+    parser.add_argument("--hosts", required=True, help="their socket directories, with commas")
     parser.add_argument("--notes", required=True, help="file to append to")
     parser.add_argument("--connections", type=int, required=True)
     parser.add_argument("--rows-per-s", type=float, required=True)
     args = parser.parse_args(argv)
-    ports = args.ports.split(",")
-    hosts = ",".join("127.0.0.1" for _ in ports)
-    servers = ConnectionTarget(hosts, int(ports[0]), "postgres", options={"passfile": args.passfile})
+    servers = ConnectionTarget(args.hosts, int(args.ports.split(",")[0]), "postgres")
     notes, stop = Notes(args.notes), threading.Event()
     interval_s = args.connections / args.rows_per_s
     clients = [Client(n, args.connections, servers, args.ports, interval_s) for n in range(args.connections)]
