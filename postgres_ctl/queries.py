@@ -30,8 +30,8 @@ STATEMENT_TIMEOUT_MS = 2000
 #: A command whose own work is long (CHECKPOINT) gets this much more than its deadline on the server, ms.
 _SERVER_SLACK_MS = 1000
 
-#: recovery_target* are left out of the pending restarts: a promoted server's file does not name them any more,
-#: and they mean nothing to a primary.
+#: recovery_target* are left out of the pending restarts: a promoted server's file does not name them any
+#: more, and they mean nothing to a primary.
 #: A standby without a walreceiver is on the newest timeline among the segments that hold its end of WAL:
 #: pg_control learns of a switch only at the next restartpoint.
 _SAMPLE = """
@@ -82,7 +82,7 @@ s as (select
   (select json_agg(json_build_array(st.name, st.setting, coalesce(
      (select f.setting from pg_file_settings f where f.name = st.name order by f.seqno desc limit 1),
      st.boot_val)) order by st.name)
-   from st where st.pending_restart and st.name not like 'recovery\_target%') as pending_restart,
+   from st where st.pending_restart and left(st.name, 15) <> 'recovery_target') as pending_restart,
   (select setting from st where name = 'primary_conninfo') as primary_conninfo,
   (select setting from st where name = 'primary_slot_name') as primary_slot_name,
   (select setting from st where name = 'restore_command') as restore_command
