@@ -74,7 +74,7 @@ def test_store_gone_for_everybody(cluster: Cluster) -> None:
         cluster.wait_for(lambda: not leader.is_primary(), HEALED_S, "the lease ends")
         cluster.wait_for(lambda: not leader.is_writable(), HEALED_S, "PostgreSQL is fenced")
         cluster.wait_for(
-            lambda: leader.value("select pg_is_in_recovery()"), HEALED_S, "read-only service by the old primary"
+            lambda: leader.value("select pg_is_in_recovery()"), HEALED_S, "read-only service there"
         )
         holds_for(lambda: not any(n.is_writable() for n in cluster.nodes), TTL_S / 2, "nobody is writable")
         cluster.etcd.thaw()

@@ -37,6 +37,12 @@ def send(node: Node, signum: signal.Signals, pids: list[int]) -> None:
         processes.send(pid, signum)
 
 
+def switch(asked: Node, leader: Node, candidate: Node) -> tuple[int, Any]:
+    """POST /switchover, answered at its end."""
+    body = {"leader": leader.name, "candidate": candidate.name}
+    return asked.rest("/switchover", "POST", body, timeout_s=60)
+
+
 class Call(threading.Thread):
     """One REST call in the background: `answer()` waits for it."""
 
@@ -69,7 +75,7 @@ def test_planned_handovers_lose_nothing_and_refuse_what_would() -> None:
         _refusals(cluster, a, b)
         with Writers(cluster) as writers:
             writers.wait_acknowledged(100)
-            status, text = a.rest("/switchover", "POST", {"leader": a.name, "candidate": b.name}, timeout_s=60)
+            status, text = switch(a, a, b)
             assert (status, text) == (200, f'Successfully switched over to "{b.name}"')
             assert b.is_primary()
             writers.wait_acknowledged(100)
@@ -91,8 +97,7 @@ def test_planned_handovers_lose_nothing_and_refuse_what_would() -> None:
             stuck = walreceivers(candidate)
             send(candidate, signal.SIGSTOP, stuck)
             _outgrow_socket_buffers(new)
-            body = {"leader": new.name, "candidate": candidate.name}
-            status, text = new.rest("/switchover", "POST", body, timeout_s=60)
+            status, text = switch(new, new, candidate)
             send(candidate, signal.SIGCONT, stuck)
             assert status == 412, text
             assert "bytes behind" in text or "does not stream" in text
@@ -104,7 +109,7 @@ def test_planned_handovers_lose_nothing_and_refuse_what_would() -> None:
             other = next(node for node in cluster.nodes if node not in (new, candidate))
             stuck = walreceivers(other)
             send(other, signal.SIGSTOP, stuck)
-            status, text = new.rest("/switchover", "POST", body, timeout_s=60)
+            status, text = switch(new, new, candidate)
             send(other, signal.SIGCONT, stuck)
             assert (status, text) == (200, f'Successfully switched over to "{candidate.name}"')
             writers.wait_acknowledged(100)
@@ -136,8 +141,8 @@ def _refusals(cluster: Cluster, a: Node, b: Node) -> None:
 
 
 def _history_of_one_switch(cluster: Cluster, new: Node) -> None:
-    """Contract 1.3: the timeline that ended, its last position, PostgreSQL's reason, when, and who promoted."""
-    cluster.wait_for(lambda: len(history(cluster)) == 1 and len(history(cluster)[0]) == 5, 30, "a history row")
+    """Contract 1.3: the timeline that ended, its last position, PostgreSQL's reason, when, who promoted."""
+    cluster.wait_for(lambda: [len(row) for row in history(cluster)] == [5], 30, "a history row")
     ((timeline, lsn, reason, stamp, leader),) = history(cluster)
     assert (timeline, reason, leader) == (1, "no recovery target specified", new.name)
     assert isinstance(lsn, int)
@@ -163,7 +168,7 @@ def test_switchover_the_moment_the_replicas_answer_loses_nothing() -> None:
                 node.start()
             b = cluster.wait_for(lambda: next(iter(cluster.replicas()), None), 60, "a replica answers 200")
             assert b is not None
-            status, text = a.rest("/switchover", "POST", {"leader": a.name, "candidate": b.name}, timeout_s=60)
+            status, text = switch(a, a, b)
             assert status in (200, 412), text
             writers.wait_acknowledged(50)
             cluster.wait_streaming(2)

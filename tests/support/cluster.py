@@ -508,6 +508,12 @@ class Cluster:
         """The value of one key, such as "leader"; None when there is none."""
         return self.keys().get(name)
 
+    def put(self, name: str, value: str) -> None:
+        """Write one key past the agents. Only with etcd."""
+        assert self.etcd is not None
+        path = f"/service/{self.scope}/{name}".encode()
+        self.etcd.post("/v3/kv/put", {"key": _base64(path), "value": _base64(value.encode())})
+
     def node(self, which: int | str) -> Node:
         """By index or name."""
         return next(node for node in self.nodes if which in (node.index, node.name))
