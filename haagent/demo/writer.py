@@ -24,9 +24,9 @@ from postgres_ctl.libpq import Connection
 #: An answer later than this is not waited for, seconds.
 ANSWER_S = 3.0
 #: To find the writable one among all servers, seconds.
-CONNECT_S = 2.0
+CONNECT_S = 1.0
 #: After a refused connection, seconds: short against the gaps that are measured, long enough for the cores.
-AGAIN_S = 0.01
+AGAIN_S = 0.03
 
 _INSERT = f"insert into {TABLE} (id, connection) values ($1, $2) returning current_setting('port')"  # noqa: S608
 
