@@ -21,7 +21,7 @@ JOBS ?= 2
 PYTEST := $(PYTHON) -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint format unit test test-all clean
+.PHONY: help setup demo lint format unit test test-all bench clean
 
 help: ## this list
 	@printf '\033[1mhaagent\033[0m: a PostgreSQL high-availability agent\n\n'
@@ -52,6 +52,9 @@ test: lint ## lint, then every test except the slow ones
 
 test-all: lint ## everything, slow tests too; writes docs/test-report.md
 	@scripts/test-report.sh $(ARGS)
+
+bench: setup ## haagent beside Patroni, about 15 minutes; writes docs/benchmarks.md (ARGS=… for options)
+	@$(PYTHON) -m benchmarks.failover $(ARGS)
 
 clean: ## remove caches from the checkout (the environment stays)
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
