@@ -449,6 +449,8 @@ def handover_refusal(obs: Observation, cluster: ClusterSnapshot, name: str, forc
         return f"candidate {name} does not exist"
     if member.tags.nofailover:
         return f"{name} is tagged nofailover"
+    if member.api_url is None:
+        return f"{name} publishes no REST address to ask it at"
     peer = obs.peers.get(name)
     if isinstance(peer, PeerSilent):
         return f"{name} does not answer: {peer.cause}"

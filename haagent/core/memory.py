@@ -33,7 +33,15 @@ def absorb(obs: Observation, memory: Memory) -> Memory:
         memory = _after_job(obs, memory, result)
     if not isinstance(obs.cluster, Unavailable):
         memory = _after_view(obs, memory, obs.cluster)
-    return _after_instance(obs, memory)
+    return _after_instance(obs, _after_lease(obs, memory))
+
+
+def _after_lease(obs: Observation, memory: Memory) -> Memory:
+    """A hand-over is of one tenure: left over, it would keep the next one from promoting."""
+    begun, lease = memory.handover, obs.lease
+    if begun is None or (lease.epoch == begun.epoch and lease.closed_epoch < begun.epoch):
+        return memory
+    return evolve(memory, handover=None)
 
 
 def _after_view(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> Memory:
@@ -209,4 +217,4 @@ def evolve_rejoin(rejoin: Rejoin, **changes: object) -> Rejoin:
 
 def begin_handover(obs: Observation, memory: Memory, version: int, candidate: str) -> Memory:
     """A switchover passed its checks: from now on PostgreSQL is being stopped."""
-    return evolve(memory, handover=Handover(version, candidate, obs.now))
+    return evolve(memory, handover=Handover(version, candidate, obs.now, epoch=obs.lease.epoch or 0))

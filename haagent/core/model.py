@@ -256,6 +256,10 @@ class Handover:
     checkpointed: bool = False
     #: PostgreSQL was told to stop then.
     stopping_since: float | None = None
+    #: PostgreSQL was first seen stopped then; the candidate's proof is waited for from here.
+    proving_since: float | None = None
+    #: Epoch it began under: with the lease the hand-over ends.
+    epoch: int = 0
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from haagent.core.candidate import (
 )
 from haagent.core.model import Decision, Memory, Observation, evolve
 from haagent.core.rules import common
-from postgres_ctl.facts import ControlData, InstanceSample, slot_name
+from postgres_ctl.facts import ControlData, InstanceSample, Lsn, slot_name
 
 #: Starts of a crashed primary that may fail before it is handed over.
 START_TRIES = 2
@@ -48,7 +48,9 @@ def lease_not_valid(obs: Observation, memory: Memory) -> Decision | None:
         )
     if obs.instance.stopped or obs.instance.serves_as_standby:
         reason = "the lease ran out and PostgreSQL is not writable: releasing the leader key"
-        return Decision("lease.release-closed", reason, memory, (ReleaseLeader(epoch),), 0.0)
+        return Decision(
+            "lease.release-closed", reason, memory, (ReleaseLeader(epoch, last_position(obs)),), 0.0
+        )
     if not obs.lease.guardian_ok:
         reason = "the lease ran out and the guardian does not answer"
         return Decision("lease.fence-myself", reason, memory, (StopInstance("immediate", reason),))
@@ -246,6 +248,13 @@ def _checkpoint(obs: Observation, memory: Memory, guard: Guard) -> tuple[Action,
 
 def has_peers(obs: Observation, memory: Memory) -> bool:
     return bool(interesting_peers(obs, memory, common.view(obs)))
+
+
+def last_position(obs: Observation) -> Lsn | None:
+    """The shutdown checkpoint of a primary that is stopped cleanly; None of any other instance."""
+    control = obs.instance.control
+    known = obs.instance.stopped and isinstance(control, ControlData) and clean_stop(obs)
+    return control.checkpoint_lsn if known and isinstance(control, ControlData) else None
 
 
 def clean_stop(obs: Observation) -> bool:

@@ -13,7 +13,11 @@ def paused(obs: Observation, memory: Memory) -> Decision | None:
     """Only what an operator asked for by name is done; the key is kept by a running primary."""
     if not obs.settings.pause:
         return _armed_again(obs, memory)
-    if not obs.lease.disarmed and obs.lease.epoch is not None:
+    if _needs_the_fence(obs, memory):
+        if obs.lease.disarmed:
+            reason = "PAUSE: fencing is on while what was asked for is done"
+            return Decision("pause.arm-for-request", reason, memory, (SetFencing(True),), 0.0)
+    elif not obs.lease.disarmed and obs.lease.epoch is not None:
         return Decision("pause.disarm", "PAUSE: fencing is off", memory, (SetFencing(False),))
     asked = operator_request(obs, memory)
     if asked is not None:
@@ -23,13 +27,30 @@ def paused(obs: Observation, memory: Memory) -> Decision | None:
     return _not_leading(obs, memory)
 
 
+def _needs_the_fence(obs: Observation, memory: Memory) -> bool:
+    """The guardian starts and promotes a server only under an armed fence, in a pause as well."""
+    if not common.owns_key(obs):
+        return False
+    restart = obs.request is not None and obs.request.kind == "restart" and obs.instance.serves_as_primary
+    request = common.view(obs).failover
+    named = request.candidate if request is not None else None
+    hand_over = named not in (None, obs.me.name) and obs.instance.serves_as_primary
+    return restart or hand_over or memory.handover is not None or _is_to_promote(obs)
+
+
+def _is_to_promote(obs: Observation) -> bool:
+    """An operator named this standby."""
+    request = common.view(obs).failover
+    return request is not None and request.candidate == obs.me.name and obs.instance.serves_as_standby
+
+
 def _armed_again(obs: Observation, memory: Memory) -> Decision | None:
     if obs.lease.disarmed and obs.lease.epoch is not None:
         return Decision("pause.arm", "resumed: fencing is on again", memory, (SetFencing(True),), 0.0)
     return None
 
 
-def _leading(obs: Observation, memory: Memory) -> Decision:
+def _leading(obs: Observation, memory: Memory) -> Decision | None:
     request = common.view(obs).failover
     if request is not None and request.candidate is None:
         text = "Switchover is possible only to a specific candidate in a paused state"
@@ -41,14 +62,18 @@ def _leading(obs: Observation, memory: Memory) -> Decision:
         actions = leading.maintenance(obs, memory)
         line = f"PAUSE: no action. I am ({obs.me.name}), the leader with the lock"
         return Decision("pause.leader", line, memory, actions, heartbeat=True)
+    if _is_to_promote(obs):
+        return None  # by the rules of the leader
     reason = "PAUSE: released leader key voluntarily as PostgreSQL is not running as primary here"
     return Decision("pause.release", reason, memory, (ReleaseLeader(common.epoch_of(obs)),))
 
 
 def _not_leading(obs: Observation, memory: Memory) -> Decision | None:
     cluster, mine = common.view(obs), obs.instance.system_identifier
-    if cluster.leader is None and cluster.failover is not None:
-        return None  # the named candidate acts by the rules of the race
+    if cluster.leader is None and _is_to_promote(obs):
+        return None  # by the rules of the race
+    if common.other_leads(obs) and memory.clean_release and obs.instance.stopped:
+        return None  # the end of a switchover: it starts as a standby
     if cluster.leader is None and obs.instance.serves_as_primary and mine is not None:
         if not cluster.initialize:
             return Decision("pause.initialize", "PAUSE: joining", memory, (PutInitialize(mine, True),), 0.0)

@@ -36,8 +36,8 @@ PROOF_S = 3.0
 #: After the shutdown checkpoint a standby that hangs, the candidate or any other, holds the stop up so long
 #: at most, seconds: nobody can write meanwhile, and a healthy one has it within milliseconds.
 SENDERS_GRACE_S = 2.0
-#: An answer of a candidate counts this long before a stop, seconds.
-RECENT_S = 1.5
+#: An answer of a candidate counts this long before a stop; more than it may take to answer, seconds.
+RECENT_S = 2.5
 
 
 def on_the_primary(obs: Observation, memory: Memory) -> Decision | None:
@@ -74,7 +74,8 @@ def _candidates(obs: Observation, request: FailoverRequest) -> tuple[str, ...]:
 def _stale(obs: Observation, name: str) -> bool:
     peer = obs.peers.get(name)
     member = common.view(obs).member(name)
-    return member is not None and (peer is None or peer.asked_at < obs.now - RECENT_S)
+    can_be_asked = member is not None and member.api_url is not None
+    return can_be_asked and (peer is None or peer.asked_at < obs.now - RECENT_S)
 
 
 def _check_candidate(obs: Observation, memory: Memory, request: FailoverRequest) -> Decision:
@@ -145,7 +146,7 @@ def _after_the_stop(
     obs: Observation, memory: Memory, handover: Handover, request: FailoverRequest | None
 ) -> Decision | None:
     """Rule 3: the key goes only when the successor has the shutdown checkpoint; else we come back."""
-    since = handover.stopping_since or handover.began_at
+    since = handover.proving_since if handover.proving_since is not None else obs.now
     forced = request is not None and not request.is_switchover
     control = obs.instance.control
     if not isinstance(control, ControlData) or not clean_stop(obs):
@@ -153,7 +154,7 @@ def _after_the_stop(
     peer = obs.peers.get(handover.candidate)
     if has_received(peer, control.checkpoint_lsn):
         return _release(obs, memory, handover, control.checkpoint_lsn, "has everything")
-    if obs.now - since >= PROOF_S + _stop_time(obs, since):
+    if obs.now - since >= PROOF_S:
         if forced and isinstance(peer, PeerAnswer):
             return _release(
                 obs, memory, handover, control.checkpoint_lsn, "is behind, waived by a manual failover"
@@ -166,13 +167,8 @@ def _after_the_stop(
         return _come_back(obs, memory, handover, request, f"{handover.candidate} was not ready: {said}")
     action = AskPeers((handover.candidate,))
     fresh = peer is not None and peer.asked_at > obs.now - 0.05
-    return Decision("switchover.prove", "waiting for the proof", memory, () if fresh else (action,), 0.05)
-
-
-def _stop_time(obs: Observation, since: float) -> float:
-    """The stop itself may take long; the proof is waited for from its end, which the last exit does not
-    tell. Half of what has passed is a fair bound, and never more than ten seconds."""
-    return min(10.0, (obs.now - since) / 2)
+    proving = evolve(memory, handover=replace(handover, proving_since=since))
+    return Decision("switchover.prove", "waiting for the proof", proving, () if fresh else (action,), 0.05)
 
 
 def _release(obs: Observation, memory: Memory, handover: Handover, optime: Lsn, why: str) -> Decision:
