@@ -1,7 +1,7 @@
 """Facts by hand for tests of the pure core: a healthy cluster of three, unless told otherwise.
 
-`pg0` leads under epoch 5 on timeline 1 and has written up to 5000000; `pg1` and `pg2` stream from it. Times are
-CLOCK_BOOTTIME seconds; the tests look at second 1000.
+`pg0` leads under epoch 5 on timeline 1 and has written up to 5000000; `pg1` and `pg2` stream from it. Times
+are CLOCK_BOOTTIME seconds; the tests look at second 1000.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def cluster(leader: str | None = "pg0", epoch: int = EPOCH, **changes: Any) -> C
         config=ConfigRecord({}, 3),
         leader=Leader(leader, "session-" + leader, epoch) if leader is not None else None,
         members=tuple(member(n) for n in NAMES),
-        status=Status(OPTIME, {n: OPTIME for n in NAMES}, NAMES),
+        status=Status(OPTIME, dict.fromkeys(NAMES, OPTIME), NAMES),
         history=(),
     )
     return replace(base, **changes)
@@ -100,7 +100,9 @@ def control(state: ControlState = ControlState.IN_PRODUCTION, **changes: Any) ->
 
 
 def slot(name: str, restart: int | None = OPTIME, **changes: Any) -> Slot:
-    base = Slot(name, "physical", True, Lsn(restart) if restart is not None else None, None, False, "reserved", False)
+    base = Slot(
+        name, "physical", True, Lsn(restart) if restart is not None else None, None, False, "reserved", False
+    )
     return replace(base, **changes)
 
 
@@ -157,7 +159,9 @@ def lost_stream(position: int = OPTIME, **changes: Any) -> Instance:
     """A standby whose upstream is gone: all its WAL is replayed."""
     here = standby(position)
     assert isinstance(here.sample, InstanceSample)
-    return replace(here, sample=replace(here.sample, walreceiver_status=None, replication_state=None), **changes)
+    return replace(
+        here, sample=replace(here.sample, walreceiver_status=None, replication_state=None), **changes
+    )
 
 
 def stopped(state: ControlState = ControlState.SHUT_DOWN_IN_RECOVERY, **changes: Any) -> Instance:
@@ -195,14 +199,18 @@ def answer(name: str, position: int = OPTIME, **changes: Any) -> PeerAnswer:
 
 
 def answers_as_primary(name: str, position: int = OPTIME) -> PeerAnswer:
-    return answer(name, in_recovery=False, role="primary", received=None, replayed=None, location=Lsn(position))
+    return answer(
+        name, in_recovery=False, role="primary", received=None, replayed=None, location=Lsn(position)
+    )
 
 
 def no_answer(name: str) -> PeerSilent:
     return PeerSilent(name, NOW - 0.1, "timeout")
 
 
-def obs(me: str, instance: Instance, view: ClusterSnapshot | Unavailable | None = None, **changes: Any) -> Observation:
+def obs(
+    me: str, instance: Instance, view: ClusterSnapshot | Unavailable | None = None, **changes: Any
+) -> Observation:
     """What `me` sees; it has the lease when the view says that it leads."""
     seen = view if view is not None else cluster()
     holds = not isinstance(seen, Unavailable) and seen.leader is not None and seen.leader.name == me
@@ -219,7 +227,9 @@ def obs(me: str, instance: Instance, view: ClusterSnapshot | Unavailable | None 
     return replace(base, **changes)
 
 
-def leading(instance: Instance, view: ClusterSnapshot | Unavailable | None = None, **changes: Any) -> Observation:
+def leading(
+    instance: Instance, view: ClusterSnapshot | Unavailable | None = None, **changes: Any
+) -> Observation:
     """`pg0` with the key."""
     return obs("pg0", instance, view, **{"lease": lease(), **changes})
 

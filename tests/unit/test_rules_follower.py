@@ -46,7 +46,9 @@ from tests.unit.core_facts import (
 EX_PRIMARY = stopped(ControlState.SHUT_DOWN)
 NO_REWIND = replace(SETTINGS, use_pg_rewind=False)
 MAY_DISCARD = replace(SETTINGS, remove_data_directory_on_diverged_timelines=True, use_pg_rewind=False)
-DIVERGED = Memory(rejoin=Rejoin(diverged=True, reason="beyond the switch point", epoch=EPOCH), last_epoch=EPOCH)
+DIVERGED = Memory(
+    rejoin=Rejoin(diverged=True, reason="beyond the switch point", epoch=EPOCH), last_epoch=EPOCH
+)
 
 
 def leader_is(**changes: Any) -> ClusterSnapshot:
@@ -140,7 +142,8 @@ def test_a_stopped_standby_starts() -> None:
 
 def test_a_start_that_keeps_failing_is_spaced_out() -> None:
     failed = judge(
-        following(stopped(), finished=finished("start standby", False, "port in use")), Memory(start_failures=2)
+        following(stopped(), finished=finished("start standby", False, "port in use")),
+        Memory(start_failures=2),
     )
     assert (failed.rule, failed.actions) == ("follow.start-pause", ())
     woken = judge(following(stopped(), now=NOW + 0.1), failed.memory)
@@ -181,7 +184,7 @@ def test_when_rewinds_failed_the_directory_is_discarded_only_if_allowed() -> Non
 
 
 def test_a_diverged_member_whose_rewinds_failed_keeps_trying_slowly() -> None:
-    """Its cause may pass (a partition, a missing rule in pg_hba): nobody has to come and restart the agent."""
+    """Its cause may pass (a partition, a missing rule in pg_hba): nobody has to come and restart us."""
     tired = replace(DIVERGED, rejoin=replace(DIVERGED.rejoin, tries=7, not_before=NOW + 30))
     assert judge(following(EX_PRIMARY), tired).rule == "rejoin.pause"
     assert judge(following(EX_PRIMARY, now=NOW + 31), tired).rule == "rejoin.rewind"

@@ -23,7 +23,7 @@ from haagent.core.actions import (
     WriteStatus,
 )
 from haagent.core.model import JobFacts, LastExit, Memory, Unavailable
-from postgres_ctl.facts import ControlState, Lsn
+from postgres_ctl.facts import ControlState, InstanceSample, Lsn
 from tests.unit.core_facts import (
     DOWN,
     EPOCH,
@@ -144,7 +144,9 @@ def test_a_crashed_primary_without_successor_is_tried_again() -> None:
 
 
 def test_tries_of_a_start_that_keeps_failing_are_spaced_out() -> None:
-    seen = leading(crashed(), peers=(no_answer("pg1"), no_answer("pg2")), finished=finished("start primary", False))
+    seen = leading(
+        crashed(), peers=(no_answer("pg1"), no_answer("pg2")), finished=finished("start primary", False)
+    )
     decision = judge(seen, Memory(start_failures=4))
     assert (decision.rule, decision.actions) == ("leader.start-pause", ())
     later = replace(seen, now=NOW + 11, finished=(), lease=lease(fence_at=NOW + 30))
@@ -266,7 +268,8 @@ def test_a_primary_makes_a_slot_for_each_member() -> None:
 
 def test_a_standby_with_the_key_that_misses_wal_facts_does_not_promote() -> None:
     here = lost_stream()
-    unread = replace(here, sample=replace(here.sample, startup_waits_for_wal=False))  # type: ignore[type-var]
+    assert isinstance(here.sample, InstanceSample)
+    unread = replace(here, sample=replace(here.sample, startup_waits_for_wal=False))
     decision = judge(leading(unread, peers=(answer("pg1"), answer("pg2"))))
     assert decision.rule == "promote.refused"
     assert decision.refusals[0].rule == "postgres.wal-read"
@@ -283,7 +286,9 @@ def test_a_sample_that_cannot_be_had_leaves_the_store_alone() -> None:
 
 
 def test_a_streaming_standby_with_the_key_promotes_only_without_another_primary() -> None:
-    seen = leading(standby(), peers=(answer("pg1"), replace(answer("pg2"), location=Lsn(1), in_recovery=False)))
+    seen = leading(
+        standby(), peers=(answer("pg1"), replace(answer("pg2"), location=Lsn(1), in_recovery=False))
+    )
     decision = judge(seen)
     assert decision.rule == "promote.refused"
     assert decision.refusals[0].rule == "peer.primary"

@@ -19,7 +19,7 @@ from haagent.core.actions import (
     TakeLeader,
 )
 from haagent.core.model import Decision, Identity, LeaseFacts, Memory, Observation
-from postgres_ctl.facts import ControlState, DataDirState
+from postgres_ctl.facts import ControlState, DataDirState, InstanceSample
 from tests.unit.core_facts import (
     NO_LEASE,
     NOW,
@@ -77,7 +77,9 @@ def test_an_empty_member_of_a_known_cluster_without_leader_waits() -> None:
 
 
 def test_a_finished_bootstrap_takes_the_key() -> None:
-    seen = obs("pg0", stopped(ControlState.SHUT_DOWN), replace(NEW, initialize=""), finished=finished("initdb"))
+    seen = obs(
+        "pg0", stopped(ControlState.SHUT_DOWN), replace(NEW, initialize=""), finished=finished("initdb")
+    )
     decision = judge(seen, Memory(bootstrap="won"))
     assert decision.rule == "bootstrap.take"
     assert decision.actions == (PutInitialize(SYSTEM), PutInitialConfig(), TakeLeader())
@@ -128,7 +130,9 @@ def decided(seen: Observation) -> Decision:
 
 
 def alone(**changes: Any) -> Observation:
-    return obs("pg0", primary(), FREE, **{"lease": NO_LEASE, "peers": (answer("pg1"), answer("pg2")), **changes})
+    return obs(
+        "pg0", primary(), FREE, **{"lease": NO_LEASE, "peers": (answer("pg1"), answer("pg2")), **changes}
+    )
 
 
 def test_a_running_primary_asks_the_others_before_it_takes_the_key() -> None:
@@ -243,7 +247,8 @@ def test_a_member_of_the_old_agent_is_judged_by_its_position() -> None:
 
 def test_a_refused_standby_keeps_its_slots_in_line() -> None:
     here = lost_stream()
-    bare = replace(here, sample=replace(here.sample, slots=(slot("pg0", active=False),)))  # type: ignore[type-var]
+    assert isinstance(here.sample, InstanceSample)
+    bare = replace(here, sample=replace(here.sample, slots=(slot("pg0", active=False),)))
     decision = judge(racing(bare, peers=(answer("pg2", OPTIME + 8),)), REMEMBERS)
     assert decision.rule == "race.refused"
     assert len(decision.actions) == 1

@@ -50,7 +50,9 @@ from tests.unit.core_facts import (
 
 ASKED = asked(cluster(), request())
 BEGUN = Memory(handover=Handover(9, "pg1", NOW - 1, epoch=EPOCH))
-STOPPING = Memory(handover=Handover(9, "pg1", NOW - 1, checkpointed=True, stopping_since=NOW - 0.5, epoch=EPOCH))
+STOPPING = Memory(
+    handover=Handover(9, "pg1", NOW - 1, checkpointed=True, stopping_since=NOW - 0.5, epoch=EPOCH)
+)
 DOWN_CLEANLY = stopped(control=control(ControlState.SHUT_DOWN, checkpoint_lsn=Lsn(OPTIME + 100)))
 
 
@@ -104,7 +106,7 @@ def test_a_candidate_whose_answers_take_the_longest_time_allowed_is_a_candidate(
         ({"candidate": "pg0"}, 412, "Switchover target and source are the same"),
     ],
 )
-def test_a_request_that_makes_no_sense_is_cleared(changes: dict[str, str], status: int, text: str) -> None:
+def test_a_request_that_makes_no_sense_is_cleared(changes: dict[str, Any], status: int, text: str) -> None:
     decision = judge(wish(view=asked(cluster(), request(**changes))))
     assert (decision.rule, told(decision)) == ("switchover.cleared", (status, text))
 

@@ -183,7 +183,9 @@ def _rewind_again(obs: Observation, memory: Memory) -> Decision:
     failed = memory.rejoin.tries >= REWIND_TRIES
     if failed and obs.settings.remove_data_directory_on_rewind_failure:
         return _clone(obs, memory, wipe=True)
-    return Decision("rejoin.rewind-again", "pg_rewind was interrupted: once more", memory, (Rewind(key.name),))
+    return Decision(
+        "rejoin.rewind-again", "pg_rewind was interrupted: once more", memory, (Rewind(key.name),)
+    )
 
 
 # --- running ------------------------------------------------------------------------------------

@@ -8,6 +8,9 @@ from haagent.core.model import Decision, Memory, Observation, Unavailable, evolv
 from haagent.core.rules import common
 from haagent.core.rules.leading import START_TRIES
 
+#: Jobs that stop the server when they are cancelled.
+_WOULD_STOP_IT = ("start primary", "start standby", "restart", "promote")
+
 
 def foreign_cluster(obs: Observation, memory: Memory) -> Decision | None:
     """Data of another cluster never joins this one (contract 1.3)."""
@@ -48,22 +51,29 @@ def job_running(obs: Observation, memory: Memory) -> Decision | None:
     if lost and not job.cancelled:
         reason = f"{job.kind} was begun under a lease that is lost"
         return Decision("job.lease-lost", reason, memory, (*answer, CancelJob(reason)))
-    if obs.stopping and not job.cancelled and job.kind not in ("stop",):
+    if obs.stopping and not job.cancelled and not _goes_on_when_stopping(obs, job.kind):
         return Decision("job.stopping", "shutting down", memory, (*answer, CancelJob("shutting down")))
+    if answer:
+        return Decision("job.busy", busy, memory, answer)
     slow = _slow_primary_start(obs, memory)
     if slow is not None:
         return slow
-    if answer:
-        return Decision("job.busy", busy, memory, answer)
     return common.wait(
         "job.running", f"{job.kind} in progress" + (f": {job.detail}" if job.detail else ""), memory
     )
+
+
+def _goes_on_when_stopping(obs: Observation, kind: str) -> bool:
+    """A stop is wanted; in a pause, what would stop a server that is to be left alone goes on, too."""
+    return kind == "stop" or (obs.settings.pause and kind in _WOULD_STOP_IT)
 
 
 def _slow_primary_start(obs: Observation, memory: Memory) -> Decision | None:
     """A primary that is not back in `primary_start_timeout` is handed over, if somebody can take over."""
     job, limit = obs.job, obs.settings.primary_start_timeout_s
     if job is None or job.kind != "start primary" or job.cancelled or isinstance(obs.cluster, Unavailable):
+        return None
+    if obs.settings.pause:
         return None
     if obs.now < job.started_at + limit:
         return common.wait(

@@ -27,7 +27,7 @@ def dcs_unreachable(obs: Observation, memory: Memory) -> Decision | None:
             "outage.demote", f"{reason}: {cause}", memory, (StopInstance("fast", reason),), line=reason
         )
     known = memory.last_leader is not None and obs.instance.stopped and common.has_data(obs)
-    if known and memory.start_failures < 3:
+    if known and common.start_pause_s(obs, memory) == 0:
         reason = "DCS is not accessible: starting read-only, following nobody"
         return Decision(
             "outage.start-readonly", reason, memory, (StartStandby(None),), line="DCS is not accessible"
@@ -39,7 +39,8 @@ def _leading(obs: Observation, memory: Memory, cause: str) -> Decision:
     left = (obs.lease.fence_at or obs.now) - obs.now
     crashed = obs.instance.stopped and common.has_data(obs) and common.was_primary(obs)
     watched = obs.instance.last_exit is not None and obs.instance.last_exit.watched
-    if crashed and watched and memory.handover is None and memory.start_failures < 3:
+    may_start = memory.handover is None and common.start_pause_s(obs, memory) == 0
+    if crashed and watched and may_start:
         action = StartPrimary(Guard(epoch=common.epoch_of(obs), pid=0))
         reason = "starting primary after failure"
         return Decision("outage.restart-in-place", reason, memory, (action,))

@@ -92,13 +92,17 @@ def _ask_and_take(obs: Observation, memory: Memory) -> Decision:
     """Of the election's rules only one binds a running primary: that no other one runs (rule 6)."""
     ask = unanswered(obs, memory, common.view(obs))
     if ask:
-        return Decision("race.primary-ask", "asking the other members", memory, (AskPeers(ask),), common.SOON_S)
+        return Decision(
+            "race.primary-ask", "asking the other members", memory, (AskPeers(ask),), common.SOON_S
+        )
     others = other_primaries(obs, memory, common.view(obs))
     if others:
         detail = f"{', '.join(others)} runs as primary"
         reason = f"demoted self because {detail}"
         stop = StopInstance("immediate", reason)
-        return Decision("race.two-primaries", reason, memory, (stop,), None, (Refusal("peer.primary", detail),))
+        return Decision(
+            "race.two-primaries", reason, memory, (stop,), None, (Refusal("peer.primary", detail),)
+        )
     return _take_as_primary(obs, memory)
 
 
@@ -123,7 +127,7 @@ def stopped_without_leader(obs: Observation, memory: Memory) -> Decision | None:
     if cluster.initialize == "":
         return common.wait("race.bootstrapping", "waiting for leader to bootstrap", memory)
     if store_went_back(obs, cluster):
-        reason = "the store is older than epochs this member has led in: ending, so that a new guardian begins"
+        reason = "the store is older than epochs this member has led in: ending, for a new guardian to begin"
         return Decision("race.store-went-back", reason, memory, (Exit(1, reason),))
     pause_s = common.start_pause_s(obs, memory)
     if pause_s > 0:

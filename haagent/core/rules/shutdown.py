@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from haagent.core.actions import Exit, ReleaseLeader, StopInstance
+from haagent.core.actions import Action, Exit, ReleaseLeader, SetFencing, StopInstance
 from haagent.core.model import Decision, Memory, Observation
 from haagent.core.rules import common
 from postgres_ctl.facts import ControlData
@@ -13,9 +13,7 @@ def stopping(obs: Observation, memory: Memory) -> Decision | None:
     if not obs.stopping:
         return None
     if obs.settings.pause:
-        return Decision(
-            "stop.paused", "paused: PostgreSQL and the key are left alone", memory, (Exit(0, "paused"),)
-        )
+        return _leave_alone(obs, memory)
     if obs.instance.alive:
         return Decision("stop.postgres", "shutting down", memory, (StopInstance("fast", "shutdown"),))
     if common.owns_key(obs):
@@ -27,3 +25,11 @@ def stopping(obs: Observation, memory: Memory) -> Decision | None:
             "stop.release", "PostgreSQL is stopped: releasing the leader key", memory, (action,), 0.1
         )
     return Decision("stop.exit", "stopped", memory, (Exit(0, "stopped"),))
+
+
+def _leave_alone(obs: Observation, memory: Memory) -> Decision:
+    """An armed fence would stop the server once the lease runs out, with no agent to renew it."""
+    armed = obs.lease.epoch is not None and not obs.lease.disarmed and obs.lease.guardian_ok
+    disarm: tuple[Action, ...] = (SetFencing(False),) if armed else ()
+    reason = "paused: PostgreSQL and the key are left alone"
+    return Decision("stop.paused", reason, memory, (*disarm, Exit(0, "paused")))
