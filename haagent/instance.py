@@ -386,9 +386,6 @@ class LocalInstance:
             pg.parameters, known, lambda name: gucs.guc_exists(pg.bin_dir, name)
         )
         self._warn(warnings)
-        protected = dict(self.effective.protected)
-        if isinstance(self._control, ControlData):
-            protected = gucs.raise_to_standby_minima(protected, self._control)
         return config_files.ServerConfig(
             data_dir=pg.data_dir,
             listen_addresses=",".join(pg.listen_addresses),
@@ -396,7 +393,7 @@ class LocalInstance:
             cluster_name=self.config.scope,
             config_dir=pg.config_dir,
             parameters=accepted,
-            protected=protected,
+            protected=self.effective.protected,
             hba=pg.pg_hba,
             ident=pg.pg_ident,
             custom_conf=pg.custom_conf,
@@ -460,7 +457,11 @@ class LocalInstance:
         else:
             config_files.write_standby_signal(pg.data_dir)
         server = self.server_config()
-        argv = process.postmaster_argv(pg.bin_dir, pg.data_dir, server.config_file, server.command_line())
+        options = server.command_line()
+        if not writable and isinstance(self._control, ControlData):
+            # What is written to the file is wanted, and shows as pending; a standby cannot start with less.
+            options |= gucs.raise_to_standby_minima(server.protected, self._control)
+        argv = process.postmaster_argv(pg.bin_dir, pg.data_dir, server.config_file, options)
         outcome = self.link.start(
             argv, clean_environment(), pg.data_dir, writable=writable, epoch=epoch, deadline_s=10.0
         )
