@@ -44,8 +44,9 @@ WRITE_INTERVAL_S = 0.005
 REFUSED_INTERVAL_S = 0.05
 #: libpq's shortest, seconds.
 _CONNECT_TIMEOUT_S = 2
-#: ids of different clients never meet.
+#: ids of different clients never meet, of later `Writers` on the same table neither.
 _IDS_PER_CLIENT = 1_000_000_000
+_client_numbers = itertools.count()
 
 _INSERT = f"""
     INSERT INTO {TABLE} (id) VALUES (%s)
@@ -259,8 +260,8 @@ class Writers:
                 (f"new:{node.name}", node.dsn, "never"),
             ]
         self._clients = [
-            _Client(name, dsn, itertools.count(index * _IDS_PER_CLIENT), servers, keep)
-            for index, (name, dsn, keep) in enumerate(wanted)
+            _Client(name, dsn, itertools.count(next(_client_numbers) * _IDS_PER_CLIENT), servers, keep)
+            for name, dsn, keep in wanted
         ]
 
     def start(self) -> None:
