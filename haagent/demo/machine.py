@@ -162,7 +162,9 @@ def _download(directory: Path) -> Path:
 def _unpack(archive: Path, directory: Path) -> Path:
     target = directory / "postgresql"
     with tarfile.open(archive) as tar:
-        tar.extractall(target, filter="data")
+        # Python 3.11.2 (Debian 12) does not know filters. We execute what is in there anyway.
+        filters: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        tar.extractall(target, **filters)
     target.chmod(0o755)
     found = next((path.parent for path in sorted(target.glob("**/bin/postgres"))), None)
     if found is None or _missing(found):

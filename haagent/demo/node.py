@@ -86,6 +86,9 @@ class Node:
             "parameters": {
                 "unix_socket_directories": str(self.directory),
                 "shared_buffers": "16MB",
+                # The gaps shall be the agent's, not this disk's: crash recovery fsyncs every file first.
+                # Nothing the demo does needs it: killed processes leave what they wrote to the kernel.
+                "fsync": "off",
                 "max_wal_size": "128MB",
                 # A standby whose primary was restarted tries again after this; the default is 5 s.
                 "wal_retrieve_retry_interval": "1s",

@@ -74,7 +74,9 @@ class _Run:
         user = cluster.machine.user
         self.screen.print(f"haagent {__version__} demo in {cluster.directory}")
         self.screen.print(f"PostgreSQL from {cluster.machine.bin_dir}, run by user {user.name}")
-        self.screen.print(f"ttl {TTL_S} s, loop_wait {LOOP_WAIT_S} s, retry_timeout {RETRY_TIMEOUT_S} s")
+        self.screen.print(
+            f"ttl {TTL_S} s, loop_wait {LOOP_WAIT_S} s, retry_timeout {RETRY_TIMEOUT_S} s; fsync is off"
+        )
         fault: DemoError | None = None
         story: Story | None = None
         done = False
@@ -157,7 +159,7 @@ class _Run:
             ),
             f"  end it       {program} demo --stop {cluster.directory}",
         ]
-        self.screen.print("\n".join(lines))
+        self.screen.print("\n".join(lines), wrap=False)
 
 
 @contextmanager

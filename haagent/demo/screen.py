@@ -60,7 +60,7 @@ class Screen:
     """Thread safe. `with` begins and ends the live table."""
 
     def __init__(self, color: bool = True) -> None:
-        self._console = Console(no_color=None if color else True, highlight=False, soft_wrap=True)
+        self._console = Console(no_color=None if color else True, highlight=False)
         self.is_live = self._console.is_terminal and not self._console.is_dumb_terminal
         self._live: Live | None = None
         self._lock = threading.RLock()
@@ -78,8 +78,9 @@ class Screen:
     def __exit__(self, *_: object) -> None:
         with self._lock:
             if self._live is not None:
-                self._live.update(self._picture(), refresh=True)
-                self._live.stop()
+                with contextlib.suppress(OSError):
+                    self._live.update(self._picture(), refresh=True)
+                    self._live.stop()
                 self._live = None
 
     # --- what is told -----------------------------------------------------------------------------
@@ -116,7 +117,8 @@ class Screen:
         with self._lock:
             self._rows, self._writing = rows, writing
             if self._live is not None:
-                self._live.update(self._picture(), refresh=True)
+                with contextlib.suppress(OSError):
+                    self._live.update(self._picture(), refresh=True)
                 return
             line = "members: " + ", ".join(_member_text(row) for row in rows)
             if not self.is_live and line != self._last_line:
@@ -129,23 +131,27 @@ class Screen:
             if self.is_live:
                 table = Table(title=title, title_justify="left", title_style="bold", show_lines=True)
                 for index, heading in enumerate(headings):
-                    table.add_column(heading, justify="right" if 0 < index < len(headings) - 1 else "left")
+                    table.add_column(heading, justify="right" if index > 1 else "left")
                 for row in rows:
                     table.add_row(*map(escape, row))
                 self._console.print(table)
             else:
                 _write(f"\n{title}\n{plain_table(headings, rows)}")
 
-    def print(self, text: str) -> None:
-        """Text as it is."""
+    def print(self, text: str, wrap: bool = True) -> None:
+        """Text as it is; without `wrap` in whole lines, to be copied."""
         with self._lock:
-            self._line(escape(text), text)
+            if self.is_live:
+                self._console.print(escape(text), soft_wrap=not wrap)
+            else:
+                _write(text)
 
     # --- how it is drawn --------------------------------------------------------------------------
 
     def _line(self, rich: str, plain: str) -> None:
         if self.is_live:
-            self._console.print(rich)
+            with contextlib.suppress(OSError):  # the terminal is gone: cleaning up goes on
+                self._console.print(rich)
         else:
             _write(plain)
 

@@ -95,7 +95,7 @@ class Story:
         self._wait_written(operation, boottime())
         self._end(operation, standbys=2)
         if operation.new == old.name:
-            operation.why = "started again in place: acknowledged rows were flushed, and the lease was kept"
+            operation.why = "started again in place on the WAL it had written; the lease was kept"
         else:
             operation.why = f"{operation.new} took over from {old.name}"
 
