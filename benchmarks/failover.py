@@ -26,6 +26,7 @@ from benchmarks import network, report, scenarios
 from benchmarks.cost import idle_cost
 from benchmarks.plan import Stage, stages
 from benchmarks.programs import BenchCluster, ensure_patroni
+from benchmarks.quiet import Quiet
 from tests.support.etcd import EtcdServer, free_port
 
 HERE = Path(__file__).resolve().parent
@@ -68,6 +69,13 @@ def _arguments() -> argparse.Namespace:
     add("--output", type=Path, default=HERE / "failover.json")
     add("--document", type=Path, default=DOCUMENT, help="Markdown to write")
     add("--no-document", dest="document", action="store_const", const=None)
+    add(
+        "--quiet",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="wait so long at most, all in all, for other programs to be quiet (default 60)",
+    )
     add("--phases", action="store_true", help="print what was logged in every gap")
     return parser.parse_args()
 
@@ -87,6 +95,7 @@ class Run:
     def __init__(self, patroni_python: Path, arguments: argparse.Namespace) -> None:
         self._python = patroni_python
         self._arguments = arguments
+        self._quiet = Quiet(arguments.quiet)
         self._begun = time.monotonic()
         self._position = ""
         self._loads: list[float] = []
@@ -100,7 +109,6 @@ class Run:
             etcd = stack.enter_context(_etcd(net))
             for number, stage in enumerate(chosen):
                 self._position = f"{number + 1}/{len(chosen)}"
-                self._loads.append(os.getloadavg()[0])
                 self._guarded(
                     stage, "cluster", lambda s=stage, n=number: self._stage(s, f"bench{n}", etcd, net)
                 )
@@ -119,6 +127,7 @@ class Run:
             patroni_python=self._python,
         )
         with scenarios.ending(cluster):
+            self._quiet.wait()
             started_s = scenarios.start_to_streaming(cluster)
             self._say(stage, f"all streaming after {started_s:.2f} s")
             self._keep(stage, "start", {"start_s": started_s})
@@ -130,6 +139,8 @@ class Run:
                     continue
                 for number in range(stage.rounds(self._arguments.repetitions)):
                     scenarios.healthy(cluster)  # else what follows measures nothing: the stage ends
+                    self._quiet.wait()
+                    self._loads.append(os.getloadavg()[0])
                     self._guarded(
                         stage, fault.name, lambda f=fault, n=number: self._round(stage, cluster, f, n + 1)
                     )

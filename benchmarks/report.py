@@ -12,6 +12,7 @@ import re
 import statistics
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,11 @@ import psycopg
 
 from benchmarks import network
 from benchmarks.plan import NODE_LOSS, START_S, gap_target_s
-from benchmarks.programs import Timing
+from benchmarks.programs import PATRONI_MINIMUM, SHORT, Timing
 from benchmarks.scenarios import APPLICATION_POOL, FAULTS, WATCH_S
 from tests.support.cluster import REPOSITORY, bin_dir
 
+UNKNOWN = "unknown"
 Data = Mapping[str, Any]
 _TITLES = {"start": "start to all replicas streaming"} | {fault.name: fault.title for fault in FAULTS}
 
@@ -57,6 +59,11 @@ class Row:
     def missed(self) -> bool:
         """Longer than promised, two writable servers, or a planned change that lost something."""
         return self.slow or bool(self.two_writable_s) or (self.scenario == "switchover" and self.lost > 0)
+
+    def brief(self) -> str:
+        two = self.two_writable_s
+        many = "" if not two else f"; two writable {'> ' if self.open_ended else ''}{two:.1f}"
+        return f"{self.median_s:.2f} ({self.worst_s:.2f}){many}"
 
     def cells(self) -> tuple[str, ...]:
         two = "" if self.two_writable_s is None else f"{self.two_writable_s:.2g}"
@@ -166,42 +173,68 @@ def _markdown(head: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ("---",) * len(head), *lines))
 
 
+def _prose(text: str) -> str:
+    """Paragraphs in lines of decent length; indented ones as they are."""
+    paragraphs = text.strip("\n").split("\n\n")
+    return "\n\n".join(
+        part if part.startswith(" ") else textwrap.fill(part, 108, break_on_hyphens=False)
+        for part in paragraphs
+    )
+
+
 def _section(data: Data, title: str, scenarios: tuple[str, ...], note: str) -> str:
     chosen = [row for row in rows(data) if row.scenario in scenarios]
     if not chosen:
         return ""
-    return f"## {title}\n\n{note}\n\n{_markdown(HEAD, (row.cells() for row in chosen))}\n"
+    return f"## {title}\n\n{_prose(note)}\n\n{_markdown(HEAD, (row.cells() for row in chosen))}\n"
+
+
+def _summary(data: Data) -> str:
+    """The two programs side by side, with fsync on."""
+    columns = (("haagent", PATRONI_MINIMUM), ("patroni", PATRONI_MINIMUM), ("haagent", SHORT))
+    found = {(row.scenario, row.program, row.timing): row for row in rows(data) if row.fsync}
+    lines = []
+    for scenario, title in _TITLES.items():
+        chosen = [found.get((scenario, program, str(timing))) for program, timing in columns]
+        if any(chosen):
+            lines.append((title, *(row.brief() if row else "" for row in chosen)))
+    head = ("", *(f"{program} {timing}" for program, timing in columns))
+    return f"## In short\n\n{_prose(_SUMMARY_NOTE)}\n\n{_markdown(head, lines)}\n" if lines else ""
 
 
 def document(data: Data) -> str:
     """docs/benchmarks.md."""
     others = tuple(fault.name for fault in FAULTS if fault.everywhere and fault.name not in NODE_LOSS)
     parts = [
-        _INTRODUCTION.format(minutes=round(data["took_s"] / 60), date=data["measured_at"][:10]),
+        "# Benchmarks\n",
+        _prose(_INTRODUCTION.format(minutes=round(data["took_s"] / 60), date=data["measured_at"][:10]))
+        + "\n",
+        _summary(data),
         _machine_section(data),
         _section(data, "Planned and small", ("switchover", "postmaster"), _GAP_NOTE),
         _section(data, "Node loss", NODE_LOSS, _LOSS_NOTE.format(how=network.HOW, pool=APPLICATION_POOL)),
         _section(data, "Agents and guardians", others, _FAULT_NOTE.format(watch=f"{WATCH_S:g}")),
         _section(data, "Start", ("start",), _START_NOTE),
-        f"## Idle\n\n{_IDLE_NOTE}\n\n{_markdown(COST_HEAD, map(_cost_cells, data['costs']))}\n"
+        f"## Idle\n\n{_prose(_IDLE_NOTE)}\n\n{_markdown(COST_HEAD, map(_cost_cells, data['costs']))}\n"
         if data["costs"]
         else "",
         _missed_section(data),
-        _REPEAT,
+        "## Repeat\n",
+        _prose(_REPEAT) + "\n",
     ]
     return "\n".join(part for part in parts if part)
 
 
 def _machine_section(data: Data) -> str:
     lines = [f"- {name}: {value}" for name, value in data["machine"].items()]
-    load = data["load"]
-    lines.append(f"- load average when each cluster started: {min(load)} to {max(load)}" if load else "")
+    load = data["load"] or [0.0]
+    lines.append(f"- load average before the rounds: median {statistics.median(load)}, worst {max(load)}")
     return "## Measured on\n\n" + "\n".join(line for line in lines if line) + "\n"
 
 
 def _idle_section(data: Data) -> str:
     lines = [_cost_cells(cost) for cost in data["costs"]]
-    return f"## Idle\n\n{_IDLE_NOTE}\n\n{_markdown(COST_HEAD, lines)}\n" if lines else ""
+    return f"## Idle\n\n{_prose(_IDLE_NOTE)}\n\n{_markdown(COST_HEAD, lines)}\n" if lines else ""
 
 
 def _missed_section(data: Data) -> str:
@@ -216,8 +249,7 @@ def _missed_section(data: Data) -> str:
     return "## Missed\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
-_INTRODUCTION = """# Benchmarks
-
+_INTRODUCTION = """
 haagent beside Patroni from PyPI: same machine, etcd, PostgreSQL, YAML and clients, one run of {minutes}
 minutes on {date}. This file is written by that run (`make bench`); the figures behind it are in
 `benchmarks/failover.json`.
@@ -229,6 +261,9 @@ time (worst round; `>`: still so when we stopped looking), *lost* how many ackno
 were missing afterwards: replication is asynchronous, so only a planned change promises none. A verdict
 counts the worst round against the target, and any time with two writable servers as missed.
 """
+
+_SUMMARY_NOTE = """Write gaps in seconds, median (worst), with fsync on. Columns: program and
+`ttl/loop_wait/retry_timeout`; 20/2/3 is the fastest that Patroni permits, 3/1/1 the fastest haagent does."""
 
 _GAP_NOTE = """Nothing runs beside the cluster but that one client. Switchovers go to a named candidate, by
 `POST /switchover`. Targets: 0.3 s for a switchover, 0.5 s for a postmaster killed with SIGKILL."""
@@ -252,8 +287,7 @@ Target: 5 s."""
 _IDLE_NOTE = """Agent and guardian of a node, without PostgreSQL, over half a minute; requests are the
 messages etcd received from the whole cluster of three."""
 
-_REPEAT = """## Repeat
-
+_REPEAT = """
     make bench                                                    # everything, into this file
     make bench ARGS='--agent haagent --only switchover --phases --no-document'
 
@@ -294,21 +328,22 @@ def _read(path: str) -> str:
 
 def _os_name() -> str:
     names = re.findall(r'^PRETTY_NAME="(.*)"$', _read("/etc/os-release"), re.MULTILINE)
-    return names[0] if names else "unknown"
+    return names[0] if names else UNKNOWN
 
 
 def _output(*command: str) -> str:
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=30, check=False)
-    return done.stdout.strip() or "unknown"
+    return done.stdout.strip() or UNKNOWN
 
 
 def _commit() -> str:
-    return _output("git", "rev-parse", "--short", "HEAD")
+    changed = _output("git", "status", "--porcelain", "haagent", "dcs", "postgres_ctl") != UNKNOWN
+    return _output("git", "rev-parse", "--short", "HEAD") + (" and local changes" if changed else "")
 
 
 def _file_system(directory: Path) -> str:
     """Kind of the file system that holds `directory`: the longest mount point above it."""
-    best, kind = "", "unknown"
+    best, kind = "", UNKNOWN
     for line in _read("/proc/mounts").splitlines():
         _, point, this_kind, *_ = line.split()
         inside = os.path.commonpath([point, directory.resolve()]) == point
