@@ -47,9 +47,22 @@ def permit_life_s(settings: Settings) -> float:
 
 
 def deadlines(sent_at: float, guaranteed_s: float, settings: Settings) -> tuple[float, float]:
-    """(fence_at, hard_at) of a renewal sent then: the backend keeps the key until after hard_at."""
-    hard_at = sent_at + guaranteed_s - settings.ttl_s * DRIFT_SHARE
-    return hard_at - stop_budget_s(settings), hard_at
+    """(fence_at, hard_at) of a renewal sent then: the backend keeps the key until after hard_at.
+
+    While a changed ttl is not yet that of the session, the shorter of the two counts for everything."""
+    life_s = min(guaranteed_s, settings.ttl_s)
+    hard_at = sent_at + life_s * (1 - DRIFT_SHARE)
+    return hard_at - max(STOP_BUDGET_MIN_S, life_s * STOP_BUDGET_SHARE), hard_at
+
+
+def may_change_session(lease: Lease, now: float, settings: Settings) -> bool:
+    """May the key move onto a session of the ttl in `settings`, opened after `now`?
+
+    Not while a deadline proven on a longer lived session reaches beyond the life of the new one: the key
+    could vanish before the fence. A lowered ttl therefore waits until that deadline is near enough."""
+    if lease.epoch is None or lease.hard_at is None:
+        return True
+    return lease.hard_at <= now + settings.ttl_s * (1 - DRIFT_SHARE)
 
 
 @dataclass(frozen=True)
