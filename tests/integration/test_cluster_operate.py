@@ -1,0 +1,154 @@
+"""A running cluster in an operator's hands: REST while things hang, pause, and haagentctl for real."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+from tests.support import processes
+from tests.support.cluster import REPOSITORY, Cluster, Node
+from tests.support.wait import holds_for
+from tests.support.writers import Writers
+
+QUIET = {"log_min_messages": "log"}
+#: An answer while PostgreSQL hangs may take this long, seconds: far below any health check's patience is the
+#: goal, and far above what a busy machine needs.
+QUICK_S = 3.0
+
+
+def ctl(cluster: Cluster, *arguments: str) -> str:
+    """Run haagentctl with a node's file; its output. Fails when it fails."""
+    command = [sys.executable, "-m", "haagent.ctl", "-c", str(cluster.nodes[0].config_file), *arguments]
+    done = subprocess.run(command, check=False, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, f"{arguments}: {done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def quick(node: Node, path: str) -> int:
+    began = time.monotonic()
+    status, _ = node.rest(path)
+    assert time.monotonic() - began < QUICK_S, f"{path} took {time.monotonic() - began:.1f} s"
+    return status
+
+
+def test_rest_while_postgresql_hangs() -> None:
+    with Cluster(nodes=2, parameters=QUIET) as cluster:
+        leader = cluster.wait_streaming(1)
+        (standby,) = (node for node in cluster.nodes if node is not leader)
+
+        frozen = standby.postgres_pids()
+        for pid in frozen:
+            processes.send(pid, signal.SIGSTOP)
+        cluster.wait_for(lambda: quick(standby, "/replica") == 503, 60, "a hung standby is taken out")
+        assert quick(standby, "/health") == 503
+        assert quick(standby, "/patroni") in (200, 503)
+        assert quick(standby, "/liveness") == 200
+        for pid in frozen:
+            processes.send(pid, signal.SIGCONT)
+        cluster.wait_for(lambda: quick(standby, "/replica") == 200, 60, "it is back")
+
+        frozen = leader.postgres_pids()
+        for pid in frozen:
+            processes.send(pid, signal.SIGSTOP)
+        cluster.wait_for(lambda: quick(leader, "/health") == 503, 60, "a hung primary is not healthy")
+        # It still holds the lease, and nobody else may write (H12): that is what /primary says.
+        assert quick(leader, "/primary") == 200
+        assert quick(leader, "/patroni") in (200, 503)
+        assert quick(leader, "/cluster") == 200
+        assert cluster.leaders() == [leader]
+        for pid in frozen:
+            processes.send(pid, signal.SIGCONT)
+        assert cluster.wait_streaming(1) is leader
+
+
+def test_paused_means_hands_off() -> None:
+    with Cluster(nodes=3, ttl=4, parameters=QUIET) as cluster:
+        leader = cluster.wait_streaming(2)
+        assert "Success" in ctl(cluster, "pause", "--wait")
+        assert all(node.member_key().get("pause") is True for node in cluster.nodes)
+        assert "Maintenance mode: on" in ctl(cluster, "list")
+
+        # No fence: without its agent PostgreSQL lives on and stays writable, and nobody promotes.
+        postmaster = leader.postmaster_pid()
+        with Writers(cluster) as writers:
+            writers.wait_acknowledged(20, f"old:{leader.name}")
+            leader.kill_agent()
+            cluster.wait_for(lambda: "leader" not in cluster.keys(), 60, "the key runs out")
+            holds_for(lambda: leader.is_writable() and not cluster.leaders(), 3, "no fence, no failover")
+            writers.wait_acknowledged(20, f"old:{leader.name}")
+            leader.start()
+            cluster.wait_for(lambda: cluster.keys().get("leader") == leader.name, 60, "it takes its key again")
+        assert leader.postmaster_pid() == postmaster
+        assert not writers.evidence().unknown
+
+        # A dead PostgreSQL is left dead.
+        processes.send(leader.postmaster_pid(), signal.SIGKILL)
+        cluster.wait_for(lambda: leader.postmaster_pid() is None, 60, "PostgreSQL is dead")
+        holds_for(
+            lambda: leader.postmaster_pid() is None and not any(n.is_writable() for n in cluster.nodes),
+            6,
+            "nothing is started or promoted",
+        )
+        assert "Success" in ctl(cluster, "resume", "--wait", "--force")
+        cluster.wait_streaming(2)
+
+        # Resumed means fenced again.
+        leader = cluster.leader()
+        with Writers(cluster) as writers:
+            writers.wait_acknowledged(20)
+            leader.kill_agent()
+            cluster.wait_for(lambda: not leader.is_writable(), 60, "the fence is armed again")
+            writers.wait_acknowledged(20)
+            leader.start()
+            cluster.wait_streaming(2)
+        assert writers.evidence().overlaps() == []
+
+
+def test_haagentctl_on_a_living_cluster() -> None:
+    with Cluster(nodes=2, parameters=QUIET) as cluster:
+        leader = cluster.wait_streaming(1)
+        (standby,) = (node for node in cluster.nodes if node is not leader)
+        rows = json.loads(ctl(cluster, "list", "-f", "json"))
+        assert {(row["Member"], row["Role"], row["State"]) for row in rows} == {
+            (leader.name, "Leader", "running"),
+            (standby.name, "Replica", "streaming"),
+        }
+
+        # A setting of the cluster that needs a restart, and the restarts, standby last (max_connections shrinks).
+        ctl(cluster, "edit-config", cluster.scope, "-p", "max_connections=60", "--force")
+        for node in cluster.nodes:
+            cluster.wait_for(lambda n=node: n.member_key().get("pending_restart"), 60, f"{node.name}: flagged")  # type: ignore[misc]
+        assert leader.member_key()["pending_restart_reason"] == {
+            "max_connections": {"old_value": "100", "new_value": "60"}
+        }
+        for node in (leader, standby):
+            ctl(cluster, "restart", cluster.scope, node.name, "--force")
+            cluster.wait_for(lambda n=node: n.value("show max_connections") == "60", 60, f"{node.name}: in force")  # type: ignore[misc]
+            cluster.wait_for(lambda n=node: "pending_restart" not in n.member_key(), 60, "no flag")  # type: ignore[misc]
+        assert cluster.wait_streaming(1) is leader
+        assert leader.value("select timeline_id from pg_control_checkpoint()") == 1
+
+        # A value PostgreSQL or the agent cannot take is refused before it is written.
+        assert leader.rest("/config", "PATCH", {"ttl": "soon"})[0] == 400
+        assert leader.rest("/config", "PATCH", {"synchronous_mode": True})[0] == 400
+        assert json.loads(cluster.keys()["config"])["ttl"] == cluster.dynamic["ttl"]
+
+        # Built anew.
+        (standby.data_dir / "left-over").touch()
+        ctl(cluster, "reinit", cluster.scope, standby.name, "--force", "--wait")
+        cluster.wait_streaming(1)
+        assert not (standby.data_dir / "left-over").exists()
+
+        # Reload by command: the local file is read again.
+        standby.write_config({"tags": {"noloadbalance": True}})
+        ctl(cluster, "reload", cluster.scope, standby.name, "--force")
+        cluster.wait_for(lambda: standby.status("/replica") == 503, 60, "noloadbalance takes it out")
+
+        answer = ctl(cluster, "switchover", cluster.scope, "--candidate", standby.name, "--force")
+        assert "Successfully switched over" in answer
+        cluster.wait_streaming(1)
+        assert standby.is_primary()
+        assert len(json.loads(ctl(cluster, "history", cluster.scope, "-f", "json"))) == 1
