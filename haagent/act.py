@@ -258,10 +258,11 @@ class Interpreter:
 
     def _apply_config(self, action: a.ApplyConfig) -> bool:
         assert self._obs is not None
-        facts = self._obs.instance
+        facts, asked_for = self._obs.instance, self.instance.must_reload
         changed = self.instance.write_files(facts.serves_as_primary, facts.follows)
-        if changed:
-            log.info("reloading PostgreSQL configuration: %s changed", ", ".join(sorted(changed)))
+        if changed or asked_for:
+            what = f"{', '.join(sorted(changed))} changed" if changed else "no file changed"
+            log.info("reloading PostgreSQL configuration: %s", what)
             self.instance.reload()
         return True
 

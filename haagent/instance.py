@@ -436,6 +436,11 @@ class LocalInstance:
         self._applied = self._wanted(primary, upstream)
         return changed
 
+    @property
+    def must_reload(self) -> bool:
+        """The server is to read its files again, whether they change or not."""
+        return self._applied is None
+
     def rewrite_files(self) -> None:
         """The next ApplyConfig writes and reloads, even without a change (contract 7.1)."""
         self._applied = None
@@ -459,8 +464,10 @@ class LocalInstance:
         server = self.server_config()
         options = server.command_line()
         if not writable and isinstance(self._control, ControlData):
-            # What is written to the file is wanted, and shows as pending; a standby cannot start with less.
             options |= gucs.raise_to_standby_minima(server.protected, self._control)
+        if options != server.command_line():
+            # A standby cannot start with less. The file says what is wanted; a reload shows it as pending.
+            self.rewrite_files()
         argv = process.postmaster_argv(pg.bin_dir, pg.data_dir, server.config_file, options)
         outcome = self.link.start(
             argv, clean_environment(), pg.data_dir, writable=writable, epoch=epoch, deadline_s=10.0
