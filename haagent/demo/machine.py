@@ -202,7 +202,9 @@ def _environment(bin_dir: Path) -> dict[str, str]:
 
 
 def _try_code(user: User, code_dir: Path, environment: dict[str, str]) -> str | None:
-    command = [sys.executable, "-c", "import haagent.agent"]
+    # Another copy may be installed, and would be found instead of one that cannot be read.
+    script = "import sys, haagent.agent as a; sys.exit(not a.__file__.startswith(sys.argv[1]) and a.__file__)"
+    command = [sys.executable, "-c", script, f"{code_dir}/"]
     return _try(user, command, environment | {"PYTHONPATH": str(code_dir)})
 
 
