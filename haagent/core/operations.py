@@ -87,15 +87,15 @@ def _success(now: str, candidate: str | None, switchover: bool, told: str) -> st
 
 
 def as_if_key_were_free(obs: Observation, memory: Memory) -> tuple[Observation, Memory]:
-    """The same facts with the leader gone: what the election would see."""
-    if isinstance(obs.cluster, Unavailable):
+    """The same facts with the leader gone: what the election would see, or sees when nobody leads."""
+    if isinstance(obs.cluster, Unavailable) or obs.cluster.leader is None:
         return obs, memory
-    gone = obs.cluster.leader.name if obs.cluster.leader is not None else None
+    gone = obs.cluster.leader.name
     members = tuple(m for m in obs.cluster.members if m.name != gone or m.name == obs.me.name)
     cluster = replace(obs.cluster, leader=None, members=members, failover=None)
     free = replace(
         memory,
-        leader_missing_since=memory.leader_missing_since if gone is None else None,
+        leader_missing_since=None,
         last_leader=None,
         last_members=tuple(m for m in memory.last_members if m.name != gone),
     )

@@ -1,0 +1,315 @@
+"""Who may lead (rule 6): each refusal of the election alone, and that `explain` says the very same.
+
+Every case is a member that could lead but for one fact. Three judges must agree on the rule that stops it:
+`standing`, the election through `decide`, and `explain`, which REST and haagentctl show.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from dcs.records import Broken, ClusterSnapshot, Status, TimelineClaim
+from haagent.core.candidate import handover_refusal, has_received, standing
+from haagent.core.model import Identity, Memory, Observation, evolve
+from haagent.core.operations import explain
+from postgres_ctl.facts import InstanceSample, Lsn, TimelineSwitch
+from tests.unit.core_facts import (
+    EPOCH,
+    NOW,
+    OPTIME,
+    REMEMBERS,
+    SETTINGS,
+    answer,
+    answers_as_primary,
+    cluster,
+    following,
+    history,
+    judge,
+    leading,
+    lost_stream,
+    member,
+    no_answer,
+    paused,
+    primary,
+    racing,
+    request,
+    sample,
+    sender,
+    silent,
+    tags,
+)
+
+LIMIT = SETTINGS.maximum_lag_on_failover_bytes
+
+
+def left(*names: str, **changes: Any) -> ClusterSnapshot:
+    """The view when nobody holds the key: these members are still there."""
+    return cluster(leader=None, members=tuple(member(n) for n in names or ("pg1", "pg2")), **changes)
+
+
+def with_sample(seen: Observation, **changes: Any) -> Observation:
+    assert isinstance(seen.instance.sample, InstanceSample)
+    return replace(seen, instance=replace(seen.instance, sample=replace(seen.instance.sample, **changes)))
+
+
+def nofailover() -> Observation:
+    return replace(racing(lost_stream()), me=Identity("pg1", "demo", tags(nofailover=True)))
+
+
+def unread_wal() -> Observation:
+    return with_sample(racing(lost_stream()), receive_lsn=None, startup_waits_for_wal=False)
+
+
+def on_timeline(mine: int, theirs: int) -> Observation:
+    seen = with_sample(racing(lost_stream(), left(history=history(*range(1, theirs)))), timeline=mine)
+    return replace(
+        seen, settings=replace(SETTINGS, check_timeline=True), peers={"pg2": answer("pg2", timeline=mine)}
+    )
+
+
+def claimed_twice() -> Observation:
+    view = left(claims=(TimelineClaim(1, "pg2", EPOCH + 1, ""),))
+    return racing(lost_stream(claimed=((1, EPOCH),)), view)
+
+
+def broken_status() -> Observation:
+    return racing(lost_stream(), left(status=None, broken=(Broken("status", "not JSON"),)))
+
+
+def prefers_pg2() -> Observation:
+    return racing(lost_stream(), peers=(answer("pg2", tags=tags(failover_priority=2)),))
+
+
+def silent_former_leader() -> Observation:
+    return racing(lost_stream(), left("pg0", "pg1", "pg2"), peers=(no_answer("pg0"), answer("pg2")))
+
+
+REFUSALS: dict[str, tuple[Observation, Memory]] = {
+    "tag.nofailover": (nofailover(), REMEMBERS),
+    "postgres.wal-read": (unread_wal(), REMEMBERS),
+    "promote.failed": (racing(lost_stream()), evolve(REMEMBERS, promote_failed_at=NOW - 1)),
+    "timeline.twin": (claimed_twice(), REMEMBERS),
+    "lag": (racing(lost_stream(OPTIME - LIMIT - 1), peers=(answer("pg2", OPTIME - LIMIT - 1),)), REMEMBERS),
+    "lag unreadable": (broken_status(), REMEMBERS),
+    "handover.incomplete": (
+        racing(lost_stream(OPTIME - 1), peers=(answer("pg2", OPTIME - 1),)),
+        evolve(REMEMBERS, handover_seen_at=NOW - 1),
+    ),
+    "timeline": (on_timeline(1, 2), REMEMBERS),
+    "resume.grace": (racing(lost_stream()), evolve(REMEMBERS, resumed_at=NOW - 1)),
+    "former-leader": (silent_former_leader(), REMEMBERS),
+    "peer.primary": (racing(lost_stream(), peers=(answers_as_primary("pg2"),)), REMEMBERS),
+    "peer.ahead": (racing(lost_stream(), peers=(answer("pg2", OPTIME + 1),)), REMEMBERS),
+    "peer.priority": (prefers_pg2(), REMEMBERS),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_each_fact_alone_stops_a_member_and_explain_says_so(case: str) -> None:
+    seen, memory = REFUSALS[case]
+    rule = case.split()[0]
+    judged = standing(seen, memory)
+    assert [r.rule for r in judged.refusals] == [rule]
+    assert not judged.may_lead
+    decision = judge(seen, memory)
+    assert decision.rule == "race.refused"
+    assert decision.refusals == judged.refusals
+    said = explain(seen, memory)
+    assert said["can_lead"] is False
+    assert {r["id"]: r["detail"] for r in said["rules"] if not r["passed"]} == {
+        r.rule: r.detail for r in judged.refusals
+    }
+
+
+def test_without_any_of_them_it_may_lead_and_explain_says_so() -> None:
+    seen = racing(lost_stream())
+    assert standing(seen, REMEMBERS).may_lead
+    said = explain(seen, REMEMBERS)
+    assert said["can_lead"] is True
+    assert all(rule["passed"] for rule in said["rules"])
+    assert said["expected_loss_bytes"] == 0
+
+
+def test_a_server_that_does_not_answer_may_not_lead() -> None:
+    seen = racing(silent())
+    assert "postgres.answers" in [r.rule for r in standing(seen, REMEMBERS).refusals]
+
+
+def test_missing_answers_are_neither_yes_nor_no() -> None:
+    seen = racing(lost_stream(), peers=())
+    judged = standing(seen, REMEMBERS)
+    assert judged.ask == ("pg2",)
+    assert not judged.may_lead
+    assert not judged.refusals
+    assert explain(seen, REMEMBERS)["can_lead"] is None
+
+
+# --- where each refusal ends ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seen", "memory"),
+    [
+        pytest.param(
+            racing(lost_stream(OPTIME - LIMIT), peers=(answer("pg2", OPTIME - LIMIT),)),
+            REMEMBERS,
+            id="lag at limit",
+        ),
+        pytest.param(on_timeline(2, 2), REMEMBERS, id="on the cluster's timeline"),
+        pytest.param(
+            replace(on_timeline(1, 2), settings=SETTINGS),
+            REMEMBERS,
+            id="timelines are compared only when asked",
+        ),
+        pytest.param(racing(lost_stream(), peers=(no_answer("pg2"),)), REMEMBERS, id="a silent peer"),
+        pytest.param(
+            racing(lost_stream(), peers=(answer("pg2", OPTIME + 1, tags=tags(nofailover=True)),)),
+            REMEMBERS,
+            id="a peer ahead that must not lead",
+        ),
+        pytest.param(
+            racing(lost_stream(), peers=(answer("pg2", OPTIME + 1, cannot_lead="disk full"),)),
+            evolve(REMEMBERS, leader_missing_since=NOW - SETTINGS.ttl_s - 1),
+            id="a peer ahead that cannot lead, after one ttl",
+        ),
+        pytest.param(
+            racing(lost_stream(), peers=(answer("pg2", OPTIME - 1, tags=tags(failover_priority=9)),)),
+            REMEMBERS,
+            id="a preferred peer with less WAL",
+        ),
+        pytest.param(
+            racing(lost_stream()),
+            evolve(REMEMBERS, resumed_at=NOW - SETTINGS.ttl_s - 1),
+            id="one ttl after a pause",
+        ),
+        pytest.param(
+            racing(lost_stream()),
+            evolve(REMEMBERS, promote_failed_at=NOW - SETTINGS.ttl_s - 1),
+            id="one ttl after a failed promotion",
+        ),
+        pytest.param(
+            silent_former_leader(),
+            evolve(REMEMBERS, leader_missing_since=NOW - SETTINGS.ttl_s - 1),
+            id="a silent former leader, after one ttl",
+        ),
+    ],
+)
+def test_what_does_not_stop_a_member(seen: Observation, memory: Memory) -> None:
+    assert standing(seen, memory).refusals == ()
+
+
+def test_a_peer_ahead_that_cannot_lead_holds_others_up_for_one_ttl_only() -> None:
+    seen = racing(lost_stream(), peers=(answer("pg2", OPTIME + 1, cannot_lead="disk full"),))
+    assert [r.rule for r in standing(seen, REMEMBERS).refusals] == ["peer.ahead"]
+
+
+def test_wal_beyond_the_switch_point_is_diverged_and_blocks_nobody() -> None:
+    """H15: the old primary's surplus on the old timeline is no part of our history."""
+    seen = with_sample(racing(lost_stream()), timeline=2)
+    here = replace(seen.instance, history=(TimelineSwitch(1, Lsn(OPTIME - 500), ""),))
+    surplus = answer("pg2", OPTIME + 10_000, timeline=1)
+    assert standing(replace(seen, instance=here, peers={"pg2": surplus}), REMEMBERS).may_lead
+    newer = answer("pg2", OPTIME - 400, timeline=3)
+    refused = standing(replace(seen, instance=here, peers={"pg2": newer}), REMEMBERS).refusals
+    assert [r.rule for r in refused] == ["peer.ahead"]
+
+
+# --- what an operator may waive -------------------------------------------------------------------
+
+
+def test_a_manual_failover_waives_lag_timeline_and_a_peer_ahead_but_never_another_primary() -> None:
+    behind = lost_stream(OPTIME - LIMIT - 1)
+    wish = request(leader=None, candidate="pg1")
+    view = replace(left(), failover=wish, failover_version=wish.version)
+    seen = racing(behind, view, peers=(answer("pg2", OPTIME),))
+    assert standing(seen, REMEMBERS).may_lead
+    seen = racing(behind, view, peers=(answers_as_primary("pg2"),))
+    assert [r.rule for r in standing(seen, REMEMBERS).refusals] == ["peer.primary"]
+
+
+def test_a_member_that_was_asked_for_goes_first_while_it_is_fit() -> None:
+    wish = request(leader="pg0", candidate="pg2")
+    view = replace(left(), failover=wish, failover_version=wish.version)
+    assert [r.rule for r in standing(racing(lost_stream(), view), REMEMBERS).refusals] == ["request"]
+    silent_candidate = racing(lost_stream(), view, peers=(no_answer("pg2"),))
+    assert standing(silent_candidate, REMEMBERS).may_lead
+
+
+# --- explain while somebody leads -----------------------------------------------------------------
+
+
+def test_explain_on_a_healthy_standby_judges_as_if_the_key_were_free() -> None:
+    seen = following(lost_stream(OPTIME - 100), peers=(answer("pg2", OPTIME - 100),))
+    said = explain(seen, Memory(last_leader="pg0", last_epoch=EPOCH))
+    assert said["can_lead"] is True
+    assert said["role"] == "replica"
+    assert said["expected_loss_bytes"] == 100
+
+
+def test_explain_on_the_leader() -> None:
+    said = explain(leading(primary()), Memory())
+    assert (said["can_lead"], said["role"], said["expected_loss_bytes"]) == (True, "leader", 0)
+
+
+# --- the primary judges its successor -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "instance", "peer", "words"),
+    [
+        ("pg9", primary(), None, "does not exist"),
+        ("pg1", primary(), no_answer("pg1"), "does not answer"),
+        ("pg1", primary(), answer("pg1", cannot_lead="postgres.wal-read: replaying"), "cannot lead"),
+        ("pg1", primary(), answer("pg1", watchdog_failed=True), "cannot lead"),
+        ("pg1", primary(sample=sample(primary=True, senders=())), answer("pg1"), "does not stream"),
+        (
+            "pg1",
+            primary(sample=sample(primary=True, senders=(sender("pg1", state="catchup"),))),
+            answer("pg1"),
+            "does not stream",
+        ),
+        (
+            "pg1",
+            primary(sample=sample(primary=True, senders=(sender("pg1", OPTIME - LIMIT - 1),))),
+            answer("pg1"),
+            "bytes behind",
+        ),
+    ],
+)
+def test_whom_a_running_primary_does_not_hand_over_to(
+    name: str, instance: Any, peer: Any, words: str
+) -> None:
+    seen = leading(instance, peers=(peer,) if peer is not None else ())
+    assert isinstance(seen.cluster, ClusterSnapshot)
+    assert words in (handover_refusal(seen, seen.cluster, name, forced=False) or "")
+    assert (
+        handover_refusal(leading(primary(), peers=(answer("pg1"),)), cluster(), "pg1", forced=False) is None
+    )
+
+
+def test_a_received_position_on_a_page_boundary_proves_nothing() -> None:
+    """A record may be cut there; a replayed position lies only at ends of records."""
+    checkpoint, boundary = Lsn(8192 * 10 - 24), Lsn(8192 * 10)
+    assert not has_received(None, checkpoint)
+    assert not has_received(no_answer("pg1"), checkpoint)
+    assert not has_received(answer("pg1", received=boundary, replayed=checkpoint), checkpoint)
+    assert has_received(answer("pg1", received=Lsn(8192 * 10 + 1), replayed=checkpoint), checkpoint)
+    assert has_received(answer("pg1", received=boundary, replayed=boundary), checkpoint)
+
+
+def test_a_pause_changes_nothing_about_who_is_fit() -> None:
+    assert standing(racing(lost_stream(), settings=paused()), REMEMBERS).may_lead
+
+
+def test_no_published_position_does_not_stop_anybody() -> None:
+    assert standing(racing(lost_stream(), left(status=None)), REMEMBERS).may_lead
+    assert explain(racing(lost_stream(), left(status=None)), REMEMBERS)["expected_loss_bytes"] is None
+    assert (
+        explain(racing(lost_stream(OPTIME - 7), left(status=Status(OPTIME))), REMEMBERS)[
+            "expected_loss_bytes"
+        ]
+        == 7
+    )
