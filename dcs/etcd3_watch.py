@@ -25,7 +25,7 @@ from dcs.etcd3_http import Gateway, Limits, NoAnswer, Rejected, Stream, parse_an
 logger = logging.getLogger(__name__)
 
 #: Together the longest time a dead stream goes unnoticed, seconds.
-SILENCE_S = 1.5
+SILENCE_S = 4.0
 PING_S = 1.0
 OPEN_S = 2.0
 FIRST_PAUSE_S = 0.1

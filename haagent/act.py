@@ -74,6 +74,7 @@ class Interpreter:
             a.WriteStatus: self._write_status,
             a.WriteHistory: self._write_history,
             a.Follow: self._follow,
+            a.RetryStream: self._retry_stream,
             a.ApplyConfig: self._apply_config,
             a.SyncSlots: self._sync_slots,
             a.AskPeers: self._ask_peers,
@@ -253,6 +254,10 @@ class Interpreter:
     def _follow(self, action: a.Follow) -> bool:
         upstream = self._address(action.upstream) if action.upstream is not None else None
         self.instance.write_files(False, upstream)
+        self.instance.reload()
+        return True
+
+    def _retry_stream(self, action: a.RetryStream) -> bool:
         self.instance.reload()
         return True
 

@@ -116,6 +116,11 @@ class Follow:
 
 
 @dataclass(frozen=True)
+class RetryStream:
+    """Let a standby look for its upstream now: a reload ends the startup process's pause."""
+
+
+@dataclass(frozen=True)
 class ApplyConfig:
     """Rewrite PostgreSQL's files from the configuration and reload; recovery settings stay."""
 
@@ -264,6 +269,7 @@ Action = (
     | WriteStatus
     | WriteHistory
     | Follow
+    | RetryStream
     | ApplyConfig
     | SyncSlots
     | AskPeers

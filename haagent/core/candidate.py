@@ -184,8 +184,8 @@ def expected_loss_text(obs: Observation, cluster: ClusterSnapshot) -> str:
     if known is None:
         return "unknown"
     if known == 0:
-        return "no WAL published by the last primary, plus what it wrote since its last status"
-    return f"{known} bytes of WAL, plus what the last primary wrote since its last status"
+        return "at most what the last primary wrote after its last status; all WAL it published is here"
+    return f"{known} bytes of WAL, and at most what the last primary wrote after its last status"
 
 
 def _cluster_checks(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> tuple[Check, ...]:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dcs.records import Member
 from haagent.core import slots
-from haagent.core.actions import AskPeers, CheckDivergence, Clone, Follow, Rewind, StartStandby, StopInstance
+from haagent.core.actions import (
+    Action,
+    AskPeers,
+    CheckDivergence,
+    Clone,
+    Follow,
+    RetryStream,
+    Rewind,
+    StartStandby,
+    StopInstance,
+)
 from haagent.core.candidate import interesting_peers, twin_timeline
 from haagent.core.memory import evolve_rejoin
 from haagent.core.model import Decision, Memory, Observation, PeerSilent, evolve
@@ -17,6 +27,8 @@ SLOT_WAIT_S = 5.0
 STREAM_WAIT_S = 3.0
 #: While it does not stream, the other members are asked this often, so that a race knows who is silent.
 ASK_EVERY_S = 3.0
+#: A standby that lost its stream is told to look again for so long, seconds.
+RETRY_FOR_S = 10.0
 #: Tries of pg_rewind before it is given up.
 REWIND_TRIES = 3
 
@@ -273,9 +285,17 @@ def steady(obs: Observation, memory: Memory) -> Decision | None:
     key = common.leader(obs)
     assert key is not None
     change = slots.plan(obs, memory)
-    actions = ((change,) if change is not None else ()) + common.outdated_config(obs)
+    actions = ((change,) if change is not None else ()) + common.outdated_config(obs) + _retry(obs, memory)
     line = f"no action. I am ({obs.me.name}), a secondary, and following a leader ({key.name})"
     return Decision("follow.steady", line, memory, actions, _next_look(memory), heartbeat=True)
+
+
+def _retry(obs: Observation, memory: Memory) -> tuple[Action, ...]:
+    """A walreceiver that was refused looks again only after wal_retrieve_retry_interval (5 s): told that the
+    leader is back, it need not wait. After a while its own pace is right."""
+    since = memory.not_streaming_since
+    back = obs.instance.serves_as_standby and since is not None and obs.now < since + RETRY_FOR_S
+    return (RetryStream(),) if back and common.leader_is_ready(obs) else ()
 
 
 def _next_look(memory: Memory) -> float | None:

@@ -92,7 +92,7 @@ def _check_candidate(obs: Observation, memory: Memory, request: FailoverRequest)
     if refusal is not None or name is None:
         return _wait_for_candidate(obs, memory, request, refusal or "")
     guard = Guard(epoch=common.epoch_of(obs), pid=obs.instance.pid)
-    reason = f"handing over to {name}: checkpoint first, so that the stop is quick"
+    reason = f"handing over, {name} is fit: checkpoint first, so that the stop is quick"
     began = begin_handover(obs, memory, request.version, name)
     return Decision("switchover.begin", reason, began, (Checkpoint(guard, background=False),))
 
@@ -137,7 +137,7 @@ def _before_the_stop(
     if refusal is not None:
         return _wait_for_candidate(obs, evolve(memory, handover=None), request, refusal)
     stopping = evolve(memory, handover=replace(handover, stopping_since=obs.now))
-    reason = f"stopping PostgreSQL to hand over to {handover.candidate}"
+    reason = f"stopping PostgreSQL to hand over, {handover.candidate} is fit"
     stop = StopInstance("fast", "switchover", SENDERS_GRACE_S)
     return Decision("switchover.stop", reason, stopping, (stop,))
 
