@@ -23,6 +23,8 @@ from postgres_ctl.facts import slot_name
 
 #: First pause after a failed try to rejoin, then doubled up to the maximum; seconds.
 REJOIN_PAUSE_S, REJOIN_PAUSE_MAX_S = 2.0, 60.0
+#: Names of gone members are remembered at least this long after their slots were given up, seconds.
+SLOTS_FORGOTTEN_S = 600.0
 #: States of a member that does not work on a new cluster.
 _AT_REST = ("stopped", "crashed", "start failed", "initdb failed")
 
@@ -56,13 +58,27 @@ def _after_view(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> M
             last_epoch=cluster.leader.epoch,
             last_members=cluster.members,
         )
+    if cluster.leader is not None and cluster.leader.name != obs.me.name:
+        memory = evolve(memory, bootstrap=None)
     memory = _after_leader_change(_after_request(obs, memory, cluster), cluster)
     idle = cluster.initialize == "" and cluster.leader is None and not _somebody_bootstraps(memory, cluster)
     since = obs.now if memory.idle_claim_since is None else memory.idle_claim_since
     memory = evolve(memory, idle_claim_since=since if idle else None)
-    seen = {slot_name(m.name): obs.now for m in cluster.members if m.name != obs.me.name}
-    alive = {n: at for n, at in memory.slots_seen.items() if obs.now < at + obs.settings.member_slots_ttl_s}
-    return _after_pause(obs, evolve(memory, slots_seen=alive | seen))
+    return _after_pause(obs, evolve(memory, slots_seen=_slots_seen(obs, memory, cluster)))
+
+
+def _slots_seen(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> dict[str, float]:
+    """Members gone too long stay known for a second life time: their slots here must still be dropped.
+
+    What the leader retains counts as seen now, when it is news: this agent may be younger than the member is
+    gone."""
+    others = [m for m in cluster.members if m.name != obs.me.name]
+    seen = {slot_name(m.name): obs.now for m in others if not m.tags.nostream}
+    told = cluster.status.retain_slots if cluster.status is not None else None
+    news = {name: obs.now for name in told or () if name != slot_name(obs.me.name)}
+    kept_s = 2 * obs.settings.member_slots_ttl_s + SLOTS_FORGOTTEN_S
+    known = {n: at for n, at in memory.slots_seen.items() if obs.now < at + kept_s}
+    return news | known | seen
 
 
 def _after_leader_change(memory: Memory, cluster: ClusterSnapshot) -> Memory:

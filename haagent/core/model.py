@@ -318,7 +318,7 @@ class Memory:
     request_seen: tuple[int, float] | None = None
     #: We released the key after the successor had proven to have everything: nothing to rewind.
     clean_release: bool = False
-    #: Slot name -> when its member was last seen (contract 6.2, member_slots_ttl).
+    #: Slot name -> when its member was last seen (contract 6.2, member_slots_ttl); also of those given up.
     slots_seen: Mapping[str, float] = field(default_factory=dict)
     #: One line for people about what goes wrong or takes long; published with the member.
     note: str | None = None

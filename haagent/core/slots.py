@@ -19,15 +19,18 @@ def wanted_slots(obs: Observation, memory: Memory) -> frozenset[str]:
     """Slots that should exist here: of all other members, and of those gone only a while ago."""
     if isinstance(obs.cluster, Unavailable) or not obs.settings.use_slots:
         return frozenset()
-    mine = slot_name(obs.me.name)
     members = {slot_name(m.name) for m in obs.cluster.members if not m.tags.nostream}
-    return frozenset((members | set(memory.slots_seen)) - {mine})
+    return frozenset((members | retained(obs, memory)) - {slot_name(obs.me.name)})
 
 
-def plan(obs: Observation, memory: Memory, remembered: frozenset[str] = frozenset()) -> SyncSlots | None:
-    """What to change in the slots of the running instance; None when all is well.
+def retained(obs: Observation, memory: Memory) -> frozenset[str]:
+    """Slots of members seen less than `member_slots_ttl` ago; the leader publishes them."""
+    kept_s = obs.settings.member_slots_ttl_s
+    return frozenset(name for name, at in memory.slots_seen.items() if obs.now < at + kept_s)
 
-    `remembered`: member slots known from `status.retain_slots`, which may be dropped once unwanted."""
+
+def plan(obs: Observation, memory: Memory) -> SyncSlots | None:
+    """What to change in the slots of the running instance; None when all is well."""
     sample = obs.instance.sample
     if not isinstance(sample, InstanceSample) or isinstance(obs.cluster, Unavailable):
         return None
@@ -35,9 +38,7 @@ def plan(obs: Observation, memory: Memory, remembered: frozenset[str] = frozense
     have = {s.name: s for s in sample.slots if s.type == "physical" and not s.temporary}
     lost = {n for n in want & set(have) if _useless(have[n])}
     create = tuple(sorted((want - set(have)) | lost))
-    known = remembered | (
-        frozenset(obs.cluster.status.retain_slots or ()) if obs.cluster.status else frozenset()
-    )
+    known = frozenset(memory.slots_seen)
     gone = {n for n in have if n not in want and n in known and not have[n].active}
     drop = (
         tuple(sorted(gone - {slot_name(obs.me.name)} | lost))

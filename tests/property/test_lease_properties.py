@@ -1,4 +1,4 @@
-"""The lease as a state machine: whatever answers come in whatever order, it never lasts longer than proven."""
+"""The lease as a state machine: whatever answers come in whatever order, it never outlives its proof."""
 
 from __future__ import annotations
 

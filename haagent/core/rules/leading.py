@@ -216,7 +216,7 @@ def _status(
         if s.type == "physical" and s.restart_lsn is not None and not s.temporary
     }
     positions[mine] = sample.flush_lsn.value
-    retained = tuple(sorted({*memory.slots_seen, mine}))
+    retained = tuple(sorted({*slots.retained(obs, memory), mine}))
     old = cluster.status
     if old is not None and (old.optime, dict(old.slots or {}), old.retain_slots) == (
         sample.flush_lsn.value,
