@@ -118,7 +118,7 @@ def test_a_running_primary_takes_a_free_key() -> None:
 
 def test_a_running_primary_writes_a_missing_initialize() -> None:
     decision = judge(other(primary(), replace(FREE, initialize=None)))
-    assert decision.actions == (PutInitialize(SYSTEM, True),)
+    assert (decision.rule, decision.actions) == ("pause.initialize", (PutInitialize(SYSTEM, True),))
 
 
 # --- a request that waits, and nobody leads -------------------------------------------------------
