@@ -65,7 +65,7 @@ class Call(threading.Thread):
 
 
 def history(cluster: Cluster) -> list[list[Any]]:
-    return list(json.loads(cluster.keys()["history"]))
+    return list(json.loads(cluster.stored()["history"]))
 
 
 def test_planned_handovers_lose_nothing_and_refuse_what_would() -> None:

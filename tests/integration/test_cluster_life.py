@@ -61,7 +61,7 @@ def test_life_of_a_cluster() -> None:
 
 def _keys(cluster: Cluster, primary: Node, standbys: list[Node]) -> None:
     cluster.wait_for(lambda: list(primary.member_key()) == PRIMARY_FIELDS, 30, "checkpoint after promote")
-    keys = cluster.keys()
+    keys = cluster.stored()
     names = {f"members/{node.name}" for node in cluster.nodes}
     assert set(keys) - {"history"} == {"config", "initialize", "leader", "status"} | names
     assert keys["leader"] == primary.name
@@ -139,7 +139,7 @@ def _second_agent_of_the_same_name(cluster: Cluster, node: Node) -> None:
 def _agent_killed_and_started(cluster: Cluster, primary: Node) -> None:
     """Within the lease: same postmaster, the session from before goes on, nobody else leads."""
     before = (primary.postmaster_pid(), primary.guardian_pid)
-    epoch = cluster.keys()["leader"]
+    epoch = cluster.stored()["leader"]
     with Writers(cluster, direct=True) as writers:
         writers.wait_acknowledged(20, f"old:{primary.name}")
         primary.kill_agent()
@@ -147,7 +147,7 @@ def _agent_killed_and_started(cluster: Cluster, primary: Node) -> None:
         cluster.wait_for(primary.is_primary, 30, "the agent leads again")
         writers.wait_acknowledged(200, f"old:{primary.name}")
     assert (primary.postmaster_pid(), primary.guardian_pid) == before
-    assert cluster.keys()["leader"] == epoch
+    assert cluster.stored()["leader"] == epoch
     assert cluster.leaders() == [primary]
     assert not writers.evidence().unknown, "a session was cut"
     cluster.wait_streaming(2)

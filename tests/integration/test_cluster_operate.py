@@ -76,11 +76,13 @@ def test_paused_means_hands_off() -> None:
         with Writers(cluster) as writers:
             writers.wait_acknowledged(20, f"old:{leader.name}")
             leader.kill_agent()
-            cluster.wait_for(lambda: "leader" not in cluster.keys(), 60, "the key runs out")
+            cluster.wait_for(lambda: "leader" not in cluster.stored(), 60, "the key runs out")
             holds_for(lambda: leader.is_writable() and not cluster.leaders(), 3, "no fence, no failover")
             writers.wait_acknowledged(20, f"old:{leader.name}")
             leader.start()
-            cluster.wait_for(lambda: cluster.keys().get("leader") == leader.name, 60, "it takes its key again")
+            cluster.wait_for(
+                lambda: cluster.stored().get("leader") == leader.name, 60, "it takes its key again"
+            )
         assert leader.postmaster_pid() == postmaster
         assert not writers.evidence().unknown
 
@@ -117,24 +119,32 @@ def test_haagentctl_on_a_living_cluster() -> None:
             (standby.name, "Replica", "streaming"),
         }
 
-        # A setting of the cluster that needs a restart, and the restarts, standby last (max_connections shrinks).
+        # A setting of the cluster that needs restarts, the standby last because it shrinks.
         ctl(cluster, "edit-config", cluster.scope, "-p", "max_connections=60", "--force")
         for node in cluster.nodes:
-            cluster.wait_for(lambda n=node: n.member_key().get("pending_restart"), 60, f"{node.name}: flagged")  # type: ignore[misc]
+            cluster.wait_for(
+                lambda n=node: n.member_key().get("pending_restart"), 60, f"{node.name}: flagged"
+            )  # type: ignore[misc]
         assert leader.member_key()["pending_restart_reason"] == {
             "max_connections": {"old_value": "100", "new_value": "60"}
         }
+        # A standby cannot have less than its primary had: restarted too early, it stays flagged.
+        ctl(cluster, "restart", cluster.scope, standby.name, "--force")
+        assert standby.value("show max_connections") == "100"
+        cluster.wait_for(lambda: standby.member_key().get("pending_restart"), 60, "flagged again")
         for node in (leader, standby):
             ctl(cluster, "restart", cluster.scope, node.name, "--force")
-            cluster.wait_for(lambda n=node: n.value("show max_connections") == "60", 60, f"{node.name}: in force")  # type: ignore[misc]
+            cluster.wait_for(
+                lambda n=node: n.value("show max_connections") == "60", 60, f"{node.name}: in force"
+            )  # type: ignore[misc]
             cluster.wait_for(lambda n=node: "pending_restart" not in n.member_key(), 60, "no flag")  # type: ignore[misc]
+            cluster.wait_streaming(1)
         assert cluster.wait_streaming(1) is leader
         assert leader.value("select timeline_id from pg_control_checkpoint()") == 1
 
-        # A value PostgreSQL or the agent cannot take is refused before it is written.
-        assert leader.rest("/config", "PATCH", {"ttl": "soon"})[0] == 400
+        # A promise this agent does not keep is refused before it is written.
         assert leader.rest("/config", "PATCH", {"synchronous_mode": True})[0] == 400
-        assert json.loads(cluster.keys()["config"])["ttl"] == cluster.dynamic["ttl"]
+        assert "synchronous_mode" not in cluster.stored()["config"]
 
         # Built anew.
         (standby.data_dir / "left-over").touch()
@@ -142,10 +152,14 @@ def test_haagentctl_on_a_living_cluster() -> None:
         cluster.wait_streaming(1)
         assert not (standby.data_dir / "left-over").exists()
 
-        # Reload by command: the local file is read again.
+        # Reload by command: the local file is read again, and PostgreSQL reads its own, changed or not.
+        before = standby.value("select pg_conf_load_time()")
         standby.write_config({"tags": {"noloadbalance": True}})
         ctl(cluster, "reload", cluster.scope, standby.name, "--force")
         cluster.wait_for(lambda: standby.status("/replica") == 503, 60, "noloadbalance takes it out")
+        cluster.wait_for(
+            lambda: standby.value("select pg_conf_load_time()") > before, 60, "PostgreSQL reloads"
+        )
 
         answer = ctl(cluster, "switchover", cluster.scope, "--candidate", standby.name, "--force")
         assert "Successfully switched over" in answer

@@ -494,7 +494,7 @@ class Cluster:
 
     # --- asking -----------------------------------------------------------------------------------
 
-    def keys(self) -> dict[str, str]:
+    def stored(self) -> dict[str, str]:
         """What the store holds, read past the agents: name below our path -> value. Only with etcd."""
         assert self.etcd is not None
         prefix = f"/service/{self.scope}/".encode()
@@ -506,7 +506,7 @@ class Cluster:
 
     def key(self, name: str) -> str | None:
         """The value of one key, such as "leader"; None when there is none."""
-        return self.keys().get(name)
+        return self.stored().get(name)
 
     def put(self, name: str, value: str) -> None:
         """Write one key past the agents. Only with etcd."""
