@@ -74,8 +74,8 @@ ALL: tuple[Callable[[Node], None], ...] = (
     kill_agent, freeze_agent, kill_guardian, freeze_guardian, kill_postmaster, freeze_postgresql,
     kill_node, cut_store, silence_store, switch_over,
 )  # fmt: skip
-#: Agent and guardian frozen together need a watchdog (design section 2): not asked for here.
-FROZEN_PAIR = {freeze_agent, freeze_guardian}
+#: A frozen guardian beside an agent that cannot act needs a watchdog (design section 2): never both at once.
+NEVER_TWO_OF = {freeze_agent, kill_agent, freeze_guardian}
 
 
 def heal(cluster: Cluster) -> None:
@@ -117,7 +117,7 @@ def _round(cluster: Cluster, plan: random.Random, done: list[str]) -> None:
     for _ in range(plan.choice((1, 1, 2, 3))):
         node = leader if plan.random() < 0.7 else plan.choice(cluster.nodes)
         fault = plan.choice(ALL)
-        if fault in FROZEN_PAIR:
+        if fault in NEVER_TWO_OF:
             if node.name in frozen:
                 continue
             frozen.add(node.name)

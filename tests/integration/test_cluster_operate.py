@@ -109,6 +109,12 @@ def test_paused_means_hands_off() -> None:
         assert writers.evidence().overlaps() == []
 
 
+def wait_pending(cluster: Cluster, node: Node, wanted: bool) -> None:
+    """The member key shows whether a restart is due."""
+    what = f"{node.name}: pending restart {wanted}"
+    cluster.wait_for(lambda: node.member_key().get("pending_restart", False) is wanted, 60, what)
+
+
 def test_haagentctl_on_a_living_cluster() -> None:
     with Cluster(nodes=2, parameters=QUIET) as cluster:
         leader = cluster.wait_streaming(1)
@@ -122,22 +128,18 @@ def test_haagentctl_on_a_living_cluster() -> None:
         # A setting of the cluster that needs restarts, the standby last because it shrinks.
         ctl(cluster, "edit-config", cluster.scope, "-p", "max_connections=60", "--force")
         for node in cluster.nodes:
-            cluster.wait_for(
-                lambda n=node: n.member_key().get("pending_restart"), 60, f"{node.name}: flagged"
-            )  # type: ignore[misc]
+            wait_pending(cluster, node, True)
         assert leader.member_key()["pending_restart_reason"] == {
             "max_connections": {"old_value": "100", "new_value": "60"}
         }
         # A standby cannot have less than its primary had: restarted too early, it stays flagged.
         ctl(cluster, "restart", cluster.scope, standby.name, "--force")
         assert standby.value("show max_connections") == "100"
-        cluster.wait_for(lambda: standby.member_key().get("pending_restart"), 60, "flagged again")
+        wait_pending(cluster, standby, True)
         for node in (leader, standby):
             ctl(cluster, "restart", cluster.scope, node.name, "--force")
-            cluster.wait_for(
-                lambda n=node: n.value("show max_connections") == "60", 60, f"{node.name}: in force"
-            )  # type: ignore[misc]
-            cluster.wait_for(lambda n=node: "pending_restart" not in n.member_key(), 60, "no flag")  # type: ignore[misc]
+            assert node.value("show max_connections") == "60"
+            wait_pending(cluster, node, False)
             cluster.wait_streaming(1)
         assert cluster.wait_streaming(1) is leader
         assert leader.value("select timeline_id from pg_control_checkpoint()") == 1
