@@ -514,6 +514,18 @@ class Cluster:
         path = f"/service/{self.scope}/{name}".encode()
         self.etcd.post("/v3/kv/put", {"key": _base64(path), "value": _base64(value.encode())})
 
+    def delete(self, name: str) -> None:
+        """Delete one key past the agents. Only with etcd."""
+        assert self.etcd is not None
+        self.etcd.post("/v3/kv/deleterange", {"key": _base64(f"/service/{self.scope}/{name}".encode())})
+
+    def lease_ttl(self, name: str) -> int:
+        """The granted ttl of the lease one key hangs on, seconds; 0 without one. Only with etcd."""
+        assert self.etcd is not None
+        found = self.etcd.post("/v3/kv/range", {"key": _base64(f"/service/{self.scope}/{name}".encode())})
+        lease = found.get("kvs", [{}])[0].get("lease", "0")
+        return int(self.etcd.post("/v3/lease/timetolive", {"ID": lease}).get("grantedTTL", 0))
+
     def node(self, which: int | str) -> Node:
         """By index or name."""
         return next(node for node in self.nodes if which in (node.index, node.name))
