@@ -138,8 +138,10 @@ class LeaseFacts:
     guardian_ok: bool = True
 
     def holds(self, now: float) -> bool:
-        """ "I am leader": the lease is provably valid now (rule 1)."""
-        return self.epoch is not None and self.fence_at is not None and now < self.fence_at
+        """ "I am leader": the lease is provably valid now (rule 1), and its epoch not closed (H6)."""
+        if self.epoch is None or self.fence_at is None or self.closed_epoch >= self.epoch:
+            return False
+        return now < self.fence_at
 
 
 # --- peers --------------------------------------------------------------------------------------

@@ -90,6 +90,14 @@ def test_a_standby_never_promotes_under_a_lease_that_ran_out() -> None:
     assert (decision.rule, decision.actions) == ("lease.release-closed", (ReleaseLeader(EPOCH),))
 
 
+def test_a_closed_epoch_counts_for_nothing_though_its_deadline_lies_ahead() -> None:
+    """The guardian may have closed it without our hearing of it."""
+    closed = lease(closed_epoch=EPOCH)
+    assert judge(leading(crashed(), lease=closed)).rule == "lease.release-closed"
+    assert judge(leading(lost_stream(), lease=closed)).rule == "lease.release-closed"
+    assert judge(leading(primary(), lease=closed)).rule == "lease.fencing"
+
+
 # --- stopped --------------------------------------------------------------------------------------
 
 
