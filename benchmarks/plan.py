@@ -40,13 +40,13 @@ def stages() -> Iterator[Stage]:
     """Programs take turns, so that a change of the machine's mood hits both."""
     lease_faults = NODE_LOSS + AGENT_FAULTS
     for fsync in (True, False):
-        idle_s = 30.0 if fsync else 0.0
+        idle_s = 20.0 if fsync else 0.0
         yield Stage("haagent", PATRONI_MINIMUM, fsync, GAPS, idle_s=idle_s)
-        yield Stage("patroni", PATRONI_MINIMUM, fsync, GAPS, idle_s=idle_s)
+        yield Stage("patroni", PATRONI_MINIMUM, fsync, GAPS, share=1.0 if fsync else 0.6, idle_s=idle_s)
     yield Stage("haagent", DEFAULT, True, GAPS)
     yield Stage("haagent", SHORT, True, GAPS)
     for fsync in (True, False):
-        yield Stage("haagent", SHORT, fsync, lease_faults + GUARDIAN_FAULTS, share=0.4)
+        yield Stage("haagent", SHORT, fsync, lease_faults + GUARDIAN_FAULTS, share=0.4 if fsync else 0.2)
     yield Stage("patroni", PATRONI_MINIMUM, True, lease_faults, share=0.2)
     yield Stage("haagent", PATRONI_MINIMUM, True, lease_faults, share=0.2)
 

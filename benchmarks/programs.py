@@ -23,6 +23,8 @@ from tests.support.etcd import EtcdServer
 
 Program = Literal["haagent", "patroni"]
 PYTHON = "/usr/bin/python3"
+#: A client takes a server that does not confirm its packets for so long, in milliseconds, for lost.
+SILENCE_MS = 500
 PACKAGES = ("patroni[etcd3]", "psycopg[binary]")
 
 
@@ -153,8 +155,9 @@ class BenchNode(Node):
             return status, text
 
     def program_pids(self) -> list[int]:
-        """Agent, and guardian where there is one: everything of the node that is not PostgreSQL."""
-        return sorted(set(self.all_pids()) - set(self.postgres_pids()))
+        """Agent, and guardian where there is one; their children count as theirs once they ended."""
+        guardian = self.guardian_pid
+        return [self.agent_pid] + ([] if guardian is None else [guardian])
 
 
 class BenchCluster(Cluster):
@@ -190,9 +193,11 @@ class BenchCluster(Cluster):
 
     @property
     def read_write_dsn(self) -> str:
-        """All nodes, libpq picks the writable one; a silent server costs 0.5 s instead of minutes."""
+        """All nodes, libpq picks the writable one; a server that falls silent is given up soon."""
         order = sorted(self.bench_nodes, key=lambda node: node is self.tried_last)
         hosts = ",".join(node.address for node in order)
         ports = ",".join(str(node.sql_port) for node in order)
         session = "user=postgres dbname=postgres target_session_attrs=read-write"
-        return f"host={hosts} port={ports} {session}" + (" tcp_user_timeout=500" if self.network else "")
+        return f"host={hosts} port={ports} {session}" + (
+            f" tcp_user_timeout={SILENCE_MS}" if self.network else ""
+        )

@@ -273,7 +273,7 @@ get SIGKILL at once. *Packets dropped*: every node lives in a network namespace 
 is cut off by {how}; it notices nothing itself. Clients on every server write too, those of the primary
 inside its namespace, which is why the writes it took until its fence are lost. The application has {pool}
 sessions (one that looks for the writable server waits a second at a silent address) with
-`tcp_user_timeout=500`, and names the lost server last; its gap ends with the first session that writes
+`tcp_user_timeout` of 0.5 to 1.25 s, and names the lost server last; its gap ends with the first session that writes
 again."""
 
 _FAULT_NOTE = """Clients write on every server, through sessions from before the fault and new ones; one
@@ -284,7 +284,7 @@ guardian to kill."""
 _START_NOTE = """All three agents started at once with empty directories, until one leads and two stream.
 Target: 5 s."""
 
-_IDLE_NOTE = """Agent and guardian of a node, without PostgreSQL, over half a minute; requests are the
+_IDLE_NOTE = """Agent and guardian of a node, without PostgreSQL, over twenty seconds; requests are the
 messages etcd received from the whole cluster of three."""
 
 _REPEAT = """

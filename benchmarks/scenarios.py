@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from unittest import mock
 
 from benchmarks import network
-from benchmarks.programs import BenchCluster, BenchNode
+from benchmarks.programs import SILENCE_MS, BenchCluster, BenchNode
 from benchmarks.timeline import Mark, marks
 from tests.support import processes, writers
 from tests.support.wait import pause, wait_for
@@ -32,9 +32,10 @@ _RETRY_ALONE_S, _RETRY_BESIDE_S = 0.005, 0.05
 #: Writes before the fault and after the repair.
 _WRITES_BEFORE, _WRITES_AFTER = 100, 100
 #: Clients go on this long after the successor wrote, so that a second writable server shows.
-WATCH_S = 4.0
+WATCH_S = 3.0
 #: Application sessions where a server falls silent.
 APPLICATION_POOL = 4
+_STAGGER_MS = 250
 #: Ends a scenario that does not get well, beyond the lease.
 _PATIENCE_S = 60.0
 
@@ -141,8 +142,8 @@ class BenchWriters(Writers):
     """The tests' clients, and where nodes are cut off: a pool of application sessions instead of one.
 
     A session that looks for the writable server waits a second at a silent address (libpq cannot do better),
-    so one session alone would measure its own bad luck. Clients of single servers live where the server does,
-    so that a cut does not silence them.
+    so one session alone would measure its own bad luck. These notice the silence one after the other. Clients
+    of single servers live where the server does, so that a cut does not silence them.
     """
 
     def __init__(self, cluster: BenchCluster, what: Fault) -> None:
@@ -150,8 +151,8 @@ class BenchWriters(Writers):
         servers = {node.sql_port: node.name for node in cluster.nodes}
         for number in range(1, APPLICATION_POOL if what.needs_network else 1):
             ids = itertools.count((100 + number) * _IDS_PER_CLIENT)
-            name = f"any:{number}"
-            self._clients.append(_Client(name, cluster.read_write_dsn, ids, servers, "while it works"))
+            dsn = f"{cluster.read_write_dsn} tcp_user_timeout={SILENCE_MS + number * _STAGGER_MS}"
+            self._clients.append(_Client(f"any:{number}", dsn, ids, servers, "while it works"))
         net = cluster.network
         for client in self._clients if net else ():
             kind, _, node = client.name.partition(":")
