@@ -159,6 +159,19 @@ class Evidence:
         return sorted(self.acknowledged - held)
 
 
+def replicated(writers: Writers, primary_dsn: str) -> frozenset[int]:
+    """Ids acknowledged by now, once every standby of that primary has them: no failover may lose these.
+
+    What is acknowledged after that may be lost by an asynchronous failover (rule 5)."""
+    known = writers.evidence().acknowledged
+    behind = "SELECT count(*) FROM pg_stat_replication WHERE flush_lsn < %s::pg_lsn OR flush_lsn IS NULL"
+    with contextlib.closing(psycopg.connect(primary_dsn, autocommit=True, connect_timeout=10)) as session:
+        row = session.execute("SELECT pg_current_wal_flush_lsn()::text").fetchone()
+        assert row is not None
+        wait_for(lambda: session.execute(behind, row).fetchone() == (0,), DEADLINE_S, "standbys catch up")
+    return known
+
+
 def _matches(wanted: str, client: str) -> bool:
     return wanted in ("", client) or client.startswith(f"{wanted}:")
 
