@@ -20,7 +20,7 @@ from haagent.core.actions import (
     StartStandby,
     TakeLeader,
 )
-from haagent.core.model import Handover, Instance, Memory, Observation, OperatorRequest
+from haagent.core.model import Handover, Instance, Memory, Observation, OperatorRequest, Rejoin
 from postgres_ctl.facts import ControlState
 from tests.unit.core_facts import (
     DOWN,
@@ -40,6 +40,7 @@ from tests.unit.core_facts import (
     leading,
     lease,
     lost_stream,
+    member,
     no_answer,
     obs,
     paused,
@@ -195,6 +196,16 @@ def test_after_a_switchover_the_old_primary_starts_as_a_standby() -> None:
     assert judge(seen).rule == "pause.other"
     decision = judge(seen, Memory(clean_release=True))
     assert (decision.rule, decision.actions) == ("follow.start", (StartStandby("pg1"),))
+
+
+def test_after_a_switchover_nothing_is_cloned_or_mended_in_a_pause() -> None:
+    view = cluster("pg1", 6, members=(member("pg0"), member("pg1", role="primary")))
+    memory = Memory(clean_release=True)
+    seen = obs("pg0", empty(), view, settings=paused(), lease=NO_LEASE)
+    assert judge(seen, memory).rule == "pause.other"
+    diverged = replace(memory, rejoin=Rejoin(diverged=True, epoch=6))
+    ended = replace(seen, instance=stopped(ControlState.SHUT_DOWN))
+    assert judge(ended, diverged).rule == "pause.other"
 
 
 # --- operator requests ----------------------------------------------------------------------------

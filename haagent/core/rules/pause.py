@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from haagent.core.actions import ClearFailover, PutInitialize, ReleaseLeader, SetFencing, TakeLeader
+from haagent.core.candidate import twin_timeline
 from haagent.core.model import Decision, Memory, Observation
 from haagent.core.rules import common, leading
 from haagent.core.rules.requests import operator_request
@@ -44,6 +45,12 @@ def _is_to_promote(obs: Observation) -> bool:
     return request is not None and request.candidate == obs.me.name and obs.instance.serves_as_standby
 
 
+def _ends_a_switchover(obs: Observation, memory: Memory) -> bool:
+    """Stopped for a switchover that somebody asked for, with data that needs no mending."""
+    down = common.other_leads(obs) and obs.instance.stopped and memory.clean_release
+    return down and common.has_data(obs) and not memory.rejoin.diverged and twin_timeline(obs) is None
+
+
 def _armed_again(obs: Observation, memory: Memory) -> Decision | None:
     if obs.lease.disarmed and obs.lease.epoch is not None:
         return Decision("pause.arm", "resumed: fencing is on again", memory, (SetFencing(True),), 0.0)
@@ -72,8 +79,8 @@ def _not_leading(obs: Observation, memory: Memory) -> Decision | None:
     cluster, mine = common.view(obs), obs.instance.system_identifier
     if cluster.leader is None and _is_to_promote(obs):
         return None  # by the rules of the race
-    if common.other_leads(obs) and memory.clean_release and obs.instance.stopped:
-        return None  # the end of a switchover: it starts as a standby
+    if _ends_a_switchover(obs, memory):
+        return None  # it starts as a standby
     if cluster.leader is None and obs.instance.serves_as_primary and mine is not None:
         if not cluster.initialize:
             return Decision("pause.initialize", "PAUSE: joining", memory, (PutInitialize(mine, True),), 0.0)
