@@ -82,4 +82,4 @@ def test_store_gone_for_everybody(cluster: Cluster) -> None:
         cluster.wait_streaming(2, HEALED_S)
         writers.wait_acknowledged(20, "any", HEALED_S)
     assert_one_writable(writers, "store gone")
-        assert not safe & set(writers.evidence().missing(cluster.leader().dsn))
+    assert not safe & set(writers.evidence().missing(cluster.leader().dsn))

@@ -111,6 +111,7 @@ def wait_same_tables(cluster: Cluster, one: Node, other: Node) -> None:
     cluster.wait_for(lambda: one.sql(tables) == other.sql(tables) == [("kept",)], 60, "the same history")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("discard", [True, False], ids=["cloned", "stays out"])
 def test_diverged_node_without_pg_rewind(discard: bool) -> None:
     allowed = {"remove_data_directory_on_diverged_timelines": discard}

@@ -173,6 +173,7 @@ def _agent_leaves(cluster: Cluster, old: Node) -> None:
     assert processes.exists(old.guardian_pid or 0)
 
 
+@pytest.mark.slow
 def test_agent_beside_a_foreign_start_and_a_foreign_cluster() -> None:
     with Cluster(nodes=1) as cluster:
         (node,) = cluster.nodes

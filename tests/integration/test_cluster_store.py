@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.support.cluster import Cluster, Node
 from tests.support.wait import holds_for
 from tests.support.writers import Writers, replicated
@@ -12,6 +14,7 @@ from tests.support.writers import Writers, replicated
 TTL_S = 4
 
 
+@pytest.mark.slow
 def test_vandals_in_the_store() -> None:
     with Cluster(nodes=2, ttl=TTL_S, parameters={"log_min_messages": "log"}) as cluster:
         leader = cluster.wait_streaming(1)
@@ -73,6 +76,7 @@ def _back(cluster: Cluster, key: str, leader: Node) -> bool:
     return held == leader.name if key == "leader" else held is not None
 
 
+@pytest.mark.slow
 def test_the_leader_key_deleted_under_a_primary_is_its_own_again() -> None:
     """H4: the key is gone, its holder is not fenced: standbys keep away, the primary takes it back."""
     with Cluster(nodes=3, ttl=TTL_S, parameters={"log_min_messages": "log"}) as cluster:
