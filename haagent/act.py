@@ -61,6 +61,7 @@ class Interpreter:
         self.config, self.dcs, self.keeper, self.instance = config, dcs, keeper, instance
         self.runner, self.peers, self.requests, self.leave = runner, peers, requests, leave
         self._obs: Observation | None = None
+        self._addresses: dict[str, tuple[str, int] | None] = {}
         self.jobs = InstanceJobs(instance, self._address)
         self._table: dict[type[Any], Callable[[Any], bool]] = {
             a.CreateInitialize: self._create_initialize,
@@ -97,6 +98,8 @@ class Interpreter:
     def run(self, obs: Observation, actions: tuple[a.Action, ...]) -> tuple[int, str | None]:
         """Do them in order. Returns how many were done, and what stopped it (None: nothing)."""
         self._obs = obs
+        if not isinstance(obs.cluster, Unavailable):
+            self._addresses = {m.name: m.host_port for m in obs.cluster.members}
         for done, action in enumerate(actions):
             try:
                 if not self._guarded(action) or not self._table[type(action)](action):
@@ -137,8 +140,8 @@ class Interpreter:
         return self._obs.cluster
 
     def _address(self, name: str) -> tuple[str, int] | None:
-        member = self._view().member(name)
-        return member.host_port if member is not None else None
+        """Where a member was last seen; jobs ask too, whatever has become of the store meanwhile."""
+        return self._addresses.get(name)
 
     def _written(self, what: str, outcome: object) -> bool:
         if isinstance(outcome, Ok):

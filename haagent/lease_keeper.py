@@ -216,9 +216,10 @@ class LeaseKeeper:
         with self._changed:
             self._disarmed = False
         handle = self.handle()
-        if handle is not None:
-            self._renew_leader(handle)
-        return True
+        if handle is None:
+            return True
+        self._renew_leader(handle)
+        return self._guardian_ok and self.holds(handle.epoch)
 
     def fenced(self, epoch: int) -> None:
         """The epoch is closed: by the guardian's fence, or by us before a release."""
@@ -288,10 +289,14 @@ class LeaseKeeper:
             return None
 
     def _wants_new_ttl(self, now: float) -> bool:
-        """A changed ttl needs a new session; never for a closed epoch, never faster than retries go."""
+        """A changed ttl needs a new session; never for a closed epoch, never faster than retries go, and
+        never while the guardian holds a deadline that reaches beyond the life of the new one."""
         lease = self._lease
-        changed = self._session_ttl_s != self._settings.ttl_s and lease.session is not None
-        return changed and not lease.closed and self._fence is not None and now >= lease.next_attempt_at
+        if self._session_ttl_s == self._settings.ttl_s or lease.session is None or lease.closed:
+            return False
+        if self._fence is None or now < lease.next_attempt_at:
+            return False
+        return core.may_change_session(lease, now, self._settings)
 
     def _fulfil(self, wish: core.Wish) -> None:
         if isinstance(wish, core.OpenSession):
