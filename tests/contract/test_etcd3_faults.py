@@ -14,10 +14,11 @@ from dcs.api import Conflict, LeaseHandle, Ok, Refused, Renewed, Taken, Unknown
 from dcs.errors import DcsUnavailable
 from dcs.etcd3 import Etcd3Dcs, Etcd3Options
 from dcs.etcd3_http import Gateway, NoAnswer
+from dcs.etcd3_watch import PING_S, SILENCE_S
 from tests.contract.conftest import CALL_S, Events, etcd_client
 from tests.support.etcd import EtcdCluster, EtcdServer, free_port
 from tests.support.tcp_proxy import TcpProxy
-from tests.support.wait import DEADLINE_S, wait_for
+from tests.support.wait import DEADLINE_S, holds_for, wait_for
 
 #: What a busy machine may add to a deadline before we call the call hung.
 SLACK_S = 5.0
@@ -300,6 +301,12 @@ def test_a_server_cut_off_from_the_majority_is_left(trio: EtcdCluster, connect: 
     with pytest.raises(DcsUnavailable):
         client.snapshot(SHORT_S)
     assert isinstance(client.put("status", "1", SHORT_S), Unknown)
+    # Longer than a silent watch is believed: it has to look elsewhere, and reads again when it stands.
+    holds_for(
+        lambda: not isinstance(client.renew_leader(handle, "pg0", SHORT_S), Renewed),
+        SILENCE_S + 2 * PING_S,
+        "a lone server vouches for nothing",
+    )
     for server in others:
         server.thaw()
     events.until_gap()

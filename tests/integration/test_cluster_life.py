@@ -38,7 +38,8 @@ def reload(node: Node, changes: dict[str, Any]) -> None:
 
 
 def test_life_of_a_cluster() -> None:
-    with Cluster(nodes=2, parameters={"log_min_messages": "log"}) as cluster:
+    # A lease long enough for an agent to be started again in it on a busy machine.
+    with Cluster(nodes=2, ttl=20, parameters={"log_min_messages": "log"}) as cluster:
         a, b = cluster.nodes
         reload(b, {"tags": {"clonefrom": True}})
         cluster.wait_for(lambda: b.member_key().get("tags") == {"clonefrom": True}, 30, "the tag")
