@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from haagent.core.actions import Exit, ReleaseLeader, SetFencing, StopInstance
+from haagent.core.rules.common import SENDERS_GRACE_S
 from postgres_ctl.facts import ControlState, Lsn
 from tests.unit.core_facts import (
     EPOCH,
@@ -25,7 +26,8 @@ def test_a_running_server_is_stopped_first() -> None:
     for instance in (primary(), silent(writable=True)):
         decision = judge(leading(instance, stopping=True))
         assert decision.rule == "stop.postgres"
-        assert decision.actions == (StopInstance("fast", "shutdown"),)
+        # A standby that hangs must not hold the shutdown up.
+        assert decision.actions == (StopInstance("fast", "shutdown", SENDERS_GRACE_S),)
     assert judge(following(standby(), stopping=True)).rule == "stop.postgres"
 
 

@@ -11,6 +11,9 @@ from postgres_ctl.facts import ControlData, ControlState, DataDirState
 QUICK_STARTS, START_PAUSE_S = 2, 10.0
 #: Look again after this long where PostgreSQL or a peer cannot tell us by itself, seconds.
 SOON_S = 0.25
+#: After the shutdown checkpoint a standby that hangs, the candidate or any other, holds the stop up so long
+#: at most, seconds: nobody can write meanwhile, and a healthy one has it within milliseconds.
+SENDERS_GRACE_S = 2.0
 
 
 def view(obs: Observation) -> ClusterSnapshot:

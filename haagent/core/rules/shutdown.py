@@ -15,7 +15,12 @@ def stopping(obs: Observation, memory: Memory) -> Decision | None:
     if obs.settings.pause:
         return _leave_alone(obs, memory)
     if obs.instance.alive:
-        return Decision("stop.postgres", "shutting down", memory, (StopInstance("fast", "shutdown"),))
+        return Decision(
+            "stop.postgres",
+            "shutting down",
+            memory,
+            (StopInstance("fast", "shutdown", senders_grace_s=common.SENDERS_GRACE_S),),
+        )
     if common.owns_key(obs):
         control = obs.instance.control
         clean = isinstance(control, ControlData) and control.shut_down_cleanly

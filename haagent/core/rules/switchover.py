@@ -33,9 +33,6 @@ from postgres_ctl.facts import ControlData, Lsn
 
 #: How long the stopped primary waits for its successor to prove the shutdown checkpoint, seconds.
 PROOF_S = 3.0
-#: After the shutdown checkpoint a standby that hangs, the candidate or any other, holds the stop up so long
-#: at most, seconds: nobody can write meanwhile, and a healthy one has it within milliseconds.
-SENDERS_GRACE_S = 2.0
 #: An answer of a candidate counts this long before a stop; more than it may take to answer, seconds.
 RECENT_S = 2.5
 
@@ -138,7 +135,7 @@ def _before_the_stop(
         return _wait_for_candidate(obs, evolve(memory, handover=None), request, refusal)
     stopping = evolve(memory, handover=replace(handover, stopping_since=obs.now))
     reason = f"stopping PostgreSQL to hand over, {handover.candidate} is fit"
-    stop = StopInstance("fast", "switchover", SENDERS_GRACE_S)
+    stop = StopInstance("fast", "switchover", common.SENDERS_GRACE_S)
     return Decision("switchover.stop", reason, stopping, (stop,))
 
 
