@@ -47,6 +47,8 @@ def main() -> int:
         with contextlib.suppress(KeyboardInterrupt):
             run.everything(chosen)
     data = run.as_data()
+    if arguments.again:
+        data = renewed(json.loads(arguments.output.read_text()), data)
     print("\n" + report.table(data))
     arguments.output.write_text(json.dumps(data, indent=1) + "\n")
     print(f"\nfigures: {arguments.output}")
@@ -54,6 +56,31 @@ def main() -> int:
         arguments.document.write_text(report.document(data))
         print(f"document: {arguments.document}")
     return 1 if report.missed(data) or run.failures else 0
+
+
+def renewed(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """`before` with everything that was measured now in place of what was there under the same setting."""
+    kinds = {_kind(sample) for sample in [*now["samples"], *now["failures"]]}
+    data = dict(before)
+    for part in ("samples", "failures"):
+        data[part] = [each for each in before[part] if _kind(each) not in kinds] + now[part]
+    settings = {_setting(cost) for cost in now["costs"]}
+    data["costs"] = [cost for cost in before["costs"] if _setting(cost) not in settings] + now["costs"]
+    when = f"{now['measured_at'][11:16]} UTC, haagent {now['machine']['haagent']}"
+    again = [
+        f"{program} {timing} with fsync {'on' if fsync else 'off'} ({when})"
+        for program, timing, fsync in dict.fromkeys(_setting(sample) for sample in now["samples"])
+    ]
+    data["measured_again"] = [*before.get("measured_again", []), *again]
+    return data
+
+
+def _setting(sample: dict[str, Any]) -> tuple[Any, ...]:
+    return sample["program"], sample["timing"], sample["fsync"]
+
+
+def _kind(sample: dict[str, Any]) -> tuple[Any, ...]:
+    return *_setting(sample), sample["scenario"]
 
 
 def _arguments() -> argparse.Namespace:
@@ -76,6 +103,7 @@ def _arguments() -> argparse.Namespace:
         metavar="SECONDS",
         help="wait so long at most, all in all, for other programs to be quiet (default 60)",
     )
+    add("--again", action="store_true", help="replace what is measured now in the figures there are")
     add("--phases", action="store_true", help="print what was logged in every gap")
     return parser.parse_args()
 
@@ -98,7 +126,6 @@ class Run:
         self._quiet = Quiet(arguments.quiet)
         self._begun = time.monotonic()
         self._position = ""
-        self._loads: list[float] = []
         self.samples: list[dict[str, Any]] = []
         self.costs: list[dict[str, Any]] = []
         self.failures: list[dict[str, str]] = []
@@ -140,7 +167,6 @@ class Run:
                 for number in range(stage.rounds(self._arguments.repetitions)):
                     scenarios.healthy(cluster)  # else what follows measures nothing: the stage ends
                     self._quiet.wait()
-                    self._loads.append(os.getloadavg()[0])
                     self._guarded(
                         stage, fault.name, lambda f=fault, n=number: self._round(stage, cluster, f, n + 1)
                     )
@@ -158,6 +184,7 @@ class Run:
         self.costs.append({**self._labels(stage), **asdict(cost)})
 
     def _round(self, stage: Stage, cluster: BenchCluster, fault: scenarios.Fault, number: int) -> None:
+        load = os.getloadavg()[0]
         result = scenarios.measure(cluster, fault)
         more = " and still so" if result.open_ended else ""
         self._say(
@@ -168,7 +195,7 @@ class Run:
         )
         if self._arguments.phases:
             print("\n".join(f"      {mark}" for mark in result.marks), flush=True)
-        self._keep(stage, fault.name, asdict(result))
+        self._keep(stage, fault.name, {**asdict(result), "load": round(load, 1)})
 
     def _guarded(self, stage: Stage, scenario: str, action: Callable[[], None]) -> None:
         """A scenario that fails is a finding, and the next one still runs."""
@@ -195,7 +222,6 @@ class Run:
             "machine": report.machine(self._python, Path(self._arguments.directory)),
             "measured_at": datetime.now(UTC).isoformat(timespec="minutes"),
             "took_s": round(time.monotonic() - self._begun),
-            "load": [round(load, 1) for load in self._loads],
             "repetitions": self._arguments.repetitions,
             "samples": self.samples,
             "costs": self.costs,

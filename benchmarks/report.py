@@ -227,8 +227,13 @@ def document(data: Data) -> str:
 
 def _machine_section(data: Data) -> str:
     lines = [f"- {name}: {value}" for name, value in data["machine"].items()]
-    load = data["load"] or [0.0]
-    lines.append(f"- load average before the rounds: median {statistics.median(load)}, worst {max(load)}")
+    load = [sample["load"] for sample in data["samples"] if "load" in sample] or [0.0]
+    lines.append(
+        f"- load average before the rounds: median {statistics.median(load):.1f}, worst {max(load):.1f}"
+    )
+    again = data.get("measured_again", [])
+    if again:
+        lines.append(f"- measured again later, in place of rounds on a busy machine: {'; '.join(again)}")
     return "## Measured on\n\n" + "\n".join(line for line in lines if line) + "\n"
 
 
@@ -273,8 +278,8 @@ get SIGKILL at once. *Packets dropped*: every node lives in a network namespace 
 is cut off by {how}; it notices nothing itself. Clients on every server write too, those of the primary
 inside its namespace, which is why the writes it took until its fence are lost. The application has {pool}
 sessions (one that looks for the writable server waits a second at a silent address) with
-`tcp_user_timeout` of 0.5 to 1.25 s, and names the lost server last; its gap ends with the first session that writes
-again."""
+`tcp_user_timeout` of 0.5 to 1.25 s, and names the lost server last; its gap ends with the first session
+that writes again."""
 
 _FAULT_NOTE = """Clients write on every server, through sessions from before the fault and new ones; one
 clock orders their acknowledgements. Watched until {watch} s after the successor's first write (or the lease
