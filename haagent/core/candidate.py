@@ -27,6 +27,8 @@ from postgres_ctl.facts import InstanceSample, Lsn
 #: An answer asked for longer ago than this is asked for again, seconds. More than a peer may take to answer
 #: (2 seconds, contract 2.1): else one that is always slow would never count, and no election would end.
 ANSWER_LIFE_S = 2.5
+#: A member whose session ran out is waited for so long in a race, seconds.
+LOST_WAIT_S = 0.4
 #: A peer that stayed silent when asked this long before the race need not be waited for again, seconds.
 SILENCE_LIFE_S = 6.0
 
@@ -322,9 +324,22 @@ def interesting_peers(obs: Observation, memory: Memory, cluster: ClusterSnapshot
 
 
 def unanswered(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> tuple[str, ...]:
-    """Peers without a fresh enough answer or silence."""
+    """Peers without a fresh enough answer or silence, whose word is waited for."""
     names = interesting_peers(obs, memory, cluster)
-    return tuple(n for n in names if n not in obs.peers or not _fresh(obs, memory, obs.peers[n]))
+    missing = (n for n in names if n not in obs.peers or not _fresh(obs, memory, obs.peers[n]))
+    return tuple(n for n in missing if not _expired_in_silence(obs, memory, cluster, n))
+
+
+def _expired_in_silence(obs: Observation, memory: Memory, cluster: ClusterSnapshot, name: str) -> bool:
+    """Its session ran out with the leader key, so its own fence has passed: a lost host is asked as well,
+    but its silence (2 seconds, contract 2.1) does not hold the race up.
+
+    Not for Patroni's members, which have no such fence, and not in a store that was emptied."""
+    since, wiped = memory.leader_missing_since, cluster.initialize is None and cluster.config is None
+    old = next((m for m in memory.last_members if m.name == name), None)
+    if since is None or wiped or old is None or cluster.member(name) is not None:
+        return False
+    return old.is_haagent and obs.now >= since + LOST_WAIT_S
 
 
 def _fresh(obs: Observation, memory: Memory, peer: Peer) -> bool:

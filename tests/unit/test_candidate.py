@@ -313,3 +313,18 @@ def test_no_published_position_does_not_stop_anybody() -> None:
         ]
         == 7
     )
+
+
+def test_a_lost_host_is_waited_for_shortly_and_a_silent_patroni_fully() -> None:
+    seen = racing(lost_stream(), left("pg1", "pg2"))
+    lost = member("pg0")
+    before = evolve(
+        REMEMBERS, leader_missing_since=NOW - 0.3, last_members=(lost, member("pg1"), member("pg2"))
+    )
+    assert standing(seen, before).ask == ("pg0",)
+    later = evolve(before, leader_missing_since=NOW - 0.5)
+    assert standing(seen, later).may_lead
+    patroni = evolve(later, last_members=(replace(lost, agent=None), member("pg1"), member("pg2")))
+    assert standing(seen, patroni).ask == ("pg0",)
+    wiped = replace(seen, cluster=replace(left("pg1", "pg2"), initialize=None, config=None))
+    assert not standing(wiped, later).may_lead
