@@ -50,7 +50,7 @@ def main() -> int:
     if arguments.again:
         data = renewed(json.loads(arguments.output.read_text()), data)
     print("\n" + report.table(data))
-    arguments.output.write_text(json.dumps(data, indent=1) + "\n")
+    arguments.output.write_text(json.dumps(trimmed(data)) + "\n")
     print(f"\nfigures: {arguments.output}")
     if arguments.document:
         arguments.document.write_text(report.document(data))
@@ -66,13 +66,26 @@ def renewed(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
         data[part] = [each for each in before[part] if _kind(each) not in kinds] + now[part]
     settings = {_setting(cost) for cost in now["costs"]}
     data["costs"] = [cost for cost in before["costs"] if _setting(cost) not in settings] + now["costs"]
+    what = ", ".join(dict.fromkeys(sample["scenario"] for sample in now["samples"]))
+    where = ", ".join(dict.fromkeys(_named(sample) for sample in now["samples"]))
     when = f"{now['measured_at'][11:16]} UTC, haagent {now['machine']['haagent']}"
-    again = [
-        f"{program} {timing} with fsync {'on' if fsync else 'off'} ({when})"
-        for program, timing, fsync in dict.fromkeys(_setting(sample) for sample in now["samples"])
-    ]
-    data["measured_again"] = [*before.get("measured_again", []), *again]
+    data["measured_again"] = [*before.get("measured_again", []), f"{what} of {where} ({when})"]
     return data
+
+
+def trimmed(data: dict[str, Any]) -> dict[str, Any]:
+    """What was logged stays with the longest gap of each scenario and setting only: the rest is bulk."""
+    worst: dict[tuple[Any, ...], float] = {}
+    for sample in data["samples"]:
+        worst[_kind(sample)] = max(worst.get(_kind(sample), 0.0), sample.get("gap_s", 0.0))
+    for sample in data["samples"]:
+        if "marks" in sample and sample["gap_s"] < worst[_kind(sample)]:
+            sample["marks"] = []
+    return data
+
+
+def _named(sample: dict[str, Any]) -> str:
+    return f"{sample['program']} {sample['timing']} fsync {'on' if sample['fsync'] else 'off'}"
 
 
 def _setting(sample: dict[str, Any]) -> tuple[Any, ...]:

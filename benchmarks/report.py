@@ -63,7 +63,7 @@ class Row:
     def brief(self) -> str:
         two = self.two_writable_s
         many = "" if not two else f"; two writable {'> ' if self.open_ended else ''}{two:.1f}"
-        return f"{self.median_s:.2f} ({self.worst_s:.2f}){many}"
+        return f"{_seconds(self.median_s)} ({_seconds(self.worst_s)}){many}"
 
     def cells(self) -> tuple[str, ...]:
         two = "" if self.two_writable_s is None else f"{self.two_writable_s:.2g}"
@@ -74,13 +74,18 @@ class Row:
             self.timing,
             "on" if self.fsync else "off",
             str(self.rounds),
-            f"{self.median_s:.2f}",
-            f"{self.worst_s:.2f}",
+            _seconds(self.median_s),
+            _seconds(self.worst_s),
             "" if self.target_s is None else f"{self.target_s:g}",
             f"> {two}" if self.open_ended else two,
             "" if self.two_writable_s is None else str(self.lost),
             verdict if self.target_s is not None or self.two_writable_s is not None else "",
         )
+
+
+def _seconds(value_s: float) -> str:
+    """Milliseconds where they decide."""
+    return f"{value_s:.3f}" if value_s < 1 else f"{value_s:.2f}"
 
 
 HEAD = (
@@ -233,7 +238,9 @@ def _machine_section(data: Data) -> str:
     )
     again = data.get("measured_again", [])
     if again:
-        lines.append(f"- measured again later, in place of rounds on a busy machine: {'; '.join(again)}")
+        lines.append(
+            f"- measured again later, because other programs kept the machine busy the first time: {'; '.join(again)}"
+        )
     return "## Measured on\n\n" + "\n".join(line for line in lines if line) + "\n"
 
 
@@ -244,7 +251,7 @@ def _idle_section(data: Data) -> str:
 
 def _missed_section(data: Data) -> str:
     lines = [
-        f"- {_TITLES[row.scenario]}, {row.timing}, fsync {'on' if row.fsync else 'off'}: {row.worst_s:.2f} s"
+        f"- {_TITLES[row.scenario]}, {row.timing}, fsync {'on' if row.fsync else 'off'}: {_seconds(row.worst_s)} s"
         for row in missed(data)
     ]
     lines += [
