@@ -8,7 +8,7 @@ from dcs.records import Member
 from haagent.core.candidate import local_checks
 from haagent.core.model import Memory, Observation, Unavailable
 from haagent.core.roles import DEMOTED, PRIMARY, PROMOTED, REPLICA, UNINITIALIZED
-from postgres_ctl.facts import DataDirState, InstanceSample
+from postgres_ctl.facts import ControlData, DataDirState, InstanceSample
 
 _JOB_STATES = {
     "initdb": "initializing new cluster",
@@ -42,8 +42,10 @@ def state_text(obs: Observation, memory: Memory) -> str:
         return "initdb failed"
     if memory.start_failures > 0:
         return "start failed"
-    last = obs.instance.last_exit
-    return "crashed" if last is not None and not last.fenced and obs.lease.epoch is not None else "stopped"
+    last, control = obs.instance.last_exit, obs.instance.control
+    clean = isinstance(control, ControlData) and control.shut_down_cleanly
+    died = last is not None and not last.fenced and not clean and obs.lease.epoch is not None
+    return "crashed" if died else "stopped"
 
 
 def _silent(obs: Observation) -> str:

@@ -77,6 +77,9 @@ def test_a_job_is_the_state(kind: str, state: str) -> None:
 def test_a_primary_that_died_with_its_key_is_crashed() -> None:
     assert state_text(leading(crashed()), Memory()) == "crashed"
     assert state_text(leading(crashed(last_exit=LastExit(True, True))), Memory()) == "stopped"
+    # Stopped on purpose: the successor of a switchover reads this, and asks nobody.
+    clean = stopped(ControlState.SHUT_DOWN, last_exit=LastExit(False, True))
+    assert state_text(leading(clean), Memory()) == "stopped"
 
 
 # --- role -----------------------------------------------------------------------------------------

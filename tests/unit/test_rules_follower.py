@@ -165,6 +165,14 @@ def test_a_primary_that_handed_over_cleanly_just_starts() -> None:
     assert judge(following(EX_PRIMARY), Memory(clean_release=True)).rule == "follow.start"
 
 
+def test_after_a_hand_over_the_promotion_goes_first() -> None:
+    promoting = cluster(members=(member("pg0", role="promoted"), member("pg1"), member("pg2")))
+    decision = judge(following(EX_PRIMARY, promoting), Memory(clean_release=True))
+    assert decision.rule == "follow.released"
+    assert not decision.actions
+    assert decision.again_in_s is not None
+
+
 def test_a_rewind_waits_until_the_leader_has_made_its_checkpoint() -> None:
     decision = judge(following(EX_PRIMARY, leader_is(checkpoint_after_promote=False)))
     assert (decision.rule, decision.actions) == ("rejoin.wait", ())

@@ -191,7 +191,7 @@ def test_a_switchover_that_fails_brings_the_primary_back() -> None:
 
 
 def test_after_a_switchover_the_old_primary_starts_as_a_standby() -> None:
-    view = cluster("pg1", 6)
+    view = cluster("pg1", 6, members=(member("pg0"), member("pg1", role="primary")))
     seen = obs("pg0", stopped(ControlState.SHUT_DOWN), view, settings=paused(), lease=NO_LEASE)
     assert judge(seen).rule == "pause.other"
     decision = judge(seen, Memory(clean_release=True))

@@ -129,6 +129,10 @@ def stopped(obs: Observation, memory: Memory) -> Decision | None:
         return _clone_if_allowed(obs, evolve(memory, note=reason), reason)
     if _needs_rewind(obs, memory, key.epoch):
         return _mend(obs, memory, key.name)
+    successor = common.view(obs).member(key.name)
+    if memory.clean_release and successor is not None and successor.role != "primary":
+        # The machine may be shared: the promotion goes first, clients wait for it.
+        return common.wait("follow.released", f"waiting for {key.name} to be promoted", memory, 0.5)
     pause_s = common.start_pause_s(obs, memory)
     if pause_s > 0:
         return common.wait("follow.start-pause", memory.note or "does not start", memory, pause_s)
