@@ -13,6 +13,8 @@ from tests.support.etcd import EtcdServer
 from tests.support.wait import pause
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+#: After the start: members are published, slots made, files looked at, seconds.
+_SETTLE_S = 8.0
 _RECEIVED = re.compile(r"^grpc_server_msg_received_total\{.*\} (\S+)$", re.MULTILINE)
 
 
@@ -28,6 +30,7 @@ class Cost:
 def idle_cost(cluster: BenchCluster, window_s: float) -> Cost:
     """Watch an undisturbed cluster for `window_s` seconds."""
     assert cluster.etcd is not None
+    pause(_SETTLE_S)
     pids = [pid for node in cluster.bench_nodes for pid in node.program_pids()]
     cpu, requests = _cpu_s(pids), _requests(cluster.etcd)
     pause(window_s)
@@ -41,11 +44,11 @@ def idle_cost(cluster: BenchCluster, window_s: float) -> Cost:
 
 
 def _cpu_s(pids: list[int]) -> float:
-    """User and system time so far, children that ended included."""
+    """User and system time so far, without children: a base backup of before would count when it is reaped."""
     ticks = 0
     for pid in pids:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += sum(int(field) for field in fields[11:15])
+        ticks += int(fields[11]) + int(fields[12])
     return ticks / _TICKS_PER_S
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -126,8 +127,12 @@ def _wanted(stage: Stage, arguments: argparse.Namespace) -> bool:
         arguments.agent in ("both", stage.program)
         and (not arguments.timing or str(stage.timing) in arguments.timing)
         and (not arguments.fsync or stage.fsync == (arguments.fsync == "on"))
-        and (not arguments.only or bool(set(arguments.only) & {*stage.scenarios, "start", "idle"}))
+        and (not arguments.only or bool(set(arguments.only) & _scenarios(stage)))
     )
+
+
+def _scenarios(stage: Stage) -> set[str]:
+    return {*stage.scenarios, "start"} | ({"idle"} if stage.idle_s else set())
 
 
 class Run:
@@ -149,9 +154,8 @@ class Run:
             etcd = stack.enter_context(_etcd(net))
             for number, stage in enumerate(chosen):
                 self._position = f"{number + 1}/{len(chosen)}"
-                self._guarded(
-                    stage, "cluster", lambda s=stage, n=number: self._stage(s, f"bench{n}", etcd, net)
-                )
+                cluster = functools.partial(self._stage, stage, f"bench{number}", etcd, net)
+                self._guarded(stage, "cluster", cluster)
 
     def _stage(self, stage: Stage, scope: str, etcd: EtcdServer, net: network.Network | None) -> None:
         wanted = [scenarios.fault(name) for name in stage.scenarios if self._asked(name)]
@@ -180,9 +184,8 @@ class Run:
                 for number in range(stage.rounds(self._arguments.repetitions)):
                     scenarios.healthy(cluster)  # else what follows measures nothing: the stage ends
                     self._quiet.wait()
-                    self._guarded(
-                        stage, fault.name, lambda f=fault, n=number: self._round(stage, cluster, f, n + 1)
-                    )
+                    action = functools.partial(self._round, stage, cluster, fault, number + 1)
+                    self._guarded(stage, fault.name, action)
 
     def _asked(self, scenario: str) -> bool:
         return not self._arguments.only or scenario in self._arguments.only

@@ -40,7 +40,7 @@ def stages() -> Iterator[Stage]:
     """Programs take turns, so that a change of the machine's mood hits both."""
     lease_faults = NODE_LOSS + AGENT_FAULTS
     for fsync in (True, False):
-        idle_s = 20.0 if fsync else 0.0
+        idle_s = 30.0 if fsync else 0.0
         yield Stage("haagent", PATRONI_MINIMUM, fsync, GAPS, idle_s=idle_s)
         yield Stage("patroni", PATRONI_MINIMUM, fsync, GAPS, share=1.0 if fsync else 0.6, idle_s=idle_s)
     yield Stage("haagent", DEFAULT, True, GAPS)

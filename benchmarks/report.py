@@ -104,7 +104,7 @@ HEAD = (
 
 
 def rows(data: Data) -> list[Row]:
-    groups: dict[tuple[Any, ...], list[Data]] = {}
+    groups: dict[tuple[str, str, str, bool], list[Data]] = {}
     for sample in data["samples"]:
         key = (sample["scenario"], sample["program"], sample["timing"], sample["fsync"])
         groups.setdefault(key, []).append(sample)
@@ -238,9 +238,7 @@ def _machine_section(data: Data) -> str:
     )
     again = data.get("measured_again", [])
     if again:
-        lines.append(
-            f"- measured again later, because other programs kept the machine busy the first time: {'; '.join(again)}"
-        )
+        lines.append(f"- measured again, because other programs were busy the first time: {'; '.join(again)}")
     return "## Measured on\n\n" + "\n".join(line for line in lines if line) + "\n"
 
 
@@ -251,7 +249,8 @@ def _idle_section(data: Data) -> str:
 
 def _missed_section(data: Data) -> str:
     lines = [
-        f"- {_TITLES[row.scenario]}, {row.timing}, fsync {'on' if row.fsync else 'off'}: {_seconds(row.worst_s)} s"
+        f"- {_TITLES[row.scenario]}, {row.timing}, fsync {'on' if row.fsync else 'off'}:"
+        f" {_seconds(row.worst_s)} s"
         for row in missed(data)
     ]
     lines += [
@@ -296,7 +295,7 @@ guardian to kill."""
 _START_NOTE = """All three agents started at once with empty directories, until one leads and two stream.
 Target: 5 s."""
 
-_IDLE_NOTE = """Agent and guardian of a node, without PostgreSQL, over twenty seconds; requests are the
+_IDLE_NOTE = """Agent and guardian of a node, without PostgreSQL, over half a minute; requests are the
 messages etcd received from the whole cluster of three."""
 
 _REPEAT = """

@@ -154,9 +154,9 @@ class BenchWriters(Writers):
             dsn = f"{cluster.read_write_dsn} tcp_user_timeout={SILENCE_MS + number * _STAGGER_MS}"
             self._clients.append(_Client(f"any:{number}", dsn, ids, servers, "while it works"))
         net = cluster.network
-        for client in self._clients if net else ():
+        for client in self._clients:
             kind, _, node = client.name.partition(":")
-            if kind != "any":
+            if net is not None and kind != "any":
                 client.thread = threading.Thread(
                     target=self._inside, args=(net.path(node), client._run), name=client.name, daemon=True
                 )
