@@ -44,7 +44,7 @@ def idle_cost(cluster: BenchCluster, window_s: float) -> Cost:
 
 
 def _cpu_s(pids: list[int]) -> float:
-    """User and system time so far, without children: a base backup of before would count when it is reaped."""
+    """User and system time so far; not children: an earlier base backup would count when it is reaped."""
     ticks = 0
     for pid in pids:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -238,7 +238,7 @@ def _machine_section(data: Data) -> str:
     )
     again = data.get("measured_again", [])
     if again:
-        lines.append(f"- measured again, because other programs were busy the first time: {'; '.join(again)}")
+        lines.append(f"- measured again after that run, and put in its place: {'; '.join(again)}")
     return "## Measured on\n\n" + "\n".join(line for line in lines if line) + "\n"
 
 
