@@ -116,12 +116,14 @@ def test_cancellation_is_final() -> None:
 
 
 def test_descriptors_do_not_leak() -> None:
+    runs = 20
     before = len(os.listdir("/proc/self/fd"))
-    for _ in range(5):
+    for _ in range(runs):
         run_tool(["/bin/true"], PLENTY_S)
         with pytest.raises(ToolFailed):
             run_tool(["/no-such-program"], PLENTY_S)
-    assert len(os.listdir("/proc/self/fd")) == before
+    # One descriptor a run would be a leak; what other tests left behind may come and go meanwhile.
+    assert len(os.listdir("/proc/self/fd")) < before + runs
 
 
 def test_conninfo_quotes_what_needs_it() -> None:
