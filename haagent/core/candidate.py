@@ -28,7 +28,7 @@ from postgres_ctl.facts import InstanceSample, Lsn
 #: (2 seconds, contract 2.1): else one that is always slow would never count, and no election would end.
 ANSWER_LIFE_S = 2.5
 #: A member whose session ran out is waited for so long in a race, seconds.
-LOST_WAIT_S = 0.4
+LOST_WAIT_S = 0.2
 #: A peer that stayed silent when asked this long before the race need not be waited for again, seconds.
 SILENCE_LIFE_S = 6.0
 

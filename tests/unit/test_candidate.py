@@ -319,7 +319,7 @@ def test_a_lost_host_is_waited_for_shortly_and_a_silent_patroni_fully() -> None:
     seen = racing(lost_stream(), left("pg1", "pg2"))
     lost = member("pg0")
     before = evolve(
-        REMEMBERS, leader_missing_since=NOW - 0.3, last_members=(lost, member("pg1"), member("pg2"))
+        REMEMBERS, leader_missing_since=NOW - 0.1, last_members=(lost, member("pg1"), member("pg2"))
     )
     assert standing(seen, before).ask == ("pg0",)
     later = evolve(before, leader_missing_since=NOW - 0.5)
