@@ -120,8 +120,6 @@ class Interpreter:
         if not held:
             log.warning("%s dropped: epoch %s is not held any more", type(action).__name__, guard.epoch)
             return False
-        if guard.lease_free and self.keeper.facts().epoch is not None:
-            return False
         if guard.pid is not None and (self.instance.pid() or 0) != guard.pid:
             log.warning("%s dropped: the postmaster is another one now", type(action).__name__)
             return False

@@ -18,12 +18,10 @@ class Guard:
     """Checked again just before the effect; the first failure stops the decision.
 
     epoch: our lease must be held under exactly this epoch, and not past its fence.
-    lease_free: we must hold no lease (the action belongs to a follower).
     pid: the postmaster must still be this one (0: none may live).
     """
 
     epoch: int | None = None
-    lease_free: bool = False
     pid: int | None = None
 
 

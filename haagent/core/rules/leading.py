@@ -23,7 +23,6 @@ from haagent.core.actions import (
 )
 from haagent.core.candidate import (
     expected_loss_text,
-    interesting_peers,
     manual_failover_to_me,
     standing,
     unanswered,
@@ -244,10 +243,6 @@ def _checkpoint(obs: Observation, memory: Memory, guard: Guard) -> tuple[Action,
     if memory.checkpointed_epoch == guard.epoch or "checkpoint" in obs.background:
         return ()
     return (Checkpoint(guard, background=True),)
-
-
-def has_peers(obs: Observation, memory: Memory) -> bool:
-    return bool(interesting_peers(obs, memory, common.view(obs)))
 
 
 def last_position(obs: Observation) -> Lsn | None:
