@@ -31,6 +31,7 @@ from haagent.api import RestError, RestServer
 from haagent.api.view import Published
 from haagent.config.load import changed_keys, load
 from haagent.config.types import AgentConfig, ConfigErrors
+from haagent.core.candidate import another_could_lead
 from haagent.core.decide import decide
 from haagent.core.memory import absorb
 from haagent.core.model import Decision, Memory, Observation, Unavailable
@@ -296,7 +297,7 @@ class Agent:
         """Keep the lease, unless this goes on and a member that can decide is there."""
         self._broken_steps += 1
         obs = self.last_observation
-        if self._broken_steps < BROKEN_STEPS or obs is None or not self._somebody_else(obs):
+        if self._broken_steps < BROKEN_STEPS or obs is None or not another_could_lead(obs):
             self.keeper.permit()
         return FAILED_PAUSE_S
 
@@ -331,12 +332,6 @@ class Agent:
             self.memory = absorb_safely(obs, self.memory)
             return None
         return decision
-
-    def _somebody_else(self, obs: Observation) -> bool:
-        if isinstance(obs.cluster, Unavailable):
-            return False
-        others = (m for m in obs.cluster.members if m.name != self.config.name)
-        return any(m.state == "running" and m.cannot_lead is None for m in others)
 
     def _carry_out(self, obs: Observation, decision: Decision) -> float:
         started_at = boottime()

@@ -507,6 +507,15 @@ def _flushed(obs: Observation, member: Member) -> int:
     return max(flushed, default=0)
 
 
+def another_could_lead(obs: Observation) -> bool:
+    """Another member runs and says of nothing that it could not lead: an agent that cannot decide any more
+    lets its lease run out only then (H12)."""
+    if isinstance(obs.cluster, Unavailable):
+        return False
+    others = (m for m in obs.cluster.members if m.name != obs.me.name)
+    return any(m.state == "running" and m.cannot_lead is None for m in others)
+
+
 def has_received(peer: Peer | None, checkpoint: Lsn) -> bool:
     """The peer provably has the whole shutdown checkpoint record that begins at `checkpoint` (rule 3).
 

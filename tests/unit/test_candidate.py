@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dcs.records import Broken, ClusterSnapshot, Status, TimelineClaim
-from haagent.core.candidate import handover_refusal, has_received, standing
+from haagent.core.candidate import another_could_lead, handover_refusal, has_received, standing
 from haagent.core.model import Identity, Memory, Observation, evolve
 from haagent.core.operations import explain
 from postgres_ctl.facts import InstanceSample, Lsn, TimelineSwitch
@@ -328,3 +328,11 @@ def test_a_lost_host_is_waited_for_shortly_and_a_silent_patroni_fully() -> None:
     assert standing(seen, patroni).ask == ("pg0",)
     wiped = replace(seen, cluster=replace(left("pg1", "pg2"), initialize=None, config=None))
     assert not standing(wiped, later).may_lead
+
+
+def test_leadership_is_let_go_only_when_another_member_could_take_it() -> None:
+    assert another_could_lead(leading(primary()))
+    alone = cluster(
+        members=(member("pg0"), member("pg1", cannot_lead="decide fails"), member("pg2", state="stopped"))
+    )
+    assert not another_could_lead(leading(primary(), alone))
