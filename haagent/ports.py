@@ -1,0 +1,241 @@
+"""What one agent needs of the world, as ports. `haagent.system` fills them with the real things.
+
+The agent's code (loop, act, jobs, lease keeper, instance, peers) talks to PostgreSQL, guardian, peers and REST
+only through these, so that tests/simulation can run it unmodified in a world of its own. Words and errors are
+those of `postgres_ctl` and `guardian_client`: a port adds no meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dcs.api import Dcs
+from haagent import guardian_types as guardian
+from haagent.runtime import Runtime
+from postgres_ctl.api import Cancellation, ConnectionTarget
+from postgres_ctl.basebackup import CloneSpec
+from postgres_ctl.bootstrap import InitdbSpec
+from postgres_ctl.config_files import RecoveryConfig, ServerConfig
+from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, Lsn, TimelineSwitch
+from postgres_ctl.queries import SystemIdentity
+from postgres_ctl.rewind import DiscardReport, RewindOutcome, RewindSpec
+from postgres_ctl.slots import SlotPlan
+
+
+class Session(Protocol):
+    """One connection to a server, made when needed (`postgres_ctl.queries.Session`)."""
+
+    def sample(self, deadline_s: float) -> InstanceSample: ...
+
+    def reload_conf(self, deadline_s: float) -> None: ...
+
+    def checkpoint(self, deadline_s: float) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Postgres(Protocol):
+    """PostgreSQL's servers, files and tools. Methods raise PostgresError as their namesakes do."""
+
+    # --- servers
+
+    def session(self, target: ConnectionTarget, application_name: str) -> Session: ...
+
+    def apply_slots(self, session: Session, plan: SlotPlan, deadline_s: float) -> tuple[str, ...]: ...
+
+    def identify_system(self, target: ConnectionTarget, deadline_s: float) -> SystemIdentity: ...
+
+    def timeline_history(
+        self, target: ConnectionTarget, timeline: int, deadline_s: float
+    ) -> tuple[TimelineSwitch, ...]: ...
+
+    # --- processes
+
+    def find_postmaster(self, data_dir: str) -> tuple[int, int] | None:
+        """pid and start time (clock ticks) of the postmaster that runs in `data_dir`."""
+
+    def leftovers(self, data_dir: str) -> bool:
+        """True while processes, or shared memory in use, of a dead postmaster are there (H9)."""
+
+    # --- the data directory
+
+    def data_dir_state(self, data_dir: str) -> DataDirState: ...
+
+    def has_signal_file(self, data_dir: str) -> bool:
+        """standby.signal or recovery.signal."""
+
+    def control_data(self, bin_dir: str, data_dir: str) -> ControlData: ...
+
+    def major_version(self, data_dir: str) -> int | None: ...
+
+    def history(self, data_dir: str, timeline: int) -> tuple[TimelineSwitch, ...] | None: ...
+
+    def history_mtime(self, data_dir: str, timeline: int) -> str | None: ...
+
+    def wipe(self, data_dir: str) -> None: ...
+
+    # --- the agent's own files
+
+    def make_state_dir(self, path: str) -> None: ...
+
+    def read_text(self, path: str) -> str | None: ...
+
+    def write_synced(self, path: str, text: str) -> None: ...
+
+    def log_tail(self, path: str) -> str: ...
+
+    # --- configuration
+
+    def check_parameters(
+        self, bin_dir: str, parameters: Mapping[str, str]
+    ) -> tuple[dict[str, str], tuple[str, ...]]: ...
+
+    def write_config(self, server: ServerConfig, recovery: RecoveryConfig | None) -> frozenset[str]: ...
+
+    def write_pgpass(self, path: str, targets: Iterable[ConnectionTarget]) -> None: ...
+
+    def write_standby_signal(self, data_dir: str) -> None: ...
+
+    def remove_standby_signal(self, data_dir: str) -> None: ...
+
+    def save_backups(self, server: ServerConfig) -> None: ...
+
+    def append_hba(self, data_dir: str, lines: Sequence[str]) -> None: ...
+
+    def read_dynamic_cache(self, data_dir: str) -> dict[str, Any] | None: ...
+
+    def write_dynamic_cache(self, data_dir: str, dynamic: Mapping[str, Any]) -> None: ...
+
+    # --- tools
+
+    def bootstrap(self, spec: InitdbSpec, deadline_s: float, cancel: Cancellation) -> tuple[str, ...]: ...
+
+    def clone(self, spec: CloneSpec, deadline_s: float, cancel: Cancellation) -> tuple[str, ...]: ...
+
+    def rewind_interrupted(self, data_dir: str) -> bool: ...
+
+    def forget_rewind(self, data_dir: str) -> None: ...
+
+    def make_clean(
+        self,
+        bin_dir: str,
+        data_dir: str,
+        control: ControlData,
+        deadline_s: float,
+        cancel: Cancellation,
+        config_file: str,
+    ) -> None: ...
+
+    def keep_diverged_wal(
+        self, data_dir: str, control: ControlData, switch_lsn: Lsn
+    ) -> DiscardReport: ...
+
+    def rewind(self, spec: RewindSpec, deadline_s: float, cancel: Cancellation) -> RewindOutcome: ...
+
+
+class GuardianLink(Protocol):
+    """A connection to the guardian as its controller (`guardian_client.GuardianLink`)."""
+
+    hello: guardian.GuardianState
+
+    def arm(
+        self, handle: guardian.Handle, fence_at: float, hard_at: float, deadline_s: float
+    ) -> guardian.Armed | guardian.ArmRefused | guardian.NoAnswer: ...
+
+    def start(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        cwd: str,
+        *,
+        writable: bool,
+        epoch: int | None,
+        deadline_s: float,
+        log: str | None = None,
+    ) -> guardian.Started | guardian.StartRefused | guardian.NoAnswer: ...
+
+    def promote(self, epoch: int, deadline_s: float) -> guardian.Simple: ...
+
+    def stop(self, mode: str, deadline_s: float) -> guardian.Simple: ...
+
+    def close_epoch(self, epoch: int, deadline_s: float) -> guardian.Simple: ...
+
+    def disarm(self, deadline_s: float) -> guardian.Simple: ...
+
+    def adopt(
+        self, pid: int, start_ticks: int, deadline_s: float, writable: bool = True
+    ) -> guardian.Simple: ...
+
+    def exit(self, deadline_s: float, force: bool = False) -> guardian.Simple: ...
+
+    def status(
+        self, deadline_s: float
+    ) -> guardian.GuardianState | guardian.Refused | guardian.NoAnswer: ...
+
+    def close(self) -> None: ...
+
+
+class GuardianPort(Protocol):
+    """Reaching the guardian of a data directory, and doing without it."""
+
+    def connect(
+        self, state_dir: str, data_dir: str, on_event: Callable[[guardian.GuardianEvent], None]
+    ) -> GuardianLink:
+        """Find it, or start one. Raises GuardianUnavailable."""
+
+    def fence_directly(self, postmaster_pid: int, data_dir: str) -> list[int]:
+        """End PostgreSQL without the guardian; pids that still live (H10)."""
+
+
+class PeerFault(Exception):
+    """A peer did not answer, or not usefully; the text says how."""
+
+
+class PeerPort(Protocol):
+    """Asking other agents over REST."""
+
+    def get(self, url: str, deadline_s: float) -> object:
+        """The JSON document at `url`. Raises PeerFault."""
+
+    def is_alive(self, url: str) -> bool:
+        """Does an agent answer there?"""
+
+
+class JournalPort(Protocol):
+    """Where decisions and events are recorded (`haagent.journal.Journal`)."""
+
+    def decision(self, rule: str, reason: str, **fields: Any) -> object: ...
+
+    def event(self, kind: str, reason: str, **fields: Any) -> object: ...
+
+    def recent(self) -> Sequence[Any]: ...
+
+    def close(self, deadline_s: float) -> bool: ...
+
+
+class RestPort(Protocol):
+    """The REST server of an agent."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def reload(self, config: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class Ports:
+    """All of it, for one agent."""
+
+    runtime: Runtime
+    dcs: Dcs
+    #: A second connection: the lease keeper never waits behind the loop.
+    keeper_dcs: Dcs
+    postgres: Postgres
+    guardian: GuardianPort
+    peers: PeerPort
+    journal: JournalPort
+    #: Given the agent's operations and the `restapi` section.
+    rest: Callable[[Any, Any], RestPort]
