@@ -91,13 +91,14 @@ def _run_agent(config: object) -> None:
     from haagent.agent import Agent
     from haagent.api import RestError
     from haagent.config.types import AgentConfig
+    from haagent.system import system_ports
 
     assert isinstance(config, AgentConfig)
     for warning in config.warnings:
         logging.getLogger("haagent").warning("%s", warning)
     code = 1
     try:
-        code = Agent(config).run()
+        code = Agent(config, system_ports(config)).run()
     except (DcsConfigError, RestError, OSError) as fault:
         logging.getLogger("haagent").critical("cannot start: %s", fault)
     except Exception:

@@ -22,10 +22,9 @@ from haagent.instance import LocalInstance
 from haagent.jobs import InstanceJobs, JobRunner
 from haagent.lease_keeper import LeaseKeeper
 from haagent.peers import PeerAsker
-from postgres_ctl import controldata
 from postgres_ctl.errors import PostgresError
 from postgres_ctl.facts import Lsn
-from postgres_ctl.slots import SlotPlan, apply_plan
+from postgres_ctl.slots import SlotPlan
 
 log = logging.getLogger(__name__)
 
@@ -237,7 +236,7 @@ class Interpreter:
     def _history_rows(self, timeline: int) -> list[HistoryRow]:
         """The local history file; time and leader of older rows as the store has them (contract 1.3)."""
         data_dir = self.config.postgresql.data_dir
-        switches = controldata.read_history(data_dir, timeline) if timeline > 1 else ()
+        switches = self.instance.pg.history(data_dir, timeline) if timeline > 1 else ()
         known = {(r.timeline, r.lsn): r for r in self._view().history or ()}
         rows = [
             known.get((s.timeline, s.switch_lsn.value))
@@ -246,7 +245,7 @@ class Interpreter:
         ]
         if rows and rows[-1].new_leader is None:
             last = rows[-1]
-            stamp = controldata.history_mtime(data_dir, timeline)
+            stamp = self.instance.pg.history_mtime(data_dir, timeline)
             rows[-1] = HistoryRow(last.timeline, last.lsn, last.reason, stamp, self.config.name)
         return rows
 
@@ -274,7 +273,7 @@ class Interpreter:
 
     def _sync_slots(self, action: a.SyncSlots) -> bool:
         plan = SlotPlan(action.create, action.drop, tuple(action.advance.items()))
-        for line in apply_plan(self.instance.actions_session, plan, SQL_S):
+        for line in self.instance.pg.apply_slots(self.instance.actions_session, plan, SQL_S):
             log.warning("%s", line)
         return True
 

@@ -15,19 +15,17 @@ import logging
 import os
 import signal
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 
 from dcs import codec
-from dcs.api import KeyEvent, WatchEvent, boottime
+from dcs.api import KeyEvent, WatchEvent
 from dcs.errors import DcsError, DcsLoginRefused
-from dcs.factory import make_dcs
 from dcs.records import ClusterSnapshot
 from haagent import COMPATIBLE_VERSION, __version__
-from haagent import guardian_client as guardian
+from haagent import guardian_types as guardian
 from haagent.act import Interpreter
-from haagent.api import RestError, RestServer
+from haagent.api import RestError
 from haagent.api.view import Published
 from haagent.config.load import changed_keys, load
 from haagent.config.types import AgentConfig, ConfigErrors
@@ -37,13 +35,14 @@ from haagent.core.memory import absorb
 from haagent.core.model import Decision, Memory, Observation, Unavailable
 from haagent.core.publish import Addresses, cannot_lead, member_record, role_text, state_text
 from haagent.core.settings import Settings, parse_settings
+from haagent.guardian_spawn import GuardianUnavailable
 from haagent.instance import LocalInstance
 from haagent.jobs import JobRunner
-from haagent.journal import Journal
 from haagent.lease_keeper import LeaseKeeper
 from haagent.observe import Observer, Wishes
 from haagent.operations import Operations, RequestBox
-from haagent.peers import PeerAsker, is_somebody_there
+from haagent.peers import PeerAsker
+from haagent.ports import Ports
 from haagent.publisher import MemberPublisher
 from postgres_ctl.facts import InstanceSample
 
@@ -61,11 +60,13 @@ GUARDIAN_RETRY_S = 1.0
 
 
 class Agent:
-    """One agent, from `run()` to its exit code."""
+    """One agent, from `run()` to its exit code. It touches the world only through `ports`."""
 
-    def __init__(self, config: AgentConfig) -> None:
+    def __init__(self, config: AgentConfig, ports: Ports) -> None:
         self.config = config
-        self._cond = threading.Condition()
+        runtime = self.runtime = ports.runtime
+        self._now = runtime.now
+        self._cond = runtime.condition()
         self._woken = True
         self._attentive = True
         self._stopping = False
@@ -77,23 +78,23 @@ class Agent:
         self._seen_cluster: tuple[ClusterSnapshot, float, int] | None = None
         self._broken_steps = 0
         self._next_guardian_try = 0.0
-        self._step_started_at = boottime()
-        self._alive_until = boottime() + 60
+        self._step_started_at = self._now()
+        self._alive_until = self._now() + 60
         self._picture: Published | None = None
 
-        section = config.dcs.section
-        self.dcs = make_dcs(config.dcs.backend, section, config.namespace, config.scope)
-        self._keeper_dcs = make_dcs(config.dcs.backend, section, config.namespace, config.scope)
-        self.journal = Journal(config.postgresql.state_dir, secrets=config.secrets)
-        self.instance = LocalInstance(config, self.wake)
+        self._peer_port = ports.peers
+        self.dcs, self.journal = ports.dcs, ports.journal
+        self.instance = LocalInstance(runtime, ports.postgres, ports.guardian, config, self.wake)
         settings = self._first_settings()
         self.keeper = LeaseKeeper(
-            self._keeper_dcs, config.name, settings, self.wake, self.instance.fence_directly
+            runtime, ports.keeper_dcs, config.name, settings, self.wake, self.instance.fence_directly
         )
-        self.runner = JobRunner(self.wake)
-        self.peers = PeerAsker(config, self.wake)
-        self.requests = RequestBox(self.wake)
-        self.observer = Observer(config, self.dcs, self.keeper, self.instance, self.runner, self.peers)
+        self.runner = JobRunner(runtime, self.wake)
+        self.peers = PeerAsker(runtime, ports.peers, config.name, self.wake)
+        self.requests = RequestBox(runtime, self.wake)
+        self.observer = Observer(
+            runtime, config, self.dcs, self.keeper, self.instance, self.runner, self.peers
+        )
         self.observer.settings = settings
         self.interpreter = Interpreter(
             config,
@@ -105,9 +106,9 @@ class Agent:
             self.requests,
             self._leave,
         )
-        self.publisher = MemberPublisher(self.dcs, config.name)
+        self.publisher = MemberPublisher(runtime, self.dcs, config.name)
         self.operations = Operations(self)
-        self.rest = RestServer(self.operations, config.restapi)
+        self.rest = ports.rest(self.operations, config.restapi)
 
     def _first_settings(self) -> Settings:
         """Until the DCS has spoken: the cached copy, or what the cluster would be bootstrapped with."""
@@ -117,18 +118,22 @@ class Agent:
     # --- life -----------------------------------------------------------------------------------------
 
     def run(self) -> int:
-        """Until told to stop. Returns the exit code (contract 7.1)."""
+        """As a process of its own: until a signal says stop. Returns the exit code (contract 7.1)."""
         self._install_signals()
         holder = self._lock_data_directory()
         if holder is not None:
             log.critical("Can't start; another agent (%s) runs on this data directory", holder)
             return 1
+        return self.live()
+
+    def live(self) -> int:
+        """Until told to `stop`. Returns the exit code."""
         try:
             if not self._first_contact():
                 return self._exit[0] if self._exit else 0
             self.rest.start()
             self._connect_guardian()
-        except (guardian.GuardianUnavailable, RestError) as fault:
+        except (GuardianUnavailable, RestError) as fault:
             log.critical("%s", fault)
             return 1
         self.keeper.start()
@@ -176,7 +181,12 @@ class Agent:
 
     def _on_term(self, signum: int, frame: object) -> None:
         self._stopping = True
-        threading.Thread(target=self.wake, daemon=True).start()
+        threading.Thread(target=self.wake, daemon=True).start()  # the handler may have met us in the lock
+
+    def stop(self) -> None:
+        """SIGTERM, from code: PostgreSQL is stopped and the key given away, by rule."""
+        self._stopping = True
+        self.wake()
 
     def _on_hup(self, signum: int, frame: object) -> None:
         self.ask_reload()
@@ -184,7 +194,7 @@ class Agent:
     def ask_reload(self) -> None:
         """SIGHUP or POST /reload: done by the loop, at once."""
         self._reload = True
-        threading.Thread(target=self.wake, daemon=True).start()
+        self.runtime.thread(self.wake, "wake").start()
 
     def _leave(self, code: int, reason: str) -> None:
         self._exit = (code, reason)
@@ -204,13 +214,17 @@ class Agent:
                     self._cond.wait_for(lambda: self._stopping, FIRST_CONTACT_PAUSE_S)
                 continue
             member = snapshot.member(self.config.name)
-            if member is not None and is_somebody_there(member.api_url):
+            if member is not None and self._somebody_is_there(member.api_url):
                 log.critical("Can't start; there is already a node named '%s' running", self.config.name)
                 self._exit = (1, "duplicate name")
                 return False
             return True
         self._exit = (0, "stopped before the first contact")
         return False
+
+    def _somebody_is_there(self, api_url: str | None) -> bool:
+        """Does a living agent answer `GET /liveness` there? (contract 7.1)"""
+        return api_url is not None and self._peer_port.is_alive(api_url.rpartition("/")[0] + "/liveness")
 
     def _farewell(self, code: int, reason: str) -> int:
         """PostgreSQL and key are dealt with by rule; what is left is ours."""
@@ -219,7 +233,6 @@ class Agent:
         self.publisher.stop(2.0)
         self.keeper.stop()
         self.instance.sampler.stop()
-        self.peers.close()
         link = self.instance.link
         if link is not None:
             if self.instance.pid() is None:
@@ -274,12 +287,12 @@ class Agent:
             log.critical("%s: this agent ends and touches nothing", self._replaced)
             self._exit = (1, self._replaced)
             return
-        if self.instance.link is not None or boottime() < self._next_guardian_try:
+        if self.instance.link is not None or self._now() < self._next_guardian_try:
             return
-        self._next_guardian_try = boottime() + GUARDIAN_RETRY_S
+        self._next_guardian_try = self._now() + GUARDIAN_RETRY_S
         try:
             self._connect_guardian()
-        except guardian.GuardianUnavailable as fault:
+        except GuardianUnavailable as fault:
             log.error("no guardian: %s", fault)
 
     # --- the step -------------------------------------------------------------------------------------
@@ -303,7 +316,7 @@ class Agent:
 
     def _step(self) -> float:
         """One observe, decide, act. Returns how long to wait if nothing happens, seconds."""
-        self._step_started_at = boottime()
+        self._step_started_at = self._now()
         self._keep_guardian()
         if self._exit is not None:
             return 0.0
@@ -334,13 +347,13 @@ class Agent:
         return decision
 
     def _carry_out(self, obs: Observation, decision: Decision) -> float:
-        started_at = boottime()
+        started_at = self._now()
         done, failed = self.interpreter.run(obs, decision.actions)
         if failed is not None and done == 0:
             self.memory = absorb(obs, self.memory)
         else:
             self.memory = decision.memory
-        self._journal(obs, decision, (boottime() - started_at) * 1000, failed)
+        self._journal(obs, decision, (self._now() - started_at) * 1000, failed)
         self._attentive = decision.again_in_s is not None
         if failed is not None:
             return max(FAILED_PAUSE_S, decision.again_in_s or 0.0)
@@ -369,7 +382,7 @@ class Agent:
 
     def _note_cluster(self, obs: Observation) -> None:
         if isinstance(obs.cluster, ClusterSnapshot):
-            self._seen_cluster = (obs.cluster, boottime(), int(time.time()))
+            self._seen_cluster = (obs.cluster, self._now(), int(self.runtime.wall()))
             urls = {m.name: m.api_url for m in obs.cluster.members if m.api_url}
             self.interpreter.last_urls = self.interpreter.last_urls | urls
 
@@ -412,14 +425,14 @@ class Agent:
             dcs_last_seen=self._seen_cluster[2] if self._seen_cluster else 0,
             system_identifier=obs.instance.system_identifier,
             pending_restart_reason=pending,
-            alive_until=float("inf") if obs.settings.pause else boottime() + obs.settings.loop_wait_s + ttl,
+            alive_until=float("inf") if obs.settings.pause else self._now() + obs.settings.loop_wait_s + ttl,
             note=self.memory.note,
             cannot_lead=cannot_lead(obs, self.memory),
             metrics=self._metrics(),
         )
 
     def _cluster_is_fresh(self, settings: Settings) -> bool:
-        return self._seen_cluster is not None and boottime() < self._seen_cluster[1] + settings.ttl_s
+        return self._seen_cluster is not None and self._now() < self._seen_cluster[1] + settings.ttl_s
 
     def picture(self) -> Published:
         """The last picture with the newest sample that is known; never blocks."""

@@ -10,22 +10,21 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from haagent import guardian_client as guardian
+from haagent import guardian_types as guardian
 from haagent.config.effective import EffectivePostgres, effective_postgresql
 from haagent.config.types import AgentConfig, Role
 from haagent.core.model import Instance, LastExit, Unavailable
 from haagent.core.settings import Settings
-from postgres_ctl import config_files, controldata, datadir, gucs, process, rewind, standby
-from postgres_ctl.api import ConnectionTarget, boottime, clean_environment
+from haagent.ports import GuardianLink, GuardianPort, Postgres, Session
+from haagent.runtime import Runtime
+from postgres_ctl import config_files, gucs, process, standby
+from postgres_ctl.api import ConnectionTarget, clean_environment
 from postgres_ctl.errors import PostgresError
 from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, TimelineSwitch, slot_name
-from postgres_ctl.queries import Session
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +40,16 @@ GUARDIAN_ANSWER_S = 1.0
 class Sampler:
     """One thread, one connection: asks PostgreSQL, remembers the answer, tells who waits."""
 
-    def __init__(self, session: Session, alive: Callable[[], bool], on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, runtime: Runtime, session: Session, alive: Callable[[], bool], on_change: Callable[[], None]
+    ) -> None:
+        self._now = runtime.now
         self._session, self._alive, self._on_change = session, alive, on_change
-        self._cond = threading.Condition()
-        self._sample: InstanceSample | Unavailable = Unavailable(boottime(), "not asked yet")
+        self._cond = runtime.condition()
+        self._sample: InstanceSample | Unavailable = Unavailable(self._now(), "not asked yet")
         self._wanted_at, self._done_at = 0.0, 0.0
         self._ended = False
-        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
+        self._thread = runtime.thread(self._run, "sampler")
 
     def start(self) -> None:
         self._thread.start()
@@ -60,13 +62,13 @@ class Sampler:
     def last(self) -> InstanceSample | Unavailable:
         """The last answer, while it is young enough to count; never blocks."""
         sample = self._sample
-        if isinstance(sample, InstanceSample) and boottime() > sample.sampled_at + SAMPLE_LIFE_S:
+        if isinstance(sample, InstanceSample) and self._now() > sample.sampled_at + SAMPLE_LIFE_S:
             return Unavailable(sample.sampled_at, "PostgreSQL has not answered since")
         return sample
 
     def fresh(self, deadline_s: float) -> InstanceSample | Unavailable:
         """An answer to a question asked after this call; the last one when that takes too long."""
-        asked_at = boottime()
+        asked_at = self._now()
         with self._cond:
             self._wanted_at = asked_at
             self._cond.notify_all()
@@ -76,7 +78,7 @@ class Sampler:
     def forget(self) -> None:
         """The server is gone: what it said is no fact any more."""
         with self._cond:
-            self._sample = Unavailable(boottime(), "PostgreSQL does not run")
+            self._sample = Unavailable(self._now(), "PostgreSQL does not run")
 
     def _run(self) -> None:
         while True:
@@ -87,7 +89,7 @@ class Sampler:
             self._take()
 
     def _take(self) -> None:
-        started_at = boottime()
+        started_at = self._now()
         sample: InstanceSample | Unavailable
         if not self._alive():
             self._session.close()
@@ -130,27 +132,35 @@ class Applied:
 class LocalInstance:
     """Facts about, and effects on, the local PostgreSQL. Thread safe as far as each method says."""
 
-    def __init__(self, config: AgentConfig, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        pg: Postgres,
+        guardian_port: GuardianPort,
+        config: AgentConfig,
+        on_change: Callable[[], None],
+    ) -> None:
+        self.runtime, self.pg, self._guardian = runtime, pg, guardian_port
+        self._now = runtime.now
         self.config = config
         self.on_change = on_change
-        self.link: guardian.GuardianLink | None = None
+        self.link: GuardianLink | None = None
         self._state: guardian.GuardianState | None = None
         self._exits: list[guardian.PostmasterExited] = []
-        self._exit_seen = threading.Condition()
+        self._exit_seen = runtime.condition()
         self._watched_pid: int | None = None
         self._last_exit: LastExit | None = None
         self._reaped = False
-        self._control: ControlData | Unavailable = Unavailable(boottime(), "never read")
+        self._control: ControlData | Unavailable = Unavailable(self._now(), "never read")
         self._history: tuple[int, tuple[TimelineSwitch, ...]] = (0, ())
         self._applied: Applied | None = None
         self.settings: Settings = Settings.default()
         self.effective: EffectivePostgres = effective_postgresql(config, self.settings)
         self._warned: set[str] = set()
-        self.actions_session = Session(self.local_target(), "haagent")
-        self.sampler = Sampler(
-            Session(self.local_target(), "haagent heartbeat"), self._seems_alive, on_change
-        )
-        os.makedirs(config.postgresql.state_dir, mode=0o700, exist_ok=True)
+        self.actions_session = pg.session(self.local_target(), "haagent")
+        heartbeat = pg.session(self.local_target(), "haagent heartbeat")
+        self.sampler = Sampler(runtime, heartbeat, self._seems_alive, on_change)
+        pg.make_state_dir(config.postgresql.state_dir)
 
     # --- addresses --------------------------------------------------------------------------------
 
@@ -188,7 +198,7 @@ class LocalInstance:
             on_event(event)
 
         pg = self.config.postgresql
-        self.link = guardian.GuardianLink.connect(pg.state_dir, pg.data_dir, receive)
+        self.link = self._guardian.connect(pg.state_dir, pg.data_dir, receive)
         self._state = self.link.hello
         self._adopt_stranger()
         return self.link.hello
@@ -208,13 +218,12 @@ class LocalInstance:
         state = self._state
         if self.link is None or state is None or state.postmaster is not None:
             return
-        found = process.find_postmaster(self.config.postgresql.data_dir)
-        ticks = process.start_ticks(found.pid) if found is not None else None
-        if found is None or ticks is None:
+        found = self.pg.find_postmaster(self.config.postgresql.data_dir)
+        if found is None:
             return
-        writable = not self._has_signal_file()
-        outcome = self.link.adopt(found.pid, ticks, GUARDIAN_ANSWER_S, writable=writable)
-        log.info("found a running postmaster, pid %s: %s", found.pid, type(outcome).__name__.lower())
+        pid, ticks = found
+        outcome = self.link.adopt(pid, ticks, GUARDIAN_ANSWER_S, writable=not self._has_signal_file())
+        log.info("found a running postmaster, pid %s: %s", pid, type(outcome).__name__.lower())
 
     def guardian_state(self) -> guardian.GuardianState | None:
         """What the guardian says now, or said last."""
@@ -266,18 +275,18 @@ class LocalInstance:
 
     def _stopped_facts(self, state: guardian.GuardianState | None, busy: bool) -> Instance:
         data_dir = self.config.postgresql.data_dir
-        kind = DataDirState.VALID if busy else datadir.data_dir_state(data_dir)
+        kind = DataDirState.VALID if busy else self.pg.data_dir_state(data_dir)
         if not busy:
             valid = kind is DataDirState.VALID
-            self._control = self._read_control() if valid else Unavailable(boottime(), "no data directory")
+            self._control = self._read_control() if valid else Unavailable(self._now(), "no data directory")
         left = bool(state.leftovers) if state is not None else True
         if not busy and not left and kind is DataDirState.VALID and not self._reaped:
-            left = bool(process.leftovers(data_dir))
+            left = self.pg.leftovers(data_dir)
         facts = Instance(
             data_dir=kind,
             leftovers=left,
             control=self._control,
-            sample=Unavailable(boottime(), "PostgreSQL does not run"),
+            sample=Unavailable(self._now(), "PostgreSQL does not run"),
             last_exit=self._last_exit_facts(state),
             claimed=self.claims(),
             unfinished=self._unfinished(),
@@ -297,16 +306,16 @@ class LocalInstance:
     def _read_control(self) -> ControlData | Unavailable:
         pg = self.config.postgresql
         try:
-            return controldata.read_controldata(pg.bin_dir, pg.data_dir)
+            return self.pg.control_data(pg.bin_dir, pg.data_dir)
         except PostgresError as fault:
-            return Unavailable(boottime(), str(fault))
+            return Unavailable(self._now(), str(fault))
 
     def _history_of(self, timeline: int | None) -> tuple[TimelineSwitch, ...]:
         if timeline is None or timeline <= 1:
             return ()
         if self._history[0] != timeline:
             try:
-                read = controldata.read_history(self.config.postgresql.data_dir, timeline)
+                read = self.pg.history(self.config.postgresql.data_dir, timeline)
             except PostgresError:
                 read = None
             if read is None:
@@ -315,17 +324,16 @@ class LocalInstance:
         return self._history[1]
 
     def _has_signal_file(self) -> bool:
-        base = self.config.postgresql.data_dir
-        return any(os.path.exists(os.path.join(base, n)) for n in ("standby.signal", "recovery.signal"))
+        return self.pg.has_signal_file(self.config.postgresql.data_dir)
 
     # --- state files ------------------------------------------------------------------------------
 
     def _state_path(self, name: str) -> str:
-        return os.path.join(self.config.postgresql.state_dir, name)
+        return f"{self.config.postgresql.state_dir}/{name}"
 
     def claims(self) -> tuple[tuple[int, int], ...]:
         """(timeline, epoch) of every promotion this data directory was told to make (H15)."""
-        text = config_files.read_text(self._state_path("claims.json"))
+        text = self.pg.read_text(self._state_path("claims.json"))
         try:
             return tuple((int(t), int(e)) for t, e in json.loads(text or "[]"))
         except (ValueError, TypeError):
@@ -334,14 +342,14 @@ class LocalInstance:
     def remember_claim(self, timeline: int, epoch: int) -> None:
         """Durable before the promotion is asked for."""
         rows = [*self.claims(), (timeline, epoch)][-20:]
-        datadir.write_synced(self._state_path("claims.json"), json.dumps(rows))
+        self.pg.write_synced(self._state_path("claims.json"), json.dumps(rows))
 
     def forget_claims(self) -> None:
         """The data directory is another one now (cloned)."""
-        datadir.write_synced(self._state_path("claims.json"), "[]")
+        self.pg.write_synced(self._state_path("claims.json"), "[]")
 
     def _unfinished(self) -> str | None:
-        return "rewind" if rewind.interrupted(self.config.postgresql.data_dir) else None
+        return "rewind" if self.pg.rewind_interrupted(self.config.postgresql.data_dir) else None
 
     # --- configuration files ----------------------------------------------------------------------
 
@@ -381,10 +389,7 @@ class LocalInstance:
     def server_config(self) -> config_files.ServerConfig:
         """Everything that goes into the files (contract 5.4, 5.5)."""
         pg = self.effective.config
-        known = gucs.describe_gucs(pg.bin_dir)
-        accepted, warnings = gucs.check_parameters(
-            pg.parameters, known, lambda name: gucs.guc_exists(pg.bin_dir, name)
-        )
+        accepted, warnings = self.pg.check_parameters(pg.bin_dir, pg.parameters)
         self._warn(warnings)
         return config_files.ServerConfig(
             data_dir=pg.data_dir,
@@ -409,30 +414,30 @@ class LocalInstance:
             passfile=pg.pgpass,
             slot_name=slot_name(self.config.name) if self.settings.use_slots else None,
             extra=pg.recovery_conf,
-            major_version=controldata.major_version(pg.data_dir) or 14,
+            major_version=self.pg.major_version(pg.data_dir) or 14,
         )
 
     def initial_dynamic(self) -> dict[str, Any]:
         """What `config` gets when the store has none: the copy kept in PGDATA, else `bootstrap.dcs`."""
-        cached = config_files.read_dynamic_cache(self.config.postgresql.data_dir)
+        cached = self.pg.read_dynamic_cache(self.config.postgresql.data_dir)
         return cached if cached else dict(self.config.bootstrap.dcs)
 
     def keep_dynamic(self, data: Mapping[str, Any]) -> None:
         """patroni.dynamic.json in PGDATA (contract 5.1), once there is a PGDATA."""
         data_dir = self.config.postgresql.data_dir
-        if datadir.data_dir_state(data_dir) is DataDirState.VALID:
-            config_files.write_dynamic_cache(data_dir, data)
+        if self.pg.data_dir_state(data_dir) is DataDirState.VALID:
+            self.pg.write_dynamic_cache(data_dir, data)
 
     def write_files(self, primary: bool, upstream: tuple[str, int] | None) -> frozenset[str]:
         """Write what the role needs; names of the files that changed. Raises ConfigFileError."""
         server = self.server_config()
         if upstream is not None:
             replication = self.peer_target(*upstream, "replication")
-            config_files.write_pgpass(
+            self.pg.write_pgpass(
                 self.effective.config.pgpass, [replication, self.peer_target(*upstream, "rewind")]
             )
         recovery = None if primary else self.recovery_config(upstream)
-        changed = config_files.write_config(server, recovery)
+        changed = self.pg.write_config(server, recovery)
         self._applied = self._wanted(primary, upstream)
         return changed
 
@@ -458,9 +463,9 @@ class LocalInstance:
         self._control = self._read_control()
         self.write_files(writable, upstream)
         if writable:
-            config_files.remove_standby_signal(pg.data_dir)
+            self.pg.remove_standby_signal(pg.data_dir)
         else:
-            config_files.write_standby_signal(pg.data_dir)
+            self.pg.write_standby_signal(pg.data_dir)
         server = self.server_config()
         options = server.command_line()
         if not writable and isinstance(self._control, ControlData):
@@ -492,13 +497,13 @@ class LocalInstance:
         state = self._state
         if state is None or state.postmaster is None:
             return
-        left = guardian.fence_directly(state.postmaster.pid, self.config.postgresql.data_dir)
+        left = self._guardian.fence_directly(state.postmaster.pid, self.config.postgresql.data_dir)
         if left:
             log.critical("these processes of PostgreSQL could not be ended: %s", left)
 
     def wait_exit(self, deadline_s: float) -> bool:
         """True when the postmaster and all its processes are gone within the deadline."""
-        end = boottime() + deadline_s
+        end = self._now() + deadline_s
         with self._exit_seen:
             while True:
                 state = self._state
@@ -506,9 +511,9 @@ class LocalInstance:
                 if gone or state is None or state.postmaster is None:
                     self._exits.clear()
                     break
-                if boottime() >= end:
+                if self._now() >= end:
                     return False
-                self._exit_seen.wait(min(1.0, end - boottime()))
+                self._exit_seen.wait(min(1.0, end - self._now()))
         state = self.guardian_state()
         return state is None or (state.postmaster is None and not state.leftovers)
 
@@ -520,14 +525,7 @@ class LocalInstance:
 
     def log_tail(self) -> str:
         """Last FATAL, PANIC or ERROR line of the postmaster's own output, for people."""
-        try:
-            with open(self._state_path("postgresql.log"), "rb") as f:
-                f.seek(0, os.SEEK_END)
-                f.seek(max(0, f.tell() - 4096))
-                lines = f.read().decode(errors="replace").splitlines()
-        except OSError:
-            return ""
-        return next((x for x in reversed(lines) if "FATAL" in x or "PANIC" in x), lines[-1] if lines else "")
+        return self.pg.log_tail(self._state_path("postgresql.log"))
 
 
 def _host_port(sample: InstanceSample | Unavailable) -> tuple[str, int] | None:

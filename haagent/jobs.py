@@ -8,19 +8,20 @@ finds what is there: markers of `postgres_ctl` beside the data directory, the gu
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from haagent import guardian_client as guardian
+from haagent import guardian_types as guardian
 from haagent.core.model import JobFacts, JobResult, Unavailable
 from haagent.instance import LocalInstance
-from postgres_ctl import basebackup, bootstrap, config_files, controldata, datadir, rewind
-from postgres_ctl.api import Cancellation, boottime
+from haagent.ports import Session
+from haagent.runtime import Event, Runtime
+from postgres_ctl import basebackup, bootstrap, rewind
+from postgres_ctl.api import Cancellation, ConnectionTarget
 from postgres_ctl.errors import PostgresError
-from postgres_ctl.facts import ControlData, ControlState, InstanceSample, Lsn
-from postgres_ctl.queries import Session, identify_system, timeline_history
+from postgres_ctl.facts import ControlData, ControlState, InstanceSample, Lsn, TimelineSwitch
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Failed(Exception):
 @dataclass
 class _Running:
     facts: JobFacts
-    cancel: Cancellation = field(default_factory=Cancellation)
+    cancel: Cancellation
 
 
 Body = Callable[[Cancellation], dict[str, Any] | None]
@@ -56,9 +57,9 @@ Body = Callable[[Cancellation], dict[str, Any] | None]
 class JobRunner:
     """One job at a time, and background work beside it. Thread safe."""
 
-    def __init__(self, on_change: Callable[[], None]) -> None:
-        self._on_change = on_change
-        self._lock = threading.Lock()
+    def __init__(self, runtime: Runtime, on_change: Callable[[], None]) -> None:
+        self._rt, self._on_change = runtime, on_change
+        self._lock = runtime.lock()
         self._job: _Running | None = None
         self._background: dict[str, Cancellation] = {}
         self._finished: list[JobResult] = []
@@ -78,16 +79,17 @@ class JobRunner:
         with self._lock:
             if self._job is not None:
                 return False
-            job = self._job = _Running(JobFacts(kind, boottime(), detail, epoch))
-        threading.Thread(target=self._run, args=(job, body), name=f"job-{kind}", daemon=True).start()
+            facts = JobFacts(kind, self._rt.now(), detail, epoch)
+            job = self._job = _Running(facts, self._rt.cancellation())
+        self._rt.thread(partial(self._run, job, body), f"job-{kind}").start()
         return True
 
     def start_background(self, kind: str, body: Body) -> None:
         with self._lock:
             if kind in self._background:
                 return
-            cancel = self._background[kind] = Cancellation()
-        threading.Thread(target=self._run_background, args=(kind, body, cancel), daemon=True).start()
+            cancel = self._background[kind] = self._rt.cancellation()
+        self._rt.thread(partial(self._run_background, kind, body, cancel), f"background-{kind}").start()
 
     def cancel(self, reason: str) -> None:
         with self._lock:
@@ -132,6 +134,7 @@ class InstanceJobs:
 
     def __init__(self, instance: LocalInstance, address: Callable[[str], tuple[str, int] | None]) -> None:
         self.instance, self.address = instance, address
+        self._rt, self._pg = instance.runtime, instance.pg
 
     def _upstream(self, name: str | None) -> tuple[str, int] | None:
         if name is None:
@@ -164,13 +167,13 @@ class InstanceJobs:
             raise Failed(refused)
 
     def _save_backups(self) -> None:
-        config_files.save_backups(self.instance.server_config())
+        self._pg.save_backups(self.instance.server_config())
 
     def _until(
         self, arrived: Callable[[InstanceSample], bool], cancel: Cancellation, limit_s: float | None
     ) -> None:
         """Wait until the server answers as wanted. Raises Failed when it is gone or the job is cancelled."""
-        end = boottime() + limit_s if limit_s is not None else None
+        end = self._rt.now() + limit_s if limit_s is not None else None
         while True:
             sample = self.instance.sampler.fresh(0.5)
             if isinstance(sample, InstanceSample) and arrived(sample):
@@ -181,7 +184,7 @@ class InstanceJobs:
                 self.instance.stop("immediate")
                 self.instance.wait_exit(IMMEDIATE_STOP_S)
                 raise Failed("cancelled")
-            if end is not None and boottime() >= end and isinstance(sample, Unavailable):
+            if end is not None and self._rt.now() >= end and isinstance(sample, Unavailable):
                 return
 
     def stop(self, mode: str, senders_grace_s: float | None, cancel: Cancellation) -> dict[str, Any]:
@@ -209,11 +212,11 @@ class InstanceJobs:
         """Like `wait_exit`, but once the shutdown checkpoint is written only `senders_grace_s` more.
 
         Then only walsenders hold the postmaster: pg_control is final, so ending them loses nothing here."""
-        pg, end = self.instance.config.postgresql, boottime() + time_s
-        while boottime() < end:
+        pg, end = self.instance.config.postgresql, self._rt.now() + time_s
+        while self._rt.now() < end:
             if self.instance.wait_exit(CONTROL_EVERY_S):
                 return True
-            if controldata.read_controldata(pg.bin_dir, pg.data_dir).state in _SHUT_DOWN:
+            if self._pg.control_data(pg.bin_dir, pg.data_dir).state in _SHUT_DOWN:
                 return self.instance.wait_exit(senders_grace_s)
         return False
 
@@ -242,16 +245,10 @@ class InstanceJobs:
 
     def checkpoint(self, epoch: int, background: bool, cancel: Cancellation) -> dict[str, Any]:
         """CHECKPOINT on a connection of its own: it may take minutes, and must not outlive its ground."""
-        session = Session(self.instance.local_target(), "haagent checkpoint")
-        done = threading.Event()
-
-        def end_when_cancelled() -> None:
-            while not done.is_set():
-                if cancel.wait(CANCEL_LOOK_S):
-                    session.close()
-                    return
-
-        threading.Thread(target=end_when_cancelled, name="checkpoint-cancel", daemon=True).start()
+        session = self._pg.session(self.instance.local_target(), "haagent checkpoint")
+        done = self._rt.event()
+        watch = partial(_close_when_cancelled, session, cancel, done)
+        self._rt.thread(watch, "checkpoint-cancel").start()
         try:
             session.checkpoint(CHECKPOINT_S)
         finally:
@@ -275,20 +272,13 @@ class InstanceJobs:
             options=_options(config.bootstrap.initdb),
             roles=roles,
         )
-        for warning in bootstrap.bootstrap(spec, INITDB_S, cancel):
+        for warning in self._pg.bootstrap(spec, INITDB_S, cancel):
             log.warning("%s", warning)
         self.instance.forget_claims()
-        self._bootstrap_hba(pg.data_dir)
+        lines = config.bootstrap.pg_hba
+        if lines and self.instance.effective.config.pg_hba is None:
+            self._pg.append_hba(pg.data_dir, lines)  # to the end of initdb's file
         return {}
-
-    def _bootstrap_hba(self, data_dir: str) -> None:
-        """`bootstrap.pg_hba` goes to the end of initdb's file unless `postgresql.pg_hba` is set."""
-        lines = self.instance.config.bootstrap.pg_hba
-        if not lines or self.instance.effective.config.pg_hba is not None:
-            return
-        path = f"{data_dir}/pg_hba.conf"
-        old = config_files.read_text(path) or ""
-        config_files.write_if_changed(path, old + "".join(f"{line}\n" for line in lines))
 
     def clone(self, source: str, wipe: bool, cancel: Cancellation) -> dict[str, Any]:
         """Base backup; with `wipe` PostgreSQL is stopped and its directory discarded first (rule 7)."""
@@ -297,10 +287,10 @@ class InstanceJobs:
         pg = self.instance.effective.config
         if wipe:
             self._stop("immediate")
-            datadir.wipe(pg.data_dir)
-            rewind.forget_interruption(pg.data_dir)
+            self._pg.wipe(pg.data_dir)
+            self._pg.forget_rewind(pg.data_dir)
         target = self.instance.peer_target(*host_port, "replication")
-        config_files.write_pgpass(pg.pgpass, [target])
+        self._pg.write_pgpass(pg.pgpass, [target])
         spec = basebackup.CloneSpec(
             data_dir=pg.data_dir,
             bin_dir=pg.bin_dir,
@@ -308,7 +298,7 @@ class InstanceJobs:
             passfile=pg.pgpass,
             options=_options(pg.basebackup),
         )
-        for warning in basebackup.clone(spec, COPY_S, cancel):
+        for warning in self._pg.clone(spec, COPY_S, cancel):
             log.warning("%s", warning)
         self.instance.forget_claims()
         log.info("replica has been created using basebackup")
@@ -321,28 +311,42 @@ class InstanceJobs:
         host_port = self._upstream(source)
         assert host_port is not None
         target = self.instance.peer_target(*host_port, "replication")
-        theirs = identify_system(target, 3.0)
+        theirs = self._pg.identify_system(target, 3.0)
         sample = self.instance.sampler.fresh(1.0)
         if not isinstance(sample, InstanceSample) or sample.timeline is None:
             raise Failed("PostgreSQL does not answer here")
-        verdict = _divergence(sample.timeline, sample.replay_lsn or Lsn(0), theirs.timeline, target)
+        verdict = self._divergence(sample.timeline, sample.replay_lsn or Lsn(0), theirs.timeline, target)
         return {"diverged": verdict is not None, "detail": verdict or ""}
+
+    def _divergence(self, mine: int, position: Lsn, theirs: int, target: ConnectionTarget) -> str | None:
+        """Why our WAL is no part of the leader's history; None when it is."""
+        if mine == theirs:
+            return None
+        if mine > theirs:
+            return f"on timeline {mine}, the leader is on {theirs}"
+        history = self._pg.timeline_history(target, theirs, 3.0)
+        switch = _switch_from(history, mine)
+        if switch is None:
+            return f"timeline {mine} is no part of the leader's history"
+        if position > switch.switch_lsn:
+            return f"replayed {position} on timeline {mine}, the leader left it at {switch.switch_lsn}"
+        return None
 
     def rewind(self, source: str, cancel: Cancellation) -> dict[str, Any]:
         """Clean shutdown where due, keep aside what is discarded, pg_rewind (contract 2.9, rule 7)."""
         host_port = self._upstream(source)
         assert host_port is not None
         pg = self.instance.effective.config
-        control = controldata.read_controldata(pg.bin_dir, pg.data_dir)
+        control = self._pg.control_data(pg.bin_dir, pg.data_dir)
         server = self.instance.server_config()
         target = self.instance.peer_target(*host_port, "replication")
         rewinder = self.instance.peer_target(*host_port, "rewind")
-        config_files.write_pgpass(pg.pgpass, [target, rewinder])
-        if not rewind.interrupted(pg.data_dir):
-            rewind.make_clean(pg.bin_dir, pg.data_dir, control, REWIND_S, cancel, server.config_file)
-            control = controldata.read_controldata(pg.bin_dir, pg.data_dir)
+        self._pg.write_pgpass(pg.pgpass, [target, rewinder])
+        if not self._pg.rewind_interrupted(pg.data_dir):
+            self._pg.make_clean(pg.bin_dir, pg.data_dir, control, REWIND_S, cancel, server.config_file)
+            control = self._pg.control_data(pg.bin_dir, pg.data_dir)
         report = self._keep_aside(control, target)
-        outcome = rewind.rewind(
+        outcome = self._pg.rewind(
             rewind.RewindSpec(pg.data_dir, pg.bin_dir, rewinder, pg.pgpass), REWIND_S, cancel
         )
         if isinstance(outcome, rewind.RewindFailed):
@@ -350,18 +354,17 @@ class InstanceJobs:
         log.info("pg_rewind from %s: %s; %s", source, type(outcome).__name__, report)
         return {"report": report}
 
-    def _keep_aside(self, control: ControlData, target: Any) -> str:
+    def _keep_aside(self, control: ControlData, target: ConnectionTarget) -> str:
         """What pg_rewind will discard, kept beside the data directory; one line for people."""
         data_dir = self.instance.config.postgresql.data_dir
-        theirs = identify_system(target, 3.0)
+        theirs = self._pg.identify_system(target, 3.0)
         if theirs.timeline <= control.timeline:
             return "same timeline as the leader"
-        history = timeline_history(target, theirs.timeline, 3.0)
-        switch = next((s for s in history if s.timeline == control.timeline), None)
+        history = self._pg.timeline_history(target, theirs.timeline, 3.0)
+        switch = _switch_from(history, control.timeline)
         if switch is None:
             return f"timeline {control.timeline} is no part of the leader's history"
-        keep = rewind.diverged_dir(data_dir, control.timeline, switch.switch_lsn)
-        report = rewind.keep_diverged_wal(data_dir, control, switch.switch_lsn, keep)
+        report = self._pg.keep_diverged_wal(data_dir, control, switch.switch_lsn)
         if report.lsn_to <= report.lsn_from:
             return "no WAL discarded"
         return (
@@ -370,18 +373,15 @@ class InstanceJobs:
         )
 
 
-def _divergence(mine: int, position: Lsn, theirs: int, target: Any) -> str | None:
-    """Why our WAL is no part of the leader's history; None when it is."""
-    if mine == theirs:
-        return None
-    if mine > theirs:
-        return f"on timeline {mine}, the leader is on {theirs}"
-    switch = next((s for s in timeline_history(target, theirs, 3.0) if s.timeline == mine), None)
-    if switch is None:
-        return f"timeline {mine} is no part of the leader's history"
-    if position > switch.switch_lsn:
-        return f"replayed {position} on timeline {mine}, the leader left it at {switch.switch_lsn}"
-    return None
+def _close_when_cancelled(session: Session, cancel: Cancellation, done: Event) -> None:
+    while not done.is_set():
+        if cancel.wait(CANCEL_LOOK_S):
+            session.close()
+            return
+
+
+def _switch_from(history: tuple[TimelineSwitch, ...], timeline: int) -> TimelineSwitch | None:
+    return next((s for s in history if s.timeline == timeline), None)
 
 
 def _options(arguments: tuple[str, ...]) -> list[str | dict[str, object]]:

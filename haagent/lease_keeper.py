@@ -11,7 +11,6 @@ state it belongs to: when the epoch has changed meanwhile, it is dropped.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
@@ -27,14 +26,14 @@ from dcs.api import (
     TakeOutcome,
     Unknown,
     WriteOutcome,
-    boottime,
 )
 from dcs.errors import DcsError
 from dcs.records import Leader
-from haagent import guardian_client as guardian
+from haagent import guardian_types as guardian
 from haagent.core import lease as core
 from haagent.core.model import LeaseFacts
 from haagent.core.settings import Settings
+from haagent.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ GUARDIAN_ANSWER_S = 1.0
 
 
 class Fence(Protocol):
-    """What the keeper needs of the guardian (`guardian_client.GuardianLink`)."""
+    """What the keeper needs of the guardian (`ports.GuardianLink`)."""
 
     def arm(
         self, handle: guardian.Handle, fence_at: float, hard_at: float, deadline_s: float
@@ -59,12 +58,14 @@ class LeaseKeeper:
 
     def __init__(
         self,
+        runtime: Runtime,
         dcs: Dcs,
         name: str,
         settings: Settings,
         on_change: Callable[[], None],
         fence_directly: Callable[[], None],
     ) -> None:
+        self._now = runtime.now
         self._dcs, self._name, self._on_change = dcs, name, on_change
         self._fence_directly = fence_directly
         #: The last deadline a guardian acknowledged: ours to enforce when it cannot (H10).
@@ -78,12 +79,12 @@ class LeaseKeeper:
         self._disarmed = False
         self._guardian_ok = True
         self._ended = False
-        self._changed = threading.Condition()
+        self._changed = runtime.condition()
         self.renewals = 0
         self.unknown_renewals = 0
         self.last_round_trip_s = 0.0
-        self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
-        self._backstop = threading.Thread(target=self._stand_in, name="fence-backstop", daemon=True)
+        self._thread = runtime.thread(self._run, "lease-keeper")
+        self._backstop = runtime.thread(self._stand_in, "fence-backstop")
 
     # --- wiring -----------------------------------------------------------------------------------
 
@@ -117,7 +118,7 @@ class LeaseKeeper:
     def permit(self) -> None:
         """The loop is alive and wants to keep what it has."""
         with self._changed:
-            self._permit_until = boottime() + core.permit_life_s(self._settings)
+            self._permit_until = self._now() + core.permit_life_s(self._settings)
             self._changed.notify_all()
 
     def use_settings(self, settings: Settings) -> None:
@@ -157,7 +158,7 @@ class LeaseKeeper:
     def holds(self, epoch: int) -> bool:
         """The guard of every dangerous action: this very epoch, proven, not past its fence."""
         lease = self._lease
-        return lease.epoch == epoch and (lease.holds(boottime()))
+        return lease.epoch == epoch and (lease.holds(self._now()))
 
     # --- what the loop asks for -------------------------------------------------------------------
 
@@ -240,7 +241,7 @@ class LeaseKeeper:
                 if self._ended:
                     return
                 due = None if self._guardian_ok or self._disarmed else self._acknowledged_fence_at
-                now = boottime()
+                now = self._now()
                 if due is None or now < due:
                     self._changed.wait(None if due is None else due - now)
                     continue
@@ -270,13 +271,13 @@ class LeaseKeeper:
                 self._fulfil(wish)
             except Exception:
                 log.exception("lease keeper: unexpected failure")
-                self._transition(lambda lease: core.unknown(lease, boottime()))
+                self._transition(lambda lease: core.unknown(lease, self._now()))
 
     def _next_wish(self) -> core.Wish | None:
         """Wait until there is something to do; None at the end."""
         with self._changed:
             while not self._ended:
-                now = boottime()
+                now = self._now()
                 if self._fence is None:
                     wish: core.Wish = core.Idle(None)
                 else:
@@ -322,14 +323,14 @@ class LeaseKeeper:
             session = self._dcs.open_session(settings.ttl_s, self._attempt_s())
         except DcsError as fault:
             log.warning("no session with the DCS: %s", fault)
-            self._transition(lambda lease: core.unknown(lease, boottime()))
+            self._transition(lambda lease: core.unknown(lease, self._now()))
             return
         handle = self.handle()
         if handle is not None and not self._move_key(handle, session):
             return
         with self._changed:
             self._session_ttl_s = settings.ttl_s
-            self._lease = core.opened(self._lease, session, boottime(), settings)
+            self._lease = core.opened(self._lease, session, self._now(), settings)
             if handle is not None:
                 self._lease = replace(self._lease, next_attempt_at=0.0)
         self._on_change()
@@ -342,7 +343,7 @@ class LeaseKeeper:
         if isinstance(outcome, Taken):
             return True
         log.warning("the leader key could not be moved onto a session with the new ttl: %s", outcome)
-        self._transition(lambda lease: core.unknown(lease, boottime()))
+        self._transition(lambda lease: core.unknown(lease, self._now()))
         return False
 
     def _renew_session(self) -> None:
@@ -350,7 +351,7 @@ class LeaseKeeper:
         if session is None:
             return
         outcome = self._dcs.renew_session(session, self._attempt_s())
-        now, settings = boottime(), self._settings
+        now, settings = self._now(), self._settings
         if isinstance(outcome, Renewed):
             self._transition(
                 lambda lease: core.renewed(lease, outcome.sent_at, outcome.guaranteed_s, now, settings)
@@ -362,7 +363,7 @@ class LeaseKeeper:
 
     def _renew_leader(self, handle: LeaseHandle) -> None:
         outcome = self._dcs.renew_leader(handle, self._name, self._attempt_s())
-        now = boottime()
+        now = self._now()
         if isinstance(outcome, Renewed):
             self.renewals += 1
             self.last_round_trip_s = now - outcome.sent_at
@@ -404,7 +405,7 @@ class LeaseKeeper:
             log.error("the guardian does not acknowledge: %s", answer.cause)
             with self._changed:
                 self._guardian_ok = False
-                self._lease = core.unknown(self._lease, boottime())
+                self._lease = core.unknown(self._lease, self._now())
                 self._changed.notify_all()
         if first or not isinstance(answer, guardian.Armed):
             self._on_change()
@@ -415,6 +416,6 @@ class LeaseKeeper:
             self._acknowledged_fence_at = fence_at
             if self._lease.epoch == handle.epoch:
                 self._lease = core.renewed(
-                    self._lease, proof.sent_at, proof.guaranteed_s, boottime(), self._settings
+                    self._lease, proof.sent_at, proof.guaranteed_s, self._now(), self._settings
                 )
             self._changed.notify_all()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
-from dcs.api import Dcs, boottime
+from dcs.api import Dcs
 from dcs.errors import DcsError
 from dcs.records import ClusterSnapshot
 from haagent.config.types import AgentConfig
@@ -19,6 +19,7 @@ from haagent.instance import LocalInstance
 from haagent.jobs import JobRunner
 from haagent.lease_keeper import LeaseKeeper
 from haagent.peers import PeerAsker
+from haagent.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class Observer:
 
     def __init__(
         self,
+        runtime: Runtime,
         config: AgentConfig,
         dcs: Dcs,
         keeper: LeaseKeeper,
@@ -46,6 +48,7 @@ class Observer:
         runner: JobRunner,
         peers: PeerAsker,
     ) -> None:
+        self._now = runtime.now
         self.config, self.dcs, self.keeper = config, dcs, keeper
         self.instance, self.runner, self.peers = instance, runner, peers
         self.settings = Settings.default()
@@ -65,7 +68,7 @@ class Observer:
         instance = self.instance.facts(SAMPLE_WAIT_S, busy=job is not None)
         lease = self.keeper.facts()
         return Observation(
-            now=boottime(),
+            now=self._now(),
             me=Identity(self.config.name, self.config.scope, self.config.tags),
             settings=self.settings,
             cluster=cluster,
@@ -83,7 +86,7 @@ class Observer:
         try:
             snapshot = self.dcs.snapshot(self.settings.retry_timeout_s)
         except DcsError as fault:
-            self._silent_since = self._silent_since or boottime()
+            self._silent_since = self._silent_since or self._now()
             return Unavailable(self._silent_since, str(fault))
         self._silent_since = None
         for broken in snapshot.broken:

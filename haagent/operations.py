@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import itertools
 import logging
-import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dcs import codec
-from dcs.api import Conflict, Ok, boottime
+from dcs.api import Conflict, Ok
 from dcs.errors import DcsError
 from dcs.records import ClusterSnapshot
 from haagent.api.view import Answer, Published
@@ -24,6 +23,7 @@ from haagent.core.member_select import minimum_ttl_s
 from haagent.core.model import OperatorRequest
 from haagent.core.operations import Verdict, explain, outcome_of, peers_to_ask, refuse_request
 from haagent.core.settings import validate_dynamic
+from haagent.runtime import Event, Runtime
 
 if TYPE_CHECKING:
     from haagent.agent import Agent
@@ -39,7 +39,7 @@ LOOK_EVERY_S = 1.0
 @dataclass
 class _Pending:
     request: OperatorRequest
-    done: threading.Event = field(default_factory=threading.Event)
+    done: Event
     answer: Answer | None = None
     taken: bool = False
 
@@ -47,9 +47,9 @@ class _Pending:
 class RequestBox:
     """Wishes for this member, answered by the loop or by a job. Thread safe."""
 
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self._wake = wake
-        self._lock = threading.Lock()
+    def __init__(self, runtime: Runtime, wake: Callable[[], None]) -> None:
+        self._rt, self._wake = runtime, wake
+        self._lock = runtime.lock()
         self._pending: dict[int, _Pending] = {}
         self._ids = itertools.count(1)
 
@@ -57,7 +57,7 @@ class RequestBox:
         """Ask the loop and wait for its answer."""
         with self._lock:
             request = OperatorRequest(next(self._ids), kind, from_leader)
-            pending = self._pending[request.id] = _Pending(request)
+            pending = self._pending[request.id] = _Pending(request, self._rt.event())
         self._wake()
         pending.done.wait(deadline_s)
         with self._lock:
@@ -89,7 +89,8 @@ class Operations:
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
-        self._changed = threading.Condition()
+        self._now = agent.runtime.now
+        self._changed = agent.runtime.condition()
         self._changes = 0
 
     # --- reading --------------------------------------------------------------------------------------
@@ -119,7 +120,7 @@ class Operations:
             obs = replace(obs, cluster=self.read_cluster())
         except DcsError:
             pass
-        memory, since = self._agent.memory, boottime()
+        memory, since = self._agent.memory, self._now()
         names = peers_to_ask(obs, memory)
         members = {m.name: m.api_url for m in memory.last_members} | {
             m.name: m.api_url
@@ -174,8 +175,8 @@ class Operations:
     ) -> Answer:
         """Until the store shows how it ended; looked at on every change."""
         limit_s = 2 * max(10.0, self._settings.loop_wait_s)
-        end = boottime() + limit_s
-        while boottime() < end:
+        end = self._now() + limit_s
+        while self._now() < end:
             with self._changed:
                 seen = self._changes
             verdict = self._look(version, former, candidate, switchover)

@@ -1,4 +1,4 @@
-"""Asking other members how far they are: `GET <api_url>` in parallel, one thread each (contract 2.4.12).
+"""Asking other members how far they are: `GET <api_url>` in parallel, a thread each (contract 2.4.12).
 
 Peers that are haagent's take a fresh sample for such a question (`?peer=<name>`); Patroni's do so anyway.
 Answers are facts with the time the question was *sent*; a peer that says nothing useful is `PeerSilent`.
@@ -6,40 +6,33 @@ Answers are facts with the time the question was *sent*; a peer that says nothin
 
 from __future__ import annotations
 
-import json
 import logging
-import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
-import urllib3
-
-from dcs.api import boottime
 from dcs.records import Tags
-from haagent import __version__
-from haagent.config.types import AgentConfig
 from haagent.core.model import Peer, PeerAnswer, PeerSilent
+from haagent.ports import PeerFault, PeerPort
+from haagent.runtime import Runtime
 from postgres_ctl.facts import Lsn
 
 log = logging.getLogger(__name__)
 
 #: Contract 2.1: a peer that needs longer counts as silent, seconds.
 ANSWER_S = 2.0
-_BODY_MAX = 1 << 20
 
 
 class PeerAsker:
     """Asks, remembers the last answer of each peer, and tells when one arrives. Thread safe."""
 
-    def __init__(self, config: AgentConfig, on_change: Callable[[], None]) -> None:
-        self._name, self._on_change = config.name, on_change
-        self._pool = ThreadPoolExecutor(max_workers=16, thread_name_prefix="peer")
-        self._lock = threading.Condition()
+    def __init__(self, runtime: Runtime, port: PeerPort, name: str, on_change: Callable[[], None]) -> None:
+        self._rt, self._port, self._name, self._on_change = runtime, port, name, on_change
+        self._lock = runtime.condition()
         self._in_flight: set[str] = set()
         self._answers: dict[str, Peer] = {}
-        self._http = _http(config)
+        self._seen: Mapping[str, Peer] = {}
 
     def ask(self, targets: Mapping[str, str]) -> None:
         """Ask these members (name -> api_url), except those already being asked. Returns at once."""
@@ -48,33 +41,31 @@ class PeerAsker:
                 if name in self._in_flight:
                     continue
                 self._in_flight.add(name)
-            self._pool.submit(self._one, name, url)
+            self._rt.thread(partial(self._one, name, url), f"peer-{name}").start()
 
     def answers(self) -> Mapping[str, Peer]:
-        with self._lock:
-            return dict(self._answers)
+        """The last answer of each; a value that does not change."""
+        return self._seen
 
     def answers_since(self, names: Iterable[str], since: float, deadline_s: float) -> Mapping[str, Peer]:
         """Wait until all of these were asked after `since` (CLOCK_BOOTTIME) and answered, or the deadline."""
-        wanted = set(names)
+        wanted = tuple(names)
 
         def complete() -> bool:
             return all(n in self._answers and self._answers[n].asked_at >= since for n in wanted)
 
         with self._lock:
             self._lock.wait_for(complete, deadline_s)
-            return dict(self._answers)
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+            return self._seen
 
     def _one(self, name: str, url: str) -> None:
-        sent_at = boottime()
+        sent_at = self._rt.now()
         peer: Peer
         try:
-            peer = parse_answer(name, sent_at, self._get(f"{url}?peer={quote(self._name)}"))
-        except (urllib3.exceptions.HTTPError, OSError) as fault:
-            peer = PeerSilent(name, sent_at, f"no answer from {url}: {_short(fault)}")
+            answer = self._port.get(f"{url}?peer={quote(self._name)}", ANSWER_S)
+            peer = parse_answer(name, sent_at, answer)
+        except PeerFault as fault:
+            peer = PeerSilent(name, sent_at, f"{url}: {fault}")
         except ValueError as fault:
             peer = PeerSilent(name, sent_at, f"useless answer from {url}: {fault}")
         except Exception as fault:  # an answer we did not foresee must not leave it "in flight" for ever
@@ -83,41 +74,9 @@ class PeerAsker:
         with self._lock:
             self._in_flight.discard(name)
             self._answers[name] = peer
+            self._seen = dict(self._answers)
             self._lock.notify_all()
         self._on_change()
-
-    def _get(self, url: str) -> object:
-        answer = self._http.request(
-            "GET", url, timeout=urllib3.Timeout(total=ANSWER_S), retries=False, preload_content=False
-        )
-        try:
-            return json.loads(answer.read(_BODY_MAX) or b"null")
-        finally:
-            answer.release_conn()
-
-
-def _http(config: AgentConfig) -> urllib3.PoolManager:
-    """Contract 3.2: the server's certificate is checked only when a client certificate is configured."""
-    headers = {"User-Agent": f"haagent/{__version__}"}
-    ctl = config.ctl
-    if ctl.certfile is None:
-        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-        return urllib3.PoolManager(headers=headers, cert_reqs="CERT_NONE", assert_hostname=False, maxsize=2)
-    return urllib3.PoolManager(
-        headers=headers,
-        cert_file=ctl.certfile,
-        key_file=ctl.keyfile,
-        key_password=ctl.keyfile_password,
-        ca_certs=ctl.cacert or config.restapi.cafile,
-        cert_reqs="CERT_REQUIRED",
-        assert_hostname=False,
-        maxsize=2,
-    )
-
-
-def _short(fault: Exception) -> str:
-    text = str(getattr(fault, "reason", None) or fault)
-    return text.rpartition(": ")[2][:120]
 
 
 # --- reading an answer ----------------------------------------------------------------------------
@@ -167,16 +126,3 @@ def _lsn(value: Any) -> Lsn | None:
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
-
-
-def is_somebody_there(api_url: str | None) -> bool:
-    """Does a living agent answer `GET /liveness` there? (contract 7.1; 3 seconds)"""
-    if api_url is None:
-        return False
-    url = api_url.rpartition("/")[0] + "/liveness"
-    http = urllib3.PoolManager(cert_reqs="CERT_NONE", assert_hostname=False)
-    try:
-        http.request("GET", url, timeout=urllib3.Timeout(total=3.0), retries=False)
-    except (urllib3.exceptions.HTTPError, OSError):
-        return False
-    return True

@@ -1,8 +1,8 @@
 """What one agent needs of the world, as ports. `haagent.system` fills them with the real things.
 
-The agent's code (loop, act, jobs, lease keeper, instance, peers) talks to PostgreSQL, guardian, peers and REST
-only through these, so that tests/simulation can run it unmodified in a world of its own. Words and errors are
-those of `postgres_ctl` and `guardian_client`: a port adds no meaning.
+The agent's code (loop, act, jobs, lease keeper, instance, peers) talks to PostgreSQL, guardian, peers and
+REST only through these, so that tests/simulation can run it unmodified in its own world. Words and errors
+are those of `postgres_ctl` and `guardian_client`: a port adds no meaning.
 """
 
 from __future__ import annotations
@@ -128,9 +128,7 @@ class Postgres(Protocol):
         config_file: str,
     ) -> None: ...
 
-    def keep_diverged_wal(
-        self, data_dir: str, control: ControlData, switch_lsn: Lsn
-    ) -> DiscardReport: ...
+    def keep_diverged_wal(self, data_dir: str, control: ControlData, switch_lsn: Lsn) -> DiscardReport: ...
 
     def rewind(self, spec: RewindSpec, deadline_s: float, cancel: Cancellation) -> RewindOutcome: ...
 
@@ -170,9 +168,7 @@ class GuardianLink(Protocol):
 
     def exit(self, deadline_s: float, force: bool = False) -> guardian.Simple: ...
 
-    def status(
-        self, deadline_s: float
-    ) -> guardian.GuardianState | guardian.Refused | guardian.NoAnswer: ...
+    def status(self, deadline_s: float) -> guardian.GuardianState | guardian.Refused | guardian.NoAnswer: ...
 
     def close(self) -> None: ...
 

@@ -7,9 +7,9 @@ never followed by an older one that says `running`.
 from __future__ import annotations
 
 import logging
-import threading
 
 from dcs.api import Dcs, Ok, Unknown, WriteOutcome
+from haagent.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
@@ -17,13 +17,13 @@ log = logging.getLogger(__name__)
 class MemberPublisher:
     """Writes `members/<name>` when it changed. Thread safe."""
 
-    def __init__(self, dcs: Dcs, name: str) -> None:
+    def __init__(self, runtime: Runtime, dcs: Dcs, name: str) -> None:
         self._dcs, self._name = dcs, name
-        self._cond = threading.Condition()
+        self._cond = runtime.condition()
         self._wanted: tuple[str, str, float] | None = None
         self._written: tuple[str, str] | None = None
         self._ended = False
-        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+        self._thread = runtime.thread(self._run, "publisher")
 
     def start(self) -> None:
         self._thread.start()

@@ -2,7 +2,7 @@
 
 `SystemRuntime` is the kernel's: real threads, CLOCK_BOOTTIME. Everything in the agent that waits, starts a
 thread or looks at a clock does so through the `Runtime` it was given, never through `threading` or `time`.
-Locks guard memory only: nobody holds one across a call that may block (the simulator raises when somebody does).
+Locks guard memory only: nobody holds one across a call that may block (the simulator raises when one does).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from types import TracebackType
 from typing import Protocol
 
 from dcs.api import boottime
@@ -19,7 +20,9 @@ from postgres_ctl.api import Cancellation
 class Lock(Protocol):
     def __enter__(self) -> object: ...
 
-    def __exit__(self, *exc: object) -> object: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None, /
+    ) -> object: ...
 
 
 class Condition(Lock, Protocol):

@@ -1,0 +1,270 @@
+"""The real things behind `haagent.ports`: this host's threads, PostgreSQL, guardian, network. No logic."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import urllib3
+
+from dcs.factory import make_dcs
+from haagent import __version__, guardian_client, guardian_types
+from haagent.api import RestServer
+from haagent.config.types import AgentConfig
+from haagent.journal import Journal
+from haagent.ports import PeerFault, Ports, Session
+from haagent.runtime import SystemRuntime
+from postgres_ctl import (
+    basebackup,
+    bootstrap,
+    config_files,
+    controldata,
+    datadir,
+    gucs,
+    process,
+    queries,
+    rewind,
+)
+from postgres_ctl.api import Cancellation, ConnectionTarget
+from postgres_ctl.facts import ControlData, DataDirState, Lsn, TimelineSwitch
+from postgres_ctl.slots import SlotPlan, apply_plan
+
+#: An answer of a peer is never larger, bytes.
+_BODY_MAX = 1 << 20
+#: Is somebody there? Longer silence means no, seconds (contract 7.1).
+_ALIVE_S = 3.0
+
+
+def system_ports(config: AgentConfig) -> Ports:
+    """Everything an agent needs on this machine. Raises DcsConfigError, OSError."""
+    dcs = config.dcs
+    return Ports(
+        runtime=SystemRuntime(),
+        dcs=make_dcs(dcs.backend, dcs.section, config.namespace, config.scope),
+        keeper_dcs=make_dcs(dcs.backend, dcs.section, config.namespace, config.scope),
+        postgres=SystemPostgres(),
+        guardian=SystemGuardian(),
+        peers=HttpPeers(config),
+        journal=Journal(config.postgresql.state_dir, secrets=config.secrets),
+        rest=RestServer,
+    )
+
+
+class SystemPostgres:
+    """`postgres_ctl` by its own words."""
+
+    # --- servers
+
+    def session(self, target: ConnectionTarget, application_name: str) -> queries.Session:
+        return queries.Session(target, application_name)
+
+    def apply_slots(self, session: Session, plan: SlotPlan, deadline_s: float) -> tuple[str, ...]:
+        assert isinstance(session, queries.Session)
+        return apply_plan(session, plan, deadline_s)
+
+    def identify_system(self, target: ConnectionTarget, deadline_s: float) -> queries.SystemIdentity:
+        return queries.identify_system(target, deadline_s)
+
+    def timeline_history(
+        self, target: ConnectionTarget, timeline: int, deadline_s: float
+    ) -> tuple[TimelineSwitch, ...]:
+        return queries.timeline_history(target, timeline, deadline_s)
+
+    # --- processes
+
+    def find_postmaster(self, data_dir: str) -> tuple[int, int] | None:
+        found = process.find_postmaster(data_dir)
+        ticks = process.start_ticks(found.pid) if found is not None else None
+        return None if found is None or ticks is None else (found.pid, ticks)
+
+    def leftovers(self, data_dir: str) -> bool:
+        return bool(process.leftovers(data_dir))
+
+    # --- the data directory
+
+    def data_dir_state(self, data_dir: str) -> DataDirState:
+        return datadir.data_dir_state(data_dir)
+
+    def has_signal_file(self, data_dir: str) -> bool:
+        return any(os.path.exists(f"{data_dir}/{name}") for name in ("standby.signal", "recovery.signal"))
+
+    def control_data(self, bin_dir: str, data_dir: str) -> ControlData:
+        return controldata.read_controldata(bin_dir, data_dir)
+
+    def major_version(self, data_dir: str) -> int | None:
+        return controldata.major_version(data_dir)
+
+    def history(self, data_dir: str, timeline: int) -> tuple[TimelineSwitch, ...] | None:
+        return controldata.read_history(data_dir, timeline)
+
+    def history_mtime(self, data_dir: str, timeline: int) -> str | None:
+        return controldata.history_mtime(data_dir, timeline)
+
+    def wipe(self, data_dir: str) -> None:
+        datadir.wipe(data_dir)
+
+    # --- the agent's own files
+
+    def make_state_dir(self, path: str) -> None:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+
+    def read_text(self, path: str) -> str | None:
+        return config_files.read_text(path)
+
+    def write_synced(self, path: str, text: str) -> None:
+        datadir.write_synced(path, text)
+
+    def log_tail(self, path: str) -> str:
+        """Last FATAL or PANIC line at the end of a log, else its last line; "" when there is none."""
+        try:
+            with open(path, "rb") as f:
+                f.seek(0, os.SEEK_END)
+                f.seek(max(0, f.tell() - 4096))
+                lines = f.read().decode(errors="replace").splitlines()
+        except OSError:
+            return ""
+        return next((x for x in reversed(lines) if "FATAL" in x or "PANIC" in x), lines[-1] if lines else "")
+
+    # --- configuration
+
+    def check_parameters(
+        self, bin_dir: str, parameters: Mapping[str, str]
+    ) -> tuple[dict[str, str], tuple[str, ...]]:
+        known = gucs.describe_gucs(bin_dir)
+        return gucs.check_parameters(parameters, known, lambda name: gucs.guc_exists(bin_dir, name))
+
+    def write_config(
+        self, server: config_files.ServerConfig, recovery: config_files.RecoveryConfig | None
+    ) -> frozenset[str]:
+        return config_files.write_config(server, recovery)
+
+    def write_pgpass(self, path: str, targets: Iterable[ConnectionTarget]) -> None:
+        config_files.write_pgpass(path, targets)
+
+    def write_standby_signal(self, data_dir: str) -> None:
+        config_files.write_standby_signal(data_dir)
+
+    def remove_standby_signal(self, data_dir: str) -> None:
+        config_files.remove_standby_signal(data_dir)
+
+    def save_backups(self, server: config_files.ServerConfig) -> None:
+        config_files.save_backups(server)
+
+    def append_hba(self, data_dir: str, lines: Sequence[str]) -> None:
+        path = f"{data_dir}/pg_hba.conf"
+        old = config_files.read_text(path) or ""
+        config_files.write_if_changed(path, old + "".join(f"{line}\n" for line in lines))
+
+    def read_dynamic_cache(self, data_dir: str) -> dict[str, Any] | None:
+        return config_files.read_dynamic_cache(data_dir)
+
+    def write_dynamic_cache(self, data_dir: str, dynamic: Mapping[str, Any]) -> None:
+        config_files.write_dynamic_cache(data_dir, dynamic)
+
+    # --- tools
+
+    def bootstrap(
+        self, spec: bootstrap.InitdbSpec, deadline_s: float, cancel: Cancellation
+    ) -> tuple[str, ...]:
+        return bootstrap.bootstrap(spec, deadline_s, cancel)
+
+    def clone(self, spec: basebackup.CloneSpec, deadline_s: float, cancel: Cancellation) -> tuple[str, ...]:
+        return basebackup.clone(spec, deadline_s, cancel)
+
+    def rewind_interrupted(self, data_dir: str) -> bool:
+        return rewind.interrupted(data_dir)
+
+    def forget_rewind(self, data_dir: str) -> None:
+        rewind.forget_interruption(data_dir)
+
+    def make_clean(
+        self,
+        bin_dir: str,
+        data_dir: str,
+        control: ControlData,
+        deadline_s: float,
+        cancel: Cancellation,
+        config_file: str,
+    ) -> None:
+        rewind.make_clean(bin_dir, data_dir, control, deadline_s, cancel, config_file)
+
+    def keep_diverged_wal(self, data_dir: str, control: ControlData, switch_lsn: Lsn) -> rewind.DiscardReport:
+        keep = rewind.diverged_dir(data_dir, control.timeline, switch_lsn)
+        return rewind.keep_diverged_wal(data_dir, control, switch_lsn, keep)
+
+    def rewind(
+        self, spec: rewind.RewindSpec, deadline_s: float, cancel: Cancellation
+    ) -> rewind.RewindOutcome:
+        return rewind.rewind(spec, deadline_s, cancel)
+
+
+class SystemGuardian:
+    """The guardian process of a data directory."""
+
+    def connect(
+        self,
+        state_dir: str,
+        data_dir: str,
+        on_event: Callable[[guardian_types.GuardianEvent], None],
+    ) -> guardian_client.GuardianLink:
+        return guardian_client.GuardianLink.connect(state_dir, data_dir, on_event)
+
+    def fence_directly(self, postmaster_pid: int, data_dir: str) -> list[int]:
+        return guardian_client.fence_directly(postmaster_pid, data_dir)
+
+
+class HttpPeers:
+    """Other agents over HTTP."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self._http = _http(config)
+
+    def get(self, url: str, deadline_s: float) -> object:
+        """The JSON document at `url`. Raises PeerFault."""
+        try:
+            answer = self._http.request(
+                "GET", url, timeout=urllib3.Timeout(total=deadline_s), retries=False, preload_content=False
+            )
+            try:
+                return json.loads(answer.read(_BODY_MAX) or b"null")
+            finally:
+                answer.release_conn()
+        except (urllib3.exceptions.HTTPError, OSError) as fault:
+            raise PeerFault(f"no answer: {_short(fault)}") from None
+        except (ValueError, RecursionError) as fault:
+            raise PeerFault(f"useless answer: {fault}") from None
+
+    def is_alive(self, url: str) -> bool:
+        """Whoever answers anything at all is there."""
+        http = urllib3.PoolManager(cert_reqs="CERT_NONE", assert_hostname=False)
+        try:
+            http.request("GET", url, timeout=urllib3.Timeout(total=_ALIVE_S), retries=False)
+        except (urllib3.exceptions.HTTPError, OSError):
+            return False
+        return True
+
+
+def _http(config: AgentConfig) -> urllib3.PoolManager:
+    """Contract 3.2: the server's certificate is checked only when a client certificate is configured."""
+    headers = {"User-Agent": f"haagent/{__version__}"}
+    ctl = config.ctl
+    if ctl.certfile is None:
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+        return urllib3.PoolManager(headers=headers, cert_reqs="CERT_NONE", assert_hostname=False, maxsize=2)
+    return urllib3.PoolManager(
+        headers=headers,
+        cert_file=ctl.certfile,
+        key_file=ctl.keyfile,
+        key_password=ctl.keyfile_password,
+        ca_certs=ctl.cacert or config.restapi.cafile,
+        cert_reqs="CERT_REQUIRED",
+        assert_hostname=False,
+        maxsize=2,
+    )
+
+
+def _short(fault: Exception) -> str:
+    text = str(getattr(fault, "reason", None) or fault)
+    return text.rpartition(": ")[2][:120]
