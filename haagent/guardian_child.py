@@ -13,27 +13,13 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 from haagent import guardian_os
+from haagent.guardian_kernel import ABOUT_TO_EXEC, StartOrder
 
-#: First byte of the report: exec comes next. Anything after it says why exec failed.
-ABOUT_TO_EXEC = b"X"
 _SIGNALS_CHANGED = (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGTERM, signal.SIGCHLD)
 _STANDBY_SIGNALS = ("standby.signal", "recovery.signal")
 _HIGHEST_FD = 65536
-
-
-class StartOrder(NamedTuple):
-    """How to start the postmaster; `fence_at` (CLOCK_BOOTTIME seconds) bounds a writable start."""
-
-    argv: list[str]
-    env: dict[str, str]
-    cwd: str
-    log: str
-    data_dir: str
-    writable: bool
-    fence_at: float | None
 
 
 class _NotStarted(Exception):

@@ -1,18 +1,17 @@
 """The postmaster as the guardian holds it: one it started itself, or one it adopted.
 
 Theory. Our own child is known by its pid until it is reaped, and what it leaves comes to us as to a child
-subreaper: ECHILD proves that nothing is left. An adopted one is no child: it is held by a pidfd, and what it
-leaves is found by name and working directory and held by pidfds too. No disk is touched here.
+subreaper: ECHILD proves that nothing is left. An adopted one is no child: it is held (`Kernel.hold`), and
+what it leaves is found by name and working directory and held too. No disk is touched here.
 """
 
 from __future__ import annotations
 
-import os
 import signal
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
-from haagent import guardian_os
+from haagent.guardian_kernel import Held, Kernel
 
 
 class Postmaster:
@@ -20,7 +19,8 @@ class Postmaster:
 
     adopted = False
 
-    def __init__(self, pid: int, start_ticks: int, writable_epoch: int | None) -> None:
+    def __init__(self, kernel: Kernel, pid: int, start_ticks: int, writable_epoch: int | None) -> None:
+        self.kernel = kernel
         self.pid = pid
         self.start_ticks = start_ticks
         self.writable_epoch = writable_epoch
@@ -43,11 +43,11 @@ class Postmaster:
 
     def is_stopped(self) -> bool:
         """True when SIGSTOP or a debugger holds it."""
-        return guardian_os.is_stopped(self.pid)
+        return self.kernel.is_stopped(self.pid)
 
     def signal_children(self, signum: int) -> None:
         """To every direct child: the backends and helpers of PostgreSQL."""
-        guardian_os.signal_children(self.pid, signum)
+        self.kernel.signal_children(self.pid, signum)
 
     def describe(self) -> dict[str, Any]:
         """As in the messages."""
@@ -82,97 +82,88 @@ class Postmaster:
         """After the postmaster's end: pids of what is left of it."""
         raise NotImplementedError
 
-    def new_pidfds(self) -> list[int]:
-        """Descriptors to watch that were not handed out before; readable when the process is dead."""
-        return []
-
-    def release(self) -> list[int]:
-        """Descriptors to close at the end."""
-        return []
+    def release(self) -> None:
+        """Nothing of it is left, or it is somebody else's from now on."""
 
 
 class Owned(Postmaster):
     """Our child. Its pid cannot be reused before we reap it."""
 
-    def __init__(self, pid: int, writable_epoch: int | None, report_fd: int | None) -> None:
-        stat = guardian_os.read_stat(pid)
-        super().__init__(pid, stat.start_ticks if stat else 0, writable_epoch)
-        self.report_fd = report_fd
+    def __init__(self, kernel: Kernel, pid: int, writable_epoch: int | None) -> None:
+        super().__init__(kernel, pid, kernel.start_ticks(pid), writable_epoch)
 
     def signal(self, signum: int) -> None:
         if self.gone_at is None:
-            guardian_os.kill(self.pid, signum)
+            self.kernel.kill(self.pid, signum)
 
     def kill_all(self, spare: Collection[int]) -> None:
         # The postmaster first: a process that is being killed forks no more.
         self.signal(signal.SIGKILL)
         if self.gone_at is None:
             self.signal_children(signal.SIGKILL)
-        for child in guardian_os.children_of(os.getpid()):
+        for child in self.kernel.children_of(self.kernel.pid):
             if child not in spare:
-                guardian_os.kill(child, signal.SIGKILL)
+                self.kernel.kill(child, signal.SIGKILL)
 
     def leftovers(self, spare: Collection[int]) -> list[int]:
-        try:
-            # WNOWAIT only looks: reaping is the loop's.
-            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
+        if not self.kernel.has_children():
             return []
-        return [child for child in guardian_os.children_of(os.getpid()) if child not in spare]
+        return [child for child in self.kernel.children_of(self.kernel.pid) if child not in spare]
 
 
 class Adopted(Postmaster):
-    """Somebody else's child: no parent-death signal, no exit status."""
+    """Somebody else's child: no parent-death signal, no exit status.
+
+    `on_death` is told of each process found below it later; the postmaster itself was held by the caller.
+    """
 
     adopted = True
 
     def __init__(
-        self, pid: int, start_ticks: int, comm: str, pidfd: int, data_dir: str, writable: bool
+        self,
+        kernel: Kernel,
+        postmaster: Held,
+        data_dir: str,
+        writable: bool,
+        on_death: Callable[[Held], None],
     ) -> None:
-        super().__init__(pid, start_ticks, None)
+        super().__init__(kernel, postmaster.pid, postmaster.start_ticks, None)
         self.writes_unleased = writable
-        self.comm = comm
-        self.pidfd = pidfd
+        self.postmaster = postmaster
         self.data_dir = data_dir
-        self._held = {pidfd: pid}
-        self._new = [pidfd]
+        self.on_death = on_death
+        self._held = {postmaster.pid: postmaster}
 
     def signal(self, signum: int) -> None:
         if self.gone_at is None:
-            guardian_os.send_signal(self.pidfd, signum)
+            self.postmaster.signal(signum)
 
     def kill_all(self, spare: Collection[int]) -> None:
         # Stopped first: it forks nothing between look and kill, and reaps nothing: no pid is reused.
         self.signal(signal.SIGSTOP)
-        below = guardian_os.children_of(self.pid) if self.gone_at is None else []
-        for pid in {*below, *guardian_os.processes_in(self.data_dir, self.comm)} - set(self._held.values()):
-            fd = guardian_os.open_pidfd(pid)
-            if fd is None:
-                guardian_os.kill(pid, signal.SIGKILL)  # out of descriptors: kill now, look again later
+        below = self.kernel.children_of(self.pid) if self.gone_at is None else []
+        for pid in {*below, *self._processes()} - self._held.keys():
+            held = self.kernel.hold(pid, self.on_death)
+            if held is None:
+                self.kernel.kill(pid, signal.SIGKILL)  # out of descriptors: kill now, look again later
             else:
-                self._held[fd] = pid
-                self._new.append(fd)
-        for fd in self._held:
-            guardian_os.send_signal(fd, signal.SIGKILL)
+                self._held[pid] = held
+        for held in self._held.values():
+            held.signal(signal.SIGKILL)
 
-    def is_dead(self, fd: int) -> bool:
-        """True for a descriptor of ours whose process has died."""
-        return fd in self._held and guardian_os.has_died(fd)
-
-    def forget(self, fd: int) -> bool:
+    def forget(self, held: Held) -> bool:
         """A process is dead; True when it was the postmaster itself."""
-        del self._held[fd]
-        os.close(fd)
-        return fd == self.pidfd
+        self._held.pop(held.pid, None)
+        return held is self.postmaster
 
     def leftovers(self, spare: Collection[int]) -> list[int]:
-        held = {pid for fd, pid in self._held.items() if fd != self.pidfd}
-        return sorted(held | set(guardian_os.processes_in(self.data_dir, self.comm)))
+        below = {pid for pid, held in self._held.items() if held is not self.postmaster}
+        return sorted(below | set(self._processes()))
 
-    def new_pidfds(self) -> list[int]:
-        new, self._new = self._new, []
-        return new
+    def release(self) -> None:
+        for held in self._held.values():
+            held.release()
+        self._held = {}
 
-    def release(self) -> list[int]:
-        held, self._held = list(self._held), {}
-        return held
+    def _processes(self) -> list[int]:
+        return self.kernel.processes_in(self.data_dir, self.postmaster.comm)

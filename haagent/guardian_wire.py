@@ -7,8 +7,9 @@ an error; what is one and cannot be granted raises `guardian_lease.Refused`.
 from __future__ import annotations
 
 import json
-import socket
 from typing import Any
+
+from haagent.guardian_kernel import Message
 
 PROTOCOL = 1
 SOCKET_NAME = "guardian.sock"
@@ -18,30 +19,9 @@ POSTGRES_LOG_NAME = "postgresql.log"
 #: Longest message taken, bytes: a start order carries a whole environment.
 MAX_MESSAGE_BYTES = 256 * 1024
 
-Message = dict[str, Any]
-
 
 class BadMessage(Exception):
     """The message is not one of the protocol; the text names the key."""
-
-
-class Peer:
-    """One connection."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.open = True
-
-
-class Waiting:
-    """A request whose answer comes later: a start, a promote."""
-
-    def __init__(self, peer: Peer, request: Message, pid: int) -> None:
-        self.peer = peer
-        self.id = request.get("id")
-        self.pid = pid
-        self.epoch: int = request.get("epoch") or 0
-        self.report = b""
 
 
 def parse(raw: bytes, truncated: bool) -> Message:
