@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 _LSN = re.compile(r"^([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})$")
 
@@ -179,6 +180,7 @@ class InstanceSample:
 SLOT_NAME_MAX = 63
 
 
+@lru_cache(maxsize=1024)
 def slot_name(member: str) -> str:
     """Name of the slot of `member`; two members may map to one name (the caller reports that)."""
     return "".join(_slot_character(c) for c in member.lower())[:SLOT_NAME_MAX]

@@ -6,7 +6,7 @@ nothing. Rules may then rely on it, and the simulator sees the same memory the l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from dcs.records import ClusterSnapshot
@@ -25,6 +25,8 @@ from postgres_ctl.facts import slot_name
 REJOIN_PAUSE_S, REJOIN_PAUSE_MAX_S = 2.0, 60.0
 #: Names of gone members are remembered at least this long after their slots were given up, seconds.
 SLOTS_FORGOTTEN_S = 600.0
+#: Seen again within so long, a member is not noted anew, seconds.
+SLOTS_NOTED_S = 5.0
 #: States of a member that does not work on a new cluster.
 _AT_REST = ("stopped", "crashed", "start failed", "initdb failed")
 
@@ -67,17 +69,19 @@ def _after_view(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> M
     return _after_pause(obs, evolve(memory, slots_seen=_slots_seen(obs, memory, cluster)))
 
 
-def _slots_seen(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> dict[str, float]:
+def _slots_seen(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> Mapping[str, float]:
     """Members gone too long stay known for a second life time: their slots here must still be dropped.
 
     What the leader retains counts as seen now, when it is news: this agent may be younger than the member is
     gone."""
+    old, lately = memory.slots_seen, obs.now - SLOTS_NOTED_S
     others = [m for m in cluster.members if m.name != obs.me.name]
-    seen = {slot_name(m.name): obs.now for m in others if not m.tags.nostream}
+    names = [slot_name(m.name) for m in others if not m.tags.nostream]
+    seen = {n: at if (at := old.get(n, 0.0)) > lately else obs.now for n in names}
     told = cluster.status.retain_slots if cluster.status is not None else None
     news = {name: obs.now for name in told or () if name != slot_name(obs.me.name)}
     kept_s = 2 * obs.settings.member_slots_ttl_s + SLOTS_FORGOTTEN_S
-    known = {n: at for n, at in memory.slots_seen.items() if obs.now < at + kept_s}
+    known = {n: at for n, at in old.items() if obs.now < at + kept_s}
     return news | known | seen
 
 

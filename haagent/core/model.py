@@ -327,8 +327,12 @@ class Memory:
 
 
 def evolve(memory: Memory, **changes: Any) -> Memory:
-    """`dataclasses.replace` under a name that reads well in rules."""
-    return replace(memory, **changes)
+    """`memory` with these values; itself when it has them already, which is the usual case and costs nothing."""
+    for name, value in changes.items():
+        old = getattr(memory, name)
+        if old is not value and old != value:
+            return replace(memory, **changes)
+    return memory
 
 
 @dataclass(frozen=True)
