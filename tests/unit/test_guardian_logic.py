@@ -201,7 +201,8 @@ class Bench:
         while self.system.ending:
             pid = next(iter(self.system.ending))
             self.system.end(pid, self.system.ending.pop(pid))
-            self.logic.signalled()
+            if self.system.zombies:
+                self.logic.signalled()
 
     def end(self, pid: int, status: int) -> None:
         """By itself, or by somebody else's hand."""
@@ -378,7 +379,10 @@ def test_an_adopted_primary_is_fenced_with_all_that_works_beside_it(bench: Bench
     bench.system.add(30, 20)
     bench.system.add(31, INIT)  # an orphan of a child of it
     shell = bench.system.add(60, INIT, comm="bash")
+    shell.cwd = "/home"
     assert "start time" in bench.ask("adopt", pid=20, start_ticks=8)["refused"]
+    assert "works in /home" in bench.ask("adopt", pid=60, start_ticks=7)["refused"]
+    shell.cwd = DATA_DIR
     assert bench.ask("adopt", pid=20, start_ticks=7)["ok"]
     assert "no fence is armed" in bench.ask("close", epoch=1)["refused"]
     bench.arm()
@@ -387,6 +391,16 @@ def test_an_adopted_primary_is_fenced_with_all_that_works_beside_it(bench: Bench
     assert bench.signals_to(60) == []
     assert bench.logic.server is None
     assert bench.logic.last_exit == {"pid": 20, "status": None, "fenced": True}
+
+
+def test_the_end_of_an_adopted_one_is_told_once_its_last_process_is_dead(bench: Bench) -> None:
+    bench.system.add(20, INIT)
+    bench.system.add(30, 20, stuck=True)
+    bench.ask("adopt", pid=20, start_ticks=7)
+    bench.end(20, -SIGKILL)
+    bench.run_until(LEFTOVER_REPORT_S + 0.1)
+    bench.end(30, -SIGKILL)
+    assert [event["leftovers"] for event in bench.events("exited")] == [[30], []]
 
 
 # --- who is heard, and when it ends -----------------------------------------------------------------------
