@@ -73,6 +73,8 @@ class Agent:
         self._reload = False
         self._exit: tuple[int, str] | None = None
         self._replaced: str | None = None
+        #: Pure; an attribute so that a test can see what becomes of an agent whose decisions fail (H12).
+        self.decide = decide
         self.memory = Memory()
         self.last_observation: Observation | None = None
         self._seen_cluster: tuple[ClusterSnapshot, float, int] | None = None
@@ -339,7 +341,7 @@ class Agent:
     def _decide(self, obs: Observation) -> Decision | None:
         """The decision, or None when `decide` raised: then nothing new is done (rule 10, H12)."""
         try:
-            decision = decide(obs, self.memory)
+            decision = self.decide(obs, self.memory)
         except Exception:
             log.exception("decide failed (%s in a row)", self._broken_steps + 1)
             self.memory = absorb_safely(obs, self.memory)

@@ -154,6 +154,8 @@ class LocalInstance:
         self._control: ControlData | Unavailable = Unavailable(self._now(), "never read")
         self._history: tuple[int, tuple[TimelineSwitch, ...]] = (0, ())
         self._applied: Applied | None = None
+        self._server: config_files.ServerConfig | None = None
+        self._claims: tuple[tuple[int, int], ...] | None = None
         self.settings: Settings = Settings.default()
         self.effective: EffectivePostgres = effective_postgresql(config, self.settings)
         self._warned: set[str] = set()
@@ -333,20 +335,22 @@ class LocalInstance:
 
     def claims(self) -> tuple[tuple[int, int], ...]:
         """(timeline, epoch) of every promotion this data directory was told to make (H15)."""
-        text = self.pg.read_text(self._state_path("claims.json"))
-        try:
-            return tuple((int(t), int(e)) for t, e in json.loads(text or "[]"))
-        except (ValueError, TypeError):
-            return ()
+        if self._claims is None:
+            self._claims = _parsed_claims(self.pg.read_text(self._state_path("claims.json")))
+        return self._claims
 
     def remember_claim(self, timeline: int, epoch: int) -> None:
         """Durable before the promotion is asked for."""
-        rows = [*self.claims(), (timeline, epoch)][-20:]
-        self.pg.write_synced(self._state_path("claims.json"), json.dumps(rows))
+        self._write_claims((*self.claims(), (timeline, epoch))[-20:])
 
     def forget_claims(self) -> None:
         """The data directory is another one now (cloned)."""
-        self.pg.write_synced(self._state_path("claims.json"), "[]")
+        self._write_claims(())
+
+    def _write_claims(self, claims: tuple[tuple[int, int], ...]) -> None:
+        self._claims = None  # until the file is known to hold them
+        self.pg.write_synced(self._state_path("claims.json"), json.dumps(claims))
+        self._claims = claims
 
     def _unfinished(self) -> str | None:
         return "rewind" if self.pg.rewind_interrupted(self.config.postgresql.data_dir) else None
@@ -358,7 +362,7 @@ class LocalInstance:
 
         Returns the settings with what the local file says about this member put on top (contract 5.1)."""
         self.config = config
-        self.effective = effective_postgresql(config, settings)
+        self.effective, self._server = effective_postgresql(config, settings), None
         self._warn(self.effective.warnings)
         pg = self.effective.config
         self.settings = replace(
@@ -388,6 +392,11 @@ class LocalInstance:
 
     def server_config(self) -> config_files.ServerConfig:
         """Everything that goes into the files (contract 5.4, 5.5)."""
+        if self._server is None:
+            self._server = self._make_server_config()
+        return self._server
+
+    def _make_server_config(self) -> config_files.ServerConfig:
         pg = self.effective.config
         accepted, warnings = self.pg.check_parameters(pg.bin_dir, pg.parameters)
         self._warn(warnings)
@@ -448,7 +457,7 @@ class LocalInstance:
 
     def rewrite_files(self) -> None:
         """The next ApplyConfig writes and reloads, even without a change (contract 7.1)."""
-        self._applied = None
+        self._applied = self._server = None
 
     def reload(self, deadline_s: float = 2.0) -> None:
         self.actions_session.reload_conf(deadline_s)
@@ -461,6 +470,7 @@ class LocalInstance:
             return "no guardian"
         pg = self.effective.config
         self._control = self._read_control()
+        self._server = None  # the programs may be newer ones since the last start
         self.write_files(writable, upstream)
         if writable:
             self.pg.remove_standby_signal(pg.data_dir)
@@ -526,6 +536,13 @@ class LocalInstance:
     def log_tail(self) -> str:
         """Last FATAL, PANIC or ERROR line of the postmaster's own output, for people."""
         return self.pg.log_tail(self._state_path("postgresql.log"))
+
+
+def _parsed_claims(text: str | None) -> tuple[tuple[int, int], ...]:
+    try:
+        return tuple((int(t), int(e)) for t, e in json.loads(text or "[]"))
+    except (ValueError, TypeError):
+        return ()
 
 
 def _host_port(sample: InstanceSample | Unavailable) -> tuple[str, int] | None:
