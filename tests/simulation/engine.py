@@ -247,6 +247,15 @@ class Task(greenlet):
         self.process.engine._ready.append((self, token + 1))
         return True
 
+    def resume_at(self, when: float, token: int, value: Any) -> bool:
+        """As `resume`, at true time `when`: from now on nothing else can be the answer."""
+        if self.token != token:
+            return False
+        self.token = token + 1
+        self.value = value
+        self.process.engine.push(when, self, token + 1)
+        return True
+
     def run(self) -> None:
         process = self.process
         try:
