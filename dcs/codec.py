@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
+from functools import lru_cache
 from typing import Any, NoReturn, TypeVar
 
 from dcs.records import (
@@ -55,6 +55,8 @@ MAX_DEPTH = 32
 #: LSNs are unsigned 64 bit; a larger integer anywhere would break float() and struct in later code.
 MAX_INT = 2**64 - 1
 MAX_TIMELINE = 2**32 - 1
+#: Decoded keys that are kept for the next snapshot.
+KEPT_RECORDS = 256
 
 T = TypeVar("T")
 
@@ -79,23 +81,22 @@ class _Bad(ValueError):
 def build_snapshot(raw: Mapping[str, RawKey], revision: int) -> ClusterSnapshot:
     """All keys (relative to the cluster: "leader", "members/pg0") at one `revision`. Never raises."""
     reader = _Reader(raw)
-    failover, config = raw.get(FAILOVER), raw.get(CONFIG)
-    claims = raw.get(CLAIMS)
+    failover, claims = raw.get(FAILOVER), raw.get(CLAIMS)
     return ClusterSnapshot(
         revision=revision,
-        initialize=reader.take(INITIALIZE, lambda k: _line(_text(k.value), "value")),
-        config=reader.take(CONFIG, _config) if config else None,
-        leader=reader.take(LEADER, _leader),
+        initialize=reader.take(INITIALIZE),
+        config=reader.take(CONFIG),
+        leader=reader.take(LEADER),
         members=reader.members(),
-        status=reader.take(STATUS if STATUS in raw else LEGACY_OPTIME, _status),
-        failover=reader.take(FAILOVER, _failover),
+        status=reader.take(STATUS if STATUS in raw else LEGACY_OPTIME),
+        failover=reader.take(FAILOVER),
         failover_version=failover.version if failover else 0,
-        sync=reader.take(SYNC, _sync),
-        history=reader.take(HISTORY, _history),
-        claims=reader.take(CLAIMS, _claims) or (),
+        sync=reader.take(SYNC),
+        history=reader.take(HISTORY),
+        claims=reader.take(CLAIMS) or (),
         claims_version=claims.version if claims else 0,
-        failsafe=reader.take(FAILSAFE, _failsafe),
-        outcome=reader.take(OUTCOME, _outcome),
+        failsafe=reader.take(FAILSAFE),
+        outcome=reader.take(OUTCOME),
         broken=tuple(reader.broken),
     )
 
@@ -105,28 +106,35 @@ class _Reader:
     raw: Mapping[str, RawKey]
     broken: list[Broken] = field(default_factory=list)
 
-    def take(self, key: str, decode: Callable[[RawKey], T]) -> T | None:
+    def take(self, key: str) -> Any:
+        """The record of `key`; None when it is absent, or broken and noted as such."""
         found = self.raw.get(key)
-        return None if found is None else self._guarded(key, lambda: decode(found))
+        if found is None:
+            return None
+        record = _decoded(key, found)
+        if isinstance(record, Broken):
+            self.broken.append(record)
+            return None
+        return record
 
     def members(self) -> tuple[Member, ...]:
-        found = []
-        for key in sorted(k for k in self.raw if k.startswith(MEMBERS)):
-            member = self.take(key, partial(_member, key[len(MEMBERS) :]))
-            if member is not None:
-                found.append(member)
-        return tuple(found)
+        taken = (self.take(key) for key in sorted(self.raw) if key.startswith(MEMBERS))
+        return tuple(member for member in taken if member is not None)
 
-    def _guarded(self, key: str, decode: Callable[[], T]) -> T | None:
-        try:
-            return decode()
-        except _Bad as error:
-            cause = str(error)
-        except Exception as error:
-            # A hole in our own checks must not take the snapshot down (hazard H12).
-            cause = f"unexpected {type(error).__name__}"
-        self.broken.append(Broken(printable(key), cause))
-        return None
+
+@lru_cache(maxsize=KEPT_RECORDS)
+def _decoded(key: str, found: RawKey) -> Any:
+    """The record, or `Broken`. Kept: most of a snapshot is as it was in the one before."""
+    try:
+        if key.startswith(MEMBERS):
+            return _member(key[len(MEMBERS) :], found)
+        return _DECODERS[key](found)
+    except _Bad as error:
+        cause = str(error)
+    except Exception as error:
+        # A hole in our own checks must not take the snapshot down (hazard H12).
+        cause = f"unexpected {type(error).__name__}"
+    return Broken(printable(key), cause)
 
 
 def printable(text: str, limit: int = 200) -> str:
@@ -440,6 +448,25 @@ def _change(change: Mapping[str, Json]) -> tuple[str, str]:
         if not isinstance(value, str | int | float):
             _wrong("pending_restart_reason", "a text", value)
     return str(old), str(new)
+
+
+def _initialize(raw: RawKey) -> str:
+    return _line(_text(raw.value), "value")
+
+
+_DECODERS: Mapping[str, Callable[[RawKey], object]] = {
+    INITIALIZE: _initialize,
+    CONFIG: _config,
+    LEADER: _leader,
+    STATUS: _status,
+    LEGACY_OPTIME: _status,
+    FAILOVER: _failover,
+    SYNC: _sync,
+    HISTORY: _history,
+    CLAIMS: _claims,
+    FAILSAFE: _failsafe,
+    OUTCOME: _outcome,
+}
 
 
 # --- encoding ---------------------------------------------------------------------------------------
