@@ -56,8 +56,8 @@ class Timer:
 
     __slots__ = ("call", "process")
 
-    def __init__(self, call: Callable[[], None], process: Process | None = None) -> None:
-        self.call: Callable[[], None] | None = call
+    def __init__(self, call: Callable[[], object], process: Process | None = None) -> None:
+        self.call: Callable[[], object] | None = call
         self.process = process
 
     def cancel(self) -> None:
@@ -97,13 +97,13 @@ class Engine:
 
     # --- asking for events ------------------------------------------------------------------------
 
-    def at(self, when: float, call: Callable[[], None]) -> Timer:
+    def at(self, when: float, call: Callable[[], object]) -> Timer:
         """Physics: `call` at true time `when` (at once when that is past), on nobody's behalf."""
         timer = Timer(call)
         self.push(when, timer, None)
         return timer
 
-    def after(self, delay_s: float, call: Callable[[], None]) -> Timer:
+    def after(self, delay_s: float, call: Callable[[], object]) -> Timer:
         return self.at(self.now + delay_s, call)
 
     def push(self, when: float, item: Timer | Task, token: int | None) -> None:
@@ -173,6 +173,7 @@ class Engine:
             for task in list(process.tasks):
                 if not task.dead:
                     task.throw(GreenletExit)
+                task.release()
             process.tasks.clear()
             process.armed = None
         self._heap.clear()
@@ -256,6 +257,12 @@ class Task(greenlet):
         self.process.engine.push(when, self, token + 1)
         return True
 
+    def release(self) -> None:
+        """Refer to nothing: containers of greenlets that ran escape the collector, and would keep it all."""
+        self.token += 1
+        self.joiners.clear()
+        del self.process, self.target
+
     def run(self) -> None:
         process = self.process
         try:
@@ -266,8 +273,10 @@ class Task(greenlet):
             if process.alive:
                 process.engine.crashes.append(Crash(process.name, self.name, traceback.format_exc()))
         process.tasks.pop(self, None)
+        self.token += 1
         for task, token in self.joiners:
             task.resume(token)
+        self.joiners.clear()
 
 
 class Process:
@@ -295,7 +304,7 @@ class Process:
             self.engine._ready.append((task, 0))
         return task
 
-    def at(self, when: float, call: Callable[[], None]) -> Timer:
+    def at(self, when: float, call: Callable[[], object]) -> Timer:
         """`call` in this process's name: later when it is frozen then, never when it is dead then."""
         timer = Timer(call, self)
         self.engine.push(when, timer, None)
@@ -358,7 +367,7 @@ def current_process() -> Process | None:
     return task.process if type(task) is Task else _acting
 
 
-def _call_for(process: Process, call: Callable[[], None]) -> None:
+def _call_for(process: Process, call: Callable[[], object]) -> None:
     global _acting
     _acting = process
     try:
@@ -475,6 +484,9 @@ class SimCondition(_Guard):
         held.pop()
         try:
             engine.hub.switch()
+        except GreenletExit:
+            self._waiters.pop(task, None)
+            raise
         finally:
             held.append(self)
         if task.value is None:
