@@ -222,7 +222,7 @@ class Task(greenlet):
 
     __slots__ = ("joiners", "name", "process", "target", "token", "value")
 
-    def __init__(self, process: Process, target: Callable[[], None], name: str) -> None:
+    def __init__(self, process: Process, target: Callable[[], object], name: str) -> None:
         super().__init__(None, process.engine.hub)
         self.process = process
         self.target = target
@@ -296,7 +296,7 @@ class Process:
         self.due: list[tuple[Any, int | None]] = []
         engine.processes.append(self)
 
-    def spawn(self, target: Callable[[], None], name: str) -> Task:
+    def spawn(self, target: Callable[[], object], name: str) -> Task:
         """A thread of this process, from the engine's next turn on."""
         task = Task(self, target, name)
         if self.alive:
