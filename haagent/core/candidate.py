@@ -350,11 +350,13 @@ def _fresh(obs: Observation, memory: Memory, peer: Peer) -> bool:
 
 
 def position_in_my_history(obs: Observation, peer: PeerAnswer) -> Lsn:
-    """How far the peer got on *our* history: WAL beyond our switch point is diverged (H15)."""
+    """How far the peer got on *our* history: WAL beyond our switch point is diverged (H15).
+
+    A timeline we never came along parted from ours at the latest where we left the one before it."""
     mine = obs.instance.timeline
     if mine is None or peer.timeline is None or peer.timeline >= mine:
         return peer.position
-    switch = next((s for s in obs.instance.history if s.timeline == peer.timeline), None)
+    switch = next((s for s in reversed(obs.instance.history) if s.timeline <= peer.timeline), None)
     return min(peer.position, switch.switch_lsn) if switch is not None else peer.position
 
 

@@ -53,9 +53,11 @@ def _after_view(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> M
         if memory.leader_missing_since is None:
             memory = evolve(memory, leader_missing_since=obs.now)
     else:
+        # The holder serves only once it is promoted: a wait that ended in the race must not begin anew (H13).
+        served = cluster.leader.name != obs.me.name or obs.instance.serves_as_primary
         memory = evolve(
             memory,
-            leader_missing_since=None,
+            leader_missing_since=None if served else memory.leader_missing_since,
             last_leader=cluster.leader.name,
             last_epoch=cluster.leader.epoch,
             last_members=cluster.members,

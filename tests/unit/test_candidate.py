@@ -217,6 +217,14 @@ def test_wal_beyond_the_switch_point_is_diverged_and_blocks_nobody() -> None:
     assert [r.rule for r in refused] == ["peer.ahead"]
 
 
+def test_a_timeline_we_never_came_along_blocks_nobody() -> None:
+    """H15: pg2 promoted to 2 and vanished, we went from 1 to 3: nothing of its 2 is ours, however long."""
+    seen = with_sample(racing(lost_stream()), timeline=3)
+    here = replace(seen.instance, history=(TimelineSwitch(1, Lsn(OPTIME - 500), ""),))
+    other = answer("pg2", OPTIME + 10_000, timeline=2)
+    assert standing(replace(seen, instance=here, peers={"pg2": other}), REMEMBERS).may_lead
+
+
 # --- what an operator may waive -------------------------------------------------------------------
 
 

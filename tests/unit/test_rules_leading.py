@@ -269,6 +269,15 @@ def test_rows_of_an_older_cluster_are_removed_on_timeline_one() -> None:
     assert WriteHistory in kinds(judge(leading(primary(), cluster(history=history(3))), SETTLED))
 
 
+def test_a_member_waited_for_in_the_race_is_not_waited_for_again_under_the_key() -> None:
+    """H13: else the winner gives the key back for an unable peer that is ahead, once per ttl, for ever."""
+    unable = answer("pg2", OPTIME + 8, cannot_lead="disk full")
+    waited = Memory(leader_missing_since=NOW - SETTINGS.ttl_s - 1, last_leader="pg1", last_epoch=EPOCH - 1)
+    peers = (answer("pg1"), unable)
+    assert judge(leading(lost_stream(), peers=peers), waited).rule == "promote.now"
+    assert judge(leading(lost_stream(), peers=peers)).rule == "promote.refused"
+
+
 def test_a_primary_makes_a_slot_for_each_member() -> None:
     bare = primary(sample=sample(primary=True, slots=(slot("pg1"),)))
     assert SyncSlots(create=("pg2",)) in judge(leading(bare), SETTLED).actions
