@@ -1,4 +1,4 @@
-"""`decide` over arbitrary facts, also missing and contradictory ones: total, deterministic, and safe.
+"""`decide` over arbitrary facts, also missing and contradictory ones: total, deterministic, pure, and safe.
 
 Each property is a safety rule of the design, checked on whatever comes out of the whole table of rules.
 """
@@ -6,390 +6,40 @@ Each property is a safety rule of the design, checked on whatever comes out of t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import fields, replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from dcs.records import (
-    Broken,
-    ClusterSnapshot,
-    ConfigRecord,
-    FailoverRequest,
-    HistoryRow,
-    Leader,
-    Member,
-    Status,
-    Tags,
-    TimelineClaim,
-)
+from dcs.records import ClusterSnapshot
 from haagent.core import actions as a
-from haagent.core.decide import decide
-from haagent.core.model import (
-    Decision,
-    Handover,
-    Identity,
-    Instance,
-    JobFacts,
-    JobResult,
-    LastExit,
-    LeaseFacts,
-    Memory,
-    Observation,
-    OperatorRequest,
-    PeerAnswer,
-    PeerSilent,
-    Rejoin,
-    Unavailable,
-)
+from haagent.core.decide import RULES, decide
+from haagent.core.memory import absorb
+from haagent.core.model import Decision, JobFacts, Memory, Observation, Unavailable
 from haagent.core.operations import explain
 from haagent.core.publish import Addresses, member_record
 from haagent.core.settings import Settings
-from postgres_ctl.facts import ControlState, DataDirState, InstanceSample, Lsn, TimelineSwitch
-from tests.unit.core_facts import (
-    NOW,
-    SYSTEM,
-    answer,
-    asked,
-    cluster,
-    control,
-    crashed,
-    empty,
-    lost_stream,
-    no_answer,
-    obs,
-    primary,
-    request,
-    sample,
-    sender,
-    silent,
-    slot,
-    standby,
-    stopped,
-)
+from postgres_ctl.facts import DataDirState
+from tests.property.strategies import examples, facts
+from tests.unit.core_facts import NOW, obs, primary, standby, stopped
+from tests.unit.core_facts import cluster as view
 
-NAMES = ("pg0", "pg1", "pg2")
 WHERE = Addresses("postgres://10.0.0.1:5432/postgres", "http://10.0.0.1:8008/patroni", "4.1.5", "haagent/0.1")
 
-booleans = st.booleans()
-names = st.sampled_from(NAMES)
-epochs = st.integers(3, 7)
-times = st.sampled_from([0.0, NOW - 1e4, NOW - 31, NOW - 5, NOW - 0.5, NOW, NOW + 0.5, NOW + 25])
-maybe_time = st.none() | times
-positions = st.sampled_from([0, 1, 8192, 5_000_000, 5_000_008, 9_000_000])
-maybe_lsn = st.none() | positions.map(Lsn)
-timelines = st.none() | st.integers(0, 4)
-tag_values = st.sampled_from([True, False, None, 0, 5, -1, "x", 1.5])
-tag_names = st.sampled_from(["nofailover", "failover_priority", "clonefrom", "nostream", "replicatefrom"])
-any_tags = st.just(Tags()) | st.dictionaries(tag_names, tag_values, max_size=2).map(Tags)
-unavailable = st.builds(Unavailable, times, st.just("timeout"))
-
-members = st.builds(
-    Member,
-    name=names,
-    conn_url=st.sampled_from([None, "", "nonsense", "postgres://10.0.0.0:5432/postgres"]),
-    api_url=st.sampled_from([None, "http://10.0.0.0:8008/patroni"]),
-    state=st.sampled_from(["running", "stopped", "starting", "crashed", ""]),
-    role=st.sampled_from(["primary", "replica", "demoted", "promoted", "uninitialized", "odd"]),
-    agent=st.sampled_from([None, "haagent/0.1"]),
-    xlog_location=st.none() | positions,
-    timeline=timelines,
-    tags=any_tags,
-    checkpoint_after_promote=st.sampled_from([None, False, True]),
-    cannot_lead=st.sampled_from([None, "disk full"]),
+#: Writes to the store: none of them is even tried while it does not answer.
+STORE_WRITES = (
+    a.CreateInitialize,
+    a.PutInitialize,
+    a.DeleteInitialize,
+    a.PutInitialConfig,
+    a.TakeLeader,
+    a.ReleaseLeader,
+    a.ClearFailover,
+    a.WriteClaim,
+    a.WriteStatus,
+    a.WriteHistory,
 )
-
-statuses = st.none() | st.builds(
-    Status,
-    positions,
-    st.none() | st.dictionaries(names, positions),
-    st.none() | st.lists(names, max_size=2).map(tuple),
-)
-failovers = st.none() | st.builds(
-    FailoverRequest,
-    st.none() | names,
-    st.none() | st.sampled_from([*NAMES, "nobody"]),
-    st.sampled_from([None, None, "2030-01-01T12:00:00+00:00"]),
-    st.integers(8, 9),
-)
-histories = st.none() | st.lists(
-    st.builds(HistoryRow, st.integers(1, 4), positions, st.just("x")), max_size=2
-).map(tuple)
-claims = st.lists(st.builds(TimelineClaim, st.integers(1, 4), names, epochs), max_size=2).map(tuple)
-claimed = st.lists(st.tuples(st.integers(1, 4), epochs), max_size=2).map(tuple)
-
-snapshots = st.builds(
-    ClusterSnapshot,
-    revision=st.sampled_from([0, 1, 100]),
-    initialize=st.sampled_from([None, "", "x", SYSTEM, SYSTEM, SYSTEM, "7000000000000000001"]),
-    config=st.sampled_from([None, ConfigRecord({}, 1)]),
-    leader=st.none() | st.builds(Leader, names, st.just("s"), epochs),
-    members=st.lists(members, max_size=3, unique_by=lambda m: m.name).map(tuple),
-    status=statuses,
-    failover=failovers,
-    history=histories,
-    claims=claims,
-    broken=st.sampled_from([(), (Broken("status", "garbage"),), (Broken("sync", "garbage"),)]),
-)
-
-
-@st.composite
-def samples(draw: st.DrawFn) -> InstanceSample:
-    base = sample(primary=draw(booleans), position=draw(positions))
-    return replace(
-        base,
-        timeline=draw(timelines),
-        flush_lsn=draw(maybe_lsn),
-        receive_lsn=draw(maybe_lsn),
-        replay_lsn=draw(maybe_lsn),
-        walreceiver_status=draw(st.sampled_from([None, "streaming", "waiting"])),
-        startup_waits_for_wal=draw(booleans),
-        primary_slot_name=draw(st.sampled_from([None, "", "pg0", "pg1"])),
-        senders=tuple(draw(st.lists(st.builds(sender, names, positions), max_size=2))),
-        slots=tuple(
-            draw(
-                st.lists(
-                    st.builds(slot, names, st.none() | positions, active=booleans, xmin_set=booleans),
-                    max_size=3,
-                    unique_by=lambda s: s.name,
-                )
-            )
-        ),
-    )
-
-
-controls = unavailable | st.builds(
-    control,
-    st.sampled_from(list(ControlState)),
-    system_identifier=st.sampled_from([SYSTEM, SYSTEM, SYSTEM, "7000000000000000001"]),
-    checkpoint_lsn=positions.map(Lsn),
-    timeline=st.integers(1, 4),
-    wal_log_hints=booleans,
-)
-
-instances = st.builds(
-    Instance,
-    data_dir=st.sampled_from([DataDirState.VALID, DataDirState.VALID, *DataDirState]),
-    unfinished=st.sampled_from([None, None, "rewind"]),
-    alive=booleans,
-    leftovers=st.sampled_from([False, False, False, True]),
-    writable=booleans,
-    pid=st.sampled_from([None, 77]),
-    control=controls,
-    sample=unavailable | samples(),
-    history=st.lists(
-        st.builds(TimelineSwitch, st.integers(1, 3), positions.map(Lsn), st.just("x")), max_size=2
-    ).map(tuple),
-    last_exit=st.none() | st.builds(LastExit, booleans, booleans),
-    claimed=claimed,
-    config_outdated=booleans,
-    follows=st.sampled_from([None, ("10.0.0.0", 5432)]),
-)
-
-leases = st.builds(
-    LeaseFacts,
-    session=st.sampled_from([None, "s"]),
-    epoch=st.none() | epochs,
-    fence_at=maybe_time,
-    disarmed=booleans,
-    closed_epoch=st.sampled_from([0, 0, 4, 5, 500]),
-    refused=st.sampled_from([None, "gone"]),
-    guardian_ok=booleans,
-)
-
-answers = st.builds(
-    PeerAnswer,
-    name=names,
-    asked_at=times,
-    in_recovery=booleans,
-    role=st.sampled_from(["primary", "replica", "odd"]),
-    state=st.sampled_from(["running", ""]),
-    timeline=timelines,
-    received=maybe_lsn,
-    replayed=maybe_lsn,
-    location=maybe_lsn,
-    tags=any_tags,
-    watchdog_failed=booleans,
-    is_haagent=booleans,
-    cannot_lead=st.sampled_from([None, "disk full"]),
-)
-peers = st.lists(answers | st.builds(PeerSilent, names, times, st.just("timeout")), max_size=3)
-
-JOBS = (
-    *("start primary", "start standby", "stop", "restart", "promote", "clone", "rewind", "initdb"),
-    *("checkpoint", "compare histories", "unheard of"),
-)
-
-
-@st.composite
-def results(draw: st.DrawFn) -> JobResult:
-    data = {"epoch": draw(epochs), "background": draw(booleans), "diverged": draw(booleans)}
-    return JobResult(draw(st.sampled_from(JOBS)), draw(booleans), "why", data)
-
-
-any_settings = st.builds(
-    Settings,
-    primary_start_timeout_s=st.sampled_from([0, 300]),
-    check_timeline=booleans,
-    member_slots_ttl_s=st.sampled_from([0, 1800]),
-    pause=st.sampled_from([False, False, True]),
-    use_slots=booleans,
-    use_pg_rewind=booleans,
-    remove_data_directory_on_rewind_failure=booleans,
-    remove_data_directory_on_diverged_timelines=booleans,
-    unsupported=st.sampled_from([(), ("synchronous_mode",)]),
-)
-
-jobs = st.one_of(
-    st.none(),
-    st.none(),
-    st.builds(JobFacts, st.sampled_from(JOBS), times, st.just(""), st.none() | epochs, booleans),
-)
-requests = st.none() | st.builds(
-    OperatorRequest, st.just(3), st.sampled_from(["restart", "reinitialize"]), booleans
-)
-
-observations = st.builds(
-    Observation,
-    now=st.just(NOW),
-    me=st.builds(Identity, names, st.just("demo"), any_tags, booleans),
-    settings=any_settings,
-    cluster=st.one_of(snapshots, snapshots, snapshots, unavailable),
-    instance=instances,
-    lease=leases,
-    peers=peers.map(lambda ps: {p.name: p for p in ps}),
-    job=jobs,
-    background=st.sampled_from([(), ("checkpoint",)]),
-    finished=st.lists(results(), max_size=2).map(tuple),
-    request=requests,
-    stopping=st.sampled_from([False, False, False, True]),
-)
-
-memories = st.just(Memory()) | st.builds(
-    Memory,
-    leader_missing_since=maybe_time,
-    last_leader=st.none() | names,
-    last_epoch=epochs,
-    last_members=st.lists(members, max_size=2, unique_by=lambda m: m.name).map(tuple),
-    handover_seen_at=maybe_time,
-    handover_from=st.none() | names,
-    bootstrap=st.sampled_from([None, None, None, "won", "ready", "failed: disk full"]),
-    handover=st.none()
-    | st.builds(Handover, st.integers(8, 9), names, times, booleans, maybe_time, maybe_time, epochs),
-    start_failures=st.integers(0, 5),
-    start_failed_at=maybe_time,
-    rejoin=st.builds(
-        Rejoin, st.integers(0, 50), times, st.just("why"), booleans, epochs, epochs, st.integers(0, 7)
-    ),
-    promote_failed_at=maybe_time,
-    paused_seen=booleans,
-    resumed_at=maybe_time,
-    checkpointed_epoch=epochs,
-    not_streaming_since=maybe_time,
-    slot_wait_since=maybe_time,
-    request_seen=st.none() | st.tuples(st.integers(8, 9), times),
-    clean_release=booleans,
-    slots_seen=st.dictionaries(names, times, max_size=2),
-)
-
-
-# --- plausible facts, spoilt --------------------------------------------------------------------------
-
-#: Arbitrary facts rarely get past the first rules: so most examples are sound ones with a few spoilt.
-VIEWS = (cluster(), cluster("pg1"), cluster("pg2"), cluster(None), cluster(None), asked(cluster(), request()))
-INSTANCES = (
-    primary(),
-    standby(),
-    lost_stream(),
-    stopped(),
-    stopped(ControlState.SHUT_DOWN),
-    crashed(),
-    silent(),
-    empty(),
-)
-FIRST, SECOND = (answer("pg1"), no_answer("pg1"), answer("pg0")), (answer("pg2"), no_answer("pg2"))
-PEERS = tuple((one, two) for one in FIRST for two in SECOND)
-MEMORIES = (
-    Memory(),
-    Memory(leader_missing_since=NOW - 1, last_leader="pg0", last_epoch=5),
-    Memory(not_streaming_since=NOW - 9, last_leader="pg0", last_epoch=5),
-    Memory(clean_release=True, leader_missing_since=NOW - 1),
-    Memory(bootstrap="won"),
-    Memory(bootstrap="ready"),
-    Memory(start_failures=2, start_failed_at=NOW - 60),
-    Memory(rejoin=Rejoin(diverged=True, reason="beyond the switch point", epoch=5), last_epoch=5),
-    Memory(handover=Handover(9, "pg1", NOW - 2, True, NOW - 1, None, 5)),
-    Memory(handover=Handover(9, "pg1", NOW - 2, epoch=5)),
-)
-
-
-@st.composite
-def sound(draw: st.DrawFn) -> tuple[Observation, Memory]:
-    """Facts that fit together, then up to three of them replaced by anything."""
-    me, view = draw(names), draw(st.sampled_from(VIEWS))
-    base = obs(me, draw(st.sampled_from(INSTANCES)), view, peers=draw(st.sampled_from(PEERS)))
-    memory = draw(st.sampled_from(MEMORIES))
-    for _ in range(draw(st.integers(0, 3))):
-        strategy, where, field = draw(st.sampled_from(SPOILT))
-        value = draw(strategy)
-        if where == "observation":
-            base = replace(base, **{field: value})
-        elif where == "memory":
-            memory = replace(memory, **{field: value})
-        else:
-            part = getattr(base, where)
-            if not isinstance(part, Unavailable):
-                base = replace(base, **{where: replace(part, **{field: value})})
-    return base, memory
-
-
-def _fields(
-    where: str, **strategies: st.SearchStrategy[Any]
-) -> list[tuple[st.SearchStrategy[Any], str, str]]:
-    return [(strategy, where, field) for field, strategy in strategies.items()]
-
-
-SPOILT = (
-    *_fields(
-        "observation",
-        settings=any_settings,
-        instance=instances,
-        lease=leases,
-        peers=peers.map(lambda ps: {p.name: p for p in ps}),
-        finished=st.lists(results(), min_size=1, max_size=2).map(tuple),
-        job=jobs,
-        request=requests,
-        stopping=booleans,
-        cluster=unavailable,
-    ),
-    *_fields(
-        "cluster",
-        initialize=st.sampled_from([None, "", "x"]),
-        members=st.lists(members, max_size=3, unique_by=lambda m: m.name).map(tuple),
-        status=statuses,
-        failover=failovers,
-        claims=claims,
-        leader=st.builds(Leader, names, st.just("s"), epochs),
-        history=histories,
-    ),
-    *_fields(
-        "instance",
-        sample=unavailable | samples(),
-        control=controls,
-        leftovers=booleans,
-        last_exit=st.none() | st.builds(LastExit, booleans, booleans),
-        unfinished=st.just("rewind"),
-        claimed=claimed,
-        writable=booleans,
-    ),
-    *_fields("lease", fence_at=maybe_time, closed_epoch=st.sampled_from([4, 5, 500]), disarmed=booleans),
-    *_fields("memory", start_failures=st.integers(0, 5), resumed_at=maybe_time, clean_release=booleans),
-)
-
-facts = st.one_of(sound(), sound(), sound(), st.tuples(observations, memories))
-many = settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def of(kind: type[a.Action], decision: Decision) -> list[a.Action]:
@@ -397,16 +47,63 @@ def of(kind: type[a.Action], decision: Decision) -> list[a.Action]:
 
 
 @given(facts)
-@many
+@examples(400)
 def test_every_decision_keeps_the_safety_rules(seen: tuple[Observation, Memory]) -> None:
     obs, memory = seen
     decision = decide(obs, memory)
-    assert decision == decide(obs, memory), "not deterministic"
     assert decision.rule != "none", "a state no rule answers"
     assert decision.reason
     assert decision.again_in_s is None or decision.again_in_s >= 0
     for check in CHECKS:
         check(obs, decision)
+
+
+@given(facts)
+@examples(150)
+def test_the_same_facts_give_the_same_decision_and_stay_as_they_were(
+    seen: tuple[Observation, Memory],
+) -> None:
+    obs, memory = seen
+    before = repr((obs, memory))
+    assert decide(obs, memory) == decide(obs, memory)
+    assert repr((obs, memory)) == before
+
+
+@given(facts)
+@examples(60)
+def test_every_rule_of_the_table_is_total_once_a_view_is_there(seen: tuple[Observation, Memory]) -> None:
+    """A rule must not lean on an earlier one but for the view of the store, which `outage` vouches for."""
+    obs, memory = seen
+    if isinstance(obs.cluster, Unavailable):
+        return
+    memory = absorb(obs, memory)
+    for rule in RULES:
+        found = rule(obs, memory)
+        assert found is None or found.rule
+
+
+#: What time alone moves, and only forward: the rest of the memory must not change while the facts do not.
+CLOCKED = ("slots_seen", "handover_seen_at")
+
+
+@given(facts, st.sampled_from([0.0, 0.01, 5.0, 100.0, 1e5]))
+@examples(200)
+def test_the_same_facts_seen_again_teach_nothing_new(
+    seen: tuple[Observation, Memory], later_s: float
+) -> None:
+    """Absorbed once more, at the same time or later: no "since" moves, nothing is counted twice."""
+    obs = replace(seen[0], finished=())
+    once = absorb(obs, seen[1])
+    again = absorb(replace(obs, now=obs.now + later_s), once)
+    if later_s == 0.0:
+        assert again == once
+    for part in fields(Memory):
+        if part.name not in CLOCKED:
+            assert getattr(again, part.name) == getattr(once, part.name), part.name
+    if once.handover_seen_at is not None and again.handover_seen_at is not None:
+        assert again.handover_seen_at >= once.handover_seen_at
+    for name in again.slots_seen:
+        assert again.slots_seen[name] >= once.slots_seen.get(name, again.slots_seen[name])
 
 
 def writable_only_under_a_held_lease(obs: Observation, decision: Decision) -> None:
@@ -415,12 +112,48 @@ def writable_only_under_a_held_lease(obs: Observation, decision: Decision) -> No
         assert isinstance(action, a.StartPrimary | a.Promote)
         assert action.guard.epoch is not None
         assert action.guard.epoch == obs.lease.epoch
-        assert obs.lease.holds(obs.now) or obs.lease.disarmed
+        assert obs.lease.holds(obs.now)
     for action in of(a.Restart, decision):
         assert isinstance(action, a.Restart)
         assert action.epoch is None or (action.epoch == obs.lease.epoch and obs.lease.holds(obs.now))
         if obs.instance.serves_as_primary:
             assert action.epoch is not None
+
+
+def every_guard_names_our_tenure(obs: Observation, decision: Decision) -> None:
+    for action in decision.actions:
+        guard = getattr(action, "guard", None)
+        if guard is not None:
+            assert guard.epoch is not None
+            assert guard.epoch == obs.lease.epoch
+
+
+def promotion_is_claimed_first(obs: Observation, decision: Decision) -> None:
+    """H15: the claim on the timeline stands before the promotion, for the timeline that comes next."""
+    kinds = [type(action) for action in decision.actions]
+    if a.Promote not in kinds:
+        return
+    assert a.WriteClaim in kinds[: kinds.index(a.Promote)]
+    for claim in of(a.WriteClaim, decision):
+        assert isinstance(claim, a.WriteClaim)
+        assert claim.epoch == obs.lease.epoch
+        assert claim.timeline == (obs.instance.timeline or 0) + 1
+
+
+def without_the_store_nothing_new(obs: Observation, decision: Decision) -> None:
+    """Rule 10: no new leadership, no write; a lease that is proven may still bring its server back."""
+    if not isinstance(obs.cluster, Unavailable):
+        return
+    for kind in (*STORE_WRITES, a.Promote, a.Clone, a.Rewind, a.Initdb):
+        assert not of(kind, decision)
+    if obs.lease.holds(obs.now) and not obs.stopping:
+        assert not of(a.StopInstance, decision), "a healthy primary goes on until its fence"
+
+
+def nothing_starts_beside_a_living_server(obs: Observation, decision: Decision) -> None:
+    """H9: fenced is not stopped."""
+    for kind in (a.StartPrimary, a.StartStandby, a.Rewind):
+        assert obs.instance.stopped or not of(kind, decision)
 
 
 def nobody_takes_a_key_that_is_held(obs: Observation, decision: Decision) -> None:
@@ -506,6 +239,10 @@ def nobody_waits_for_members_that_cannot_be_asked(obs: Observation, decision: De
 
 CHECKS = (
     writable_only_under_a_held_lease,
+    every_guard_names_our_tenure,
+    promotion_is_claimed_first,
+    without_the_store_nothing_new,
+    nothing_starts_beside_a_living_server,
     nobody_takes_a_key_that_is_held,
     the_key_goes_only_when_nothing_can_write,
     the_last_copy_is_never_wiped,
@@ -520,11 +257,16 @@ CHECKS = (
 
 HELD = obs("pg0", primary())
 GUARD = a.Guard(epoch=5)
+DOWN = Unavailable(NOW - 5, "connection refused")
 BAD: dict[Callable[[Observation, Decision], None], tuple[Observation, tuple[a.Action, ...]]] = {
     writable_only_under_a_held_lease: (obs("pg1", stopped()), (a.StartPrimary(GUARD),)),
+    every_guard_names_our_tenure: (HELD, (a.Checkpoint(a.Guard(epoch=4), background=True),)),
+    promotion_is_claimed_first: (HELD, (a.Promote(GUARD), a.WriteClaim(2, 5, 0))),
+    without_the_store_nothing_new: (replace(HELD, cluster=DOWN), (a.TakeLeader(),)),
+    nothing_starts_beside_a_living_server: (HELD, (a.StartStandby(None),)),
     nobody_takes_a_key_that_is_held: (obs("pg1", standby()), (a.TakeLeader(),)),
     the_key_goes_only_when_nothing_can_write: (HELD, (a.ReleaseLeader(5),)),
-    the_last_copy_is_never_wiped: (obs("pg1", stopped(), cluster("pg1")), (a.Clone("pg0", True),)),
+    the_last_copy_is_never_wiped: (obs("pg1", stopped(), view("pg1")), (a.Clone("pg0", True),)),
     data_is_rewound_only_from_another_primary: (obs("pg1", standby()), (a.Rewind("pg0"),)),
     paused_means_hands_off: (
         replace(HELD, settings=Settings(pause=True)),
@@ -548,7 +290,7 @@ def test_each_property_can_fail(check: Callable[[Observation, Decision], None]) 
 
 
 @given(facts)
-@many
+@examples(400)
 def test_what_is_published_and_explained_is_total_and_modest(seen: tuple[Observation, Memory]) -> None:
     obs, memory = seen
     published = member_record(obs, memory, WHERE)
