@@ -156,6 +156,10 @@ class SimStore:
             self._holder_of = (key, expires_at)
         return self._holder
 
+    def expires_at(self, session: str) -> float | None:
+        """True time, by the ttl; None when there is no such session."""
+        return self._table.expires_at(session)
+
     def revision(self) -> int:
         return self._table.revision()
 

@@ -10,7 +10,7 @@ import pytest
 from greenlet import GreenletExit
 
 from haagent.runtime import Runtime
-from tests.simulation import engine as sim
+from tests.simulation import events
 from tests.simulation.engine import (
     START_S,
     Engine,
@@ -18,6 +18,7 @@ from tests.simulation.engine import (
     Livelock,
     LockHeld,
     Process,
+    SimCondition,
     SimRuntime,
     current_process,
 )
@@ -80,7 +81,7 @@ def test_streams_depend_on_seed_and_name_only() -> None:
 
 
 def test_standing_time_is_noticed(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sim, "LIVELOCK_EVENTS", 1000)
+    monkeypatch.setattr(events, "LIVELOCK_EVENTS", 1000)
     event = runtime(process := Process(engine, "p")).event()
 
     def spin() -> None:
@@ -422,12 +423,12 @@ def busy_schedule(seed: int) -> Engine:
         rt = runtime(process)
         condition = rt.condition()
 
-        def wait(condition: sim.SimCondition = condition) -> None:
+        def wait(condition: SimCondition = condition) -> None:
             with condition:
                 while True:
                     condition.wait(3.0)
 
-        def notify(process: Process = process, condition: sim.SimCondition = condition) -> None:
+        def notify(process: Process = process, condition: SimCondition = condition) -> None:
             while True:
                 process.sleep(0.5)
                 with condition:
