@@ -354,6 +354,15 @@ def test_a_freeze_under_a_lock_lets_others_take_theirs_and_comes_back_first(engi
     assert not engine.crashes
 
 
+def test_nobody_dies_at_the_boundary_of_another(engine: Engine) -> None:
+    dead, caller = Process(engine, "dead"), Process(engine, "caller")
+    dead.kill()
+    caller.spawn(lambda: dead.boundary("rest.get"), "main")
+    engine.run(START_S + 1)
+    assert [crash.process for crash in engine.crashes] == ["caller"]
+    assert "a boundary of dead in a task of another process" in engine.crashes[0].text
+
+
 # --- mistakes -------------------------------------------------------------------------------------
 
 
