@@ -116,8 +116,7 @@ class SimStore:
         self.refuses = False
         #: Up to this much more between a request and its answer, seconds.
         self.slow_s = 0.0
-        #: Sessions are ended this much after their ttl, seconds: changed by `lag_expiry`.
-        self.lag_expiry_s = 0.0
+        self._lag_expiry_s = 0.0
         self.early_expiries: list[EarlyExpiry] = []
         #: Called with every change as it happens, key relative to the cluster.
         self.on_change: list[Callable[[KeyEvent], None]] = []
@@ -184,9 +183,14 @@ class SimStore:
             self.early_expiries.append(EarlyExpiry(self.engine.now, due_at, session))
             self._table.run(lambda table: table.end_session(session))
 
-    def lag_expiry(self, lag_s: float) -> None:
-        """From now on sessions end that many seconds after their ttl."""
-        self.lag_expiry_s = lag_s
+    @property
+    def lag_expiry_s(self) -> float:
+        """Sessions are ended this much after their ttl, seconds."""
+        return self._lag_expiry_s
+
+    @lag_expiry_s.setter
+    def lag_expiry_s(self, lag_s: float) -> None:
+        self._lag_expiry_s = lag_s
         self._expire()
 
     def outage(self, refuses: bool = False) -> None:

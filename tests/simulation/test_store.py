@@ -174,13 +174,13 @@ def test_a_session_ends_in_the_instant_its_ttl_is_over(world: World) -> None:
 
 
 def test_a_store_may_end_sessions_late(world: World) -> None:
-    world.store.lag_expiry(1.5)
+    world.store.lag_expiry_s = 1.5
     world.leader(world.client(), ttl_s=3.0)
     holder = world.store.leader()
     assert holder is not None
     world.engine.run(holder.expires_at + 1.4)
     assert world.store.leader() == holder
-    world.store.lag_expiry(1.45)
+    world.store.lag_expiry_s = 1.45
     world.engine.run(holder.expires_at + 1.46)
     assert world.store.leader() is None
 

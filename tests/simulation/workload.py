@@ -110,7 +110,7 @@ class _World:
             self.store.outage(refuses=draw.random() < 0.5)
             self.engine.after(draw.random() * 5, self.store.recover)
         elif kind == 8:
-            self.store.lag_expiry(draw.random())
+            self.store.lag_expiry_s = draw.random()
         else:
             self.store.slow_s = draw.random()
         self.engine.after(draw.random() * 6, self.heal)
