@@ -1,0 +1,56 @@
+"""The members' configurations: production's own loader on a YAML text, once per member and process."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from haagent.config.load import load
+from haagent.config.sources import Environment
+from haagent.config.types import AgentConfig
+
+SCOPE = "sim"
+REST_PORT = 8008
+POSTGRES_PORT = 5432
+#: Never touched: the data directories are simulated.
+_ROOT = "/tmp/simulated"
+
+
+def node_names(count: int) -> tuple[str, ...]:
+    return tuple(f"pg{i}" for i in range(count))
+
+
+def data_dir(name: str) -> str:
+    return f"{_ROOT}/{name}"
+
+
+@functools.lru_cache(maxsize=256)
+def _config(name: str, tags: str, dynamic: str) -> AgentConfig:
+    # A JSON document is YAML. bin_dir only has to hold a program; it is never run.
+    document = {
+        "scope": SCOPE,
+        "name": name,
+        "restapi": {"listen": f"{name}:{REST_PORT}", "connect_address": f"{name}:{REST_PORT}"},
+        "local": {"path": f"{_ROOT}/dcs.sqlite"},
+        "bootstrap": {"dcs": json.loads(dynamic)},
+        "postgresql": {
+            "listen": f"{name}:{POSTGRES_PORT}",
+            "connect_address": f"{name}:{POSTGRES_PORT}",
+            "data_dir": data_dir(name),
+            "bin_dir": "/bin",
+            "bin_name": {"postgres": "true"},
+            "authentication": {
+                "superuser": {"username": "postgres"},
+                "replication": {"username": "replicator"},
+            },
+        },
+        "tags": json.loads(tags),
+    }
+    return load(None, Environment({}, json.dumps(document)))
+
+
+def agent_config(name: str, tags: Mapping[str, Any], dynamic: Mapping[str, Any]) -> AgentConfig:
+    """The configuration of member `name`; `dynamic` is what a new cluster is bootstrapped with."""
+    return _config(name, json.dumps(tags, sort_keys=True), json.dumps(dynamic, sort_keys=True))

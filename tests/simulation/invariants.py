@@ -1,0 +1,374 @@
+"""The safety rules (design section 3), each as named checks over the truth; nothing here believes an agent.
+
+Theory. Physics tells what really happens (`Truth`), the store's own table who really holds the key. Every check
+runs in the very event that could break it: a server begins or goes on to be writable, the key changes, a
+record is acknowledged or discarded, a decision is journalled. What the rules except (a pause, both agent and
+guardian frozen, a store that broke its promise) is excused here, by name, and nowhere else.
+
+    rule1.writable-under-lease   rule1.one-writable          rule2.promote-after-key   rule2.release-after-stop
+    rule3.switchover-loses-nothing                           rule5.loss-bounded        rule5.loss-reported
+    rule6.beside-a-primary       rule6.behind                rule6.told-not-to         rule6.restart-behind
+    rule7.never-the-primary      rule7.last-copy             rule7.kept-aside          rule7.histories-not-mixed
+    rule8.old-sessions-end       rule9.paused-hands-off      rule10.nothing-new        agent.fault
+    liveness.one-primary         liveness.all-stream         liveness.answered
+
+Rule 4 (synchronous modes) gets its checks with those modes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dcs.api import KeyEvent
+from tests.simulation.postgres import Server, Truth
+from tests.simulation.store import Holder
+from tests.simulation.wal import DATA, FIRST_LSN, RECORD_BYTES, Record, in_common
+
+if TYPE_CHECKING:
+    from tests.simulation.host import SimHost
+    from tests.simulation.node import Node
+    from tests.simulation.world import World
+
+#: Two clocks of one cluster differ by less than this share; for windows that agents measure by their own.
+_DRIFT = 0.01
+#: What a pause forbids unless an operator asked for it.
+_HANDS_OFF = frozenset(("Promote", "StartPrimary", "StartStandby", "StopInstance", "Clone", "Rewind", "Initdb"))
+#: After a writable host thaws, its guardian gets so long beyond the stop budget to run at all, seconds.
+_THAW_S = 0.5
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One broken promise."""
+
+    at: float
+    name: str
+    text: str
+
+
+@dataclass
+class Vacancy:
+    """The key is free: since when, who held it, and how it went."""
+
+    since: float
+    holder: Holder | None = None
+    released: bool = False
+    #: `failover` as it was then.
+    request: Mapping[str, Any] | None = None
+    #: Position that the last holder's record asks for.
+    optime: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a peer had when it answered."""
+
+    at: float
+    primary: bool
+    able: bool
+    records: list[Record]
+    count: int
+
+
+class Invariants(Truth):
+    """Of one world. `violations` holds the first one; the schedule stops there."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.engine, self.store = world.engine, world.store
+        self.violations: list[Violation] = []
+        self.writable_servers: dict[Server, float] = {}
+        #: Acknowledged records that no accepted loss took away, oldest first.
+        self.acknowledged_records: list[Record] = []
+        self.lost_records = 0
+        self.vacancy: Vacancy | None = Vacancy(self.engine.now)
+        self.holder: Holder | None = None
+        self.paused = False
+        self.resumed_at: float | None = None
+        self.forced_until = 0.0
+        #: Server: why it may be writable without the key.
+        self.unleased: dict[Server, str] = {}
+        #: Node: true time until which its fence cannot be relied on.
+        self.excused_until: dict[str, float] = {}
+        self.answers: dict[tuple[str, str], Answer] = {}
+        self.limits: list[tuple[float, int]] = []
+        self.moves = 0
+        self.store.on_change.append(self._store_changed)
+        self._read_config()
+
+    def violated(self, name: str, text: str) -> None:
+        """Noted, never raised: this may run inside the code under test, which would catch it."""
+        if not self.violations:
+            self.violations.append(Violation(self.engine.now, name, text))
+            self.world.trace("!", "violation", f"{name}: {text}")
+        self.engine.stop()
+
+    # --- the store --------------------------------------------------------------------------------
+
+    def _store_changed(self, event: KeyEvent) -> None:
+        if event.key == "leader":
+            self._leader_changed()
+        elif event.key == "config":
+            self._read_config()
+        elif event.key == "failover":
+            self._read_request()
+
+    def _read_config(self) -> None:
+        data = _json(self.store.raw_get("config"))
+        paused = data.get("pause") is True
+        if paused != self.paused:
+            self.paused = paused
+            self.resumed_at = None if paused else self.engine.now
+            self.look()
+        limit = data.get("maximum_lag_on_failover", 1048576)
+        if isinstance(limit, int) and (not self.limits or self.limits[-1][1] != limit):
+            self.limits.append((self.engine.now, limit))
+
+    def _read_request(self) -> None:
+        """A manual failover waives lag, timeline and who is ahead (rule 6)."""
+        request = _json(self.store.raw_get("failover"))
+        if request.get("member") and not request.get("leader"):
+            self.forced_until = self.engine.now + 4 * self.world.plan.ttl_s + 30.0
+
+    def _leader_changed(self) -> None:
+        now, old, new = self.engine.now, self.holder, self.store.leader()
+        self.holder = new
+        if new is None:
+            self.vacancy = self._vacated(old)
+            if self.vacancy.released:
+                self._released(self.vacancy)
+        elif old is None or old.epoch != new.epoch:
+            self.moves += 1
+            self._taken(new, self.vacancy or Vacancy(now, old))
+        self.look()
+
+    def _vacated(self, old: Holder | None) -> Vacancy:
+        # A session that ran out is gone by its own time; a released key leaves its session behind.
+        released = old is not None and old.expires_at > self.engine.now and not self._broke_promise(old)
+        status, request = _json(self.store.raw_get("status")), _json(self.store.raw_get("failover"))
+        optime = status.get("optime")
+        if released and old is not None:
+            self.world.trace(old.name, "key", f"released epoch {old.epoch}")
+        return Vacancy(self.engine.now, old, released, request or None, optime if isinstance(optime, int) else 0)
+
+    def _broke_promise(self, old: Holder) -> bool:
+        return any(e.session == old.session for e in self.store.early_expiries) or self.world.key_deleted_by_hand
+
+    def _released(self, gone: Vacancy) -> None:
+        """Rule 2: only after PostgreSQL is proven stopped, or serves as a standby."""
+        assert gone.holder is not None
+        server = self.world.server_of(gone.holder.name)
+        if server is None or server.in_recovery:
+            return
+        alive = not server.gone or any(c.alive for c in server.connections)
+        if alive and not self._excused(server):
+            text = f"{gone.holder.name} released epoch {gone.holder.epoch} while {server!r} lives"
+            self.violated("rule2.release-after-stop", text)
+
+    def _taken(self, new: Holder, gone: Vacancy) -> None:
+        """Somebody took the key: was it allowed to? (rule 6)"""
+        self.world.trace(new.name, "key", f"took epoch {new.epoch}")
+        node, server = self.world.nodes.get(new.name), self.world.server_of(new.name)
+        if node is None or server is None or not server.in_recovery or server.gone:
+            return
+        tags = node.tags
+        if tags.get("nofailover") or tags.get("failover_priority", 1) <= 0:
+            self.violated("rule6.told-not-to", f"{new.name} took the key with tags {dict(tags)}")
+        since = max(gone.since, self.engine.now - 2.6)
+        for (asker, peer), answer in self.answers.items():
+            if asker != new.name or answer.at < since:
+                continue
+            if answer.primary:
+                self.violated("rule6.beside-a-primary", f"{new.name} took the key; {peer} said it is a primary")
+            elif answer.able and not self._forced() and _is_ahead(server, answer):
+                text = f"{new.name} has {len(server.dd.records)} records, {peer} said it has {answer.count}"
+                self.violated("rule6.behind", text)
+        if not self._forced() and gone.holder is not None:
+            self._bounded(new, server, gone)
+
+    def _bounded(self, new: Holder, server: Server, gone: Vacancy) -> None:
+        """Rule 5: who takes over is at most maximum_lag_on_failover behind the last status."""
+        behind = gone.optime - server.dd.end
+        recent = [limit for at, limit in self.limits[:-1] if at > self.engine.now - 60.0]
+        limit = max([*recent, *(value for _, value in self.limits[-2:])], default=1048576)
+        if behind > limit:
+            text = f"{new.name} took the key {behind} bytes behind the last status, allowed are {limit}"
+            self.violated("rule5.loss-bounded", text)
+
+    def _forced(self) -> bool:
+        return self.engine.now < self.forced_until
+
+    # --- servers ----------------------------------------------------------------------------------
+
+    def writable(self, server: Server) -> None:
+        self.world.trace(server.member, "postgres", "is writable")
+        self.writable_servers[server] = self.engine.now
+        if not self._holds(server) and not self._excused(server) and server not in self.unleased:
+            text = f"{server!r} became writable while the key is held by {self._held_by()}"
+            self.violated("rule2.promote-after-key", text)
+        self._restarted(server)
+        self.look()
+
+    def not_writable(self, server: Server) -> None:
+        self.world.trace(server.member, "postgres", "is not writable any more")
+        self.writable_servers.pop(server, None)
+        if server.gone and not server.connections:
+            self.unleased.pop(server, None)
+
+    def _restarted(self, server: Server) -> None:
+        """Rule 6, H14: a primary that lost WAL does not come back below what was published."""
+        status = _json(self.store.raw_get("status")).get("optime")
+        if server.dd.end < FIRST_LSN + 2 * RECORD_BYTES or not isinstance(status, int) or self._forced():
+            return
+        lost = self.world.node(server.member).lost_wal
+        if lost and server.dd.end < status:
+            text = f"{server!r} is a primary again up to {server.dd.end}, published was {status}"
+            self.violated("rule6.restart-behind", text)
+
+    def look(self) -> None:
+        """Rule 1: whoever is writable holds the key; nobody else is."""
+        for server in self.writable_servers:
+            if self._holds(server):
+                self.unleased.pop(server, None)
+            elif not self._excused(server) and server not in self.unleased:
+                old_only = server.door() != "open"
+                name = "rule8.old-sessions-end" if old_only else "rule1.writable-under-lease"
+                self.violated(name, f"{server!r} is writable while the key is held by {self._held_by()}")
+        if len(self.writable_servers) > 1:
+            relied = [s for s in self.writable_servers if not self._unreliable(s)]
+            if len(relied) > 1 and not (self.paused or self._forced()):
+                self.violated("rule1.one-writable", ", ".join(repr(s) for s in relied))
+
+    def _holds(self, server: Server) -> bool:
+        return self.holder is not None and self.holder.name == server.member
+
+    def _held_by(self) -> str:
+        return self.holder.name if self.holder is not None else "nobody"
+
+    def _unreliable(self, server: Server) -> bool:
+        return self.excused_until.get(server.member, 0.0) > self.engine.now
+
+    def _excused(self, server: Server) -> bool:
+        """The closed list of exceptions; a mark stays until the server holds the key again or is gone."""
+        if self._unreliable(server):
+            return True
+        if self.paused or self._disarmed(server):
+            self.unleased[server] = "pause"
+            return True
+        if self.world.key_deleted_by_hand or self.store.early_expiries:
+            self.unleased[server] = "the store broke its promise"
+            return True
+        return False
+
+    def _disarmed(self, server: Server) -> bool:
+        guardian = self.world.node(server.member).guardian_logic
+        return guardian is not None and guardian.lease.disarmed
+
+    # --- WAL --------------------------------------------------------------------------------------
+
+    def acknowledged(self, server: Server, record: Record) -> None:
+        self.acknowledged_records.append(record)
+
+    def promoted(self, server: Server, timeline: int, count: int) -> None:
+        self.world.trace(server.member, "postgres", f"promoted to timeline {timeline}")
+        lost = self._missing_on(server)
+        if not lost:
+            return
+        gone = self.vacancy
+        planned = gone is not None and gone.released and bool((gone.request or {}).get("leader"))
+        in_time = gone is not None and self.engine.now <= gone.since + self.world.plan.ttl_s * (1 - _DRIFT)
+        if planned and in_time and not self._forced():
+            text = f"{len(lost)} acknowledged records are not on {server.member}, up to {lost[-1]!r}"
+            self.violated("rule3.switchover-loses-nothing", text)
+        self.lost_records += len(lost)
+        self.world.trace(server.member, "loss", f"{len(lost)} acknowledged records")
+
+    def _missing_on(self, server: Server) -> list[Record]:
+        """Acknowledged records it does not have; from now on nobody promises them any more."""
+        acknowledged, dd = self.acknowledged_records, server.dd
+        last = len(acknowledged)
+        while last and not dd.holds(acknowledged[last - 1]):
+            last -= 1
+        lost = acknowledged[last:]
+        del acknowledged[last:]
+        return lost
+
+    def discarded(self, host: SimHost, records: tuple[Record, ...], why: str) -> None:
+        if why in ("wiped", "rewound"):
+            self.world.trace(host.name, "disk", f"{why}: {len(records)} records")
+            server = host.server
+            if server is not None and not server.gone and not server.in_recovery:
+                self.violated("rule7.never-the-primary", f"{host.name} {why} beside {server!r}")
+        data = tuple(record for record in records if record.kind == DATA)
+        if why == "rewound" and data and not any(set_of(data) <= set_of(kept) for kept in host.dd.kept):
+            self.violated("rule7.kept-aside", f"{len(data)} records of {host.name} were not kept: {data[0]!r}")
+        if why == "wiped" and records and not self._other_copy(host, records):
+            self.violated("rule7.last-copy", f"{host.name} was wiped, and nobody else has its history")
+
+    def _other_copy(self, host: SimHost, gone: tuple[Record, ...]) -> bool:
+        """Somebody else has a good directory with every acknowledged record that went."""
+        others = [n.host.dd for n in self.world.nodes.values() if n.host is not host]
+        good = [dd for dd in others if dd.state == "valid" and not dd.damaged and not dd.mixed]
+        promised = reversed(self.acknowledged_records)
+        last = next((r for r in promised if r.index < len(gone) and gone[r.index] is r), None)
+        return any(last is None or dd.holds(last) for dd in good)
+
+    def mixed(self, host: SimHost, why: str) -> None:
+        self.violated("rule7.histories-not-mixed", f"{host.name}: {why}")
+
+    # --- agents -----------------------------------------------------------------------------------
+
+    def decision(self, node: Node, rule: str, actions: list[str]) -> None:
+        """A decision was carried out, at least in part."""
+        agent = node.agent
+        if node.decide_is_broken:
+            self.violated("rule10.nothing-new", f"{node.name} did {rule} although it cannot decide")
+        if not agent.observer.settings.pause or not _HANDS_OFF.intersection(actions):
+            return
+        obs, memory = agent.last_observation, agent.memory
+        asked = obs is None or obs.request is not None or memory.handover is not None or memory.clean_release
+        cluster = getattr(obs, "cluster", None)
+        if not asked and getattr(cluster, "failover", None) is None:
+            self.violated("rule9.paused-hands-off", f"{node.name} did {rule} ({', '.join(actions)}) in a pause")
+
+    def peer_answered(self, asker: str, peer: str, sent_at: float, body: Mapping[str, Any]) -> None:
+        """`peer`'s REST answered; what it really has is kept with it."""
+        xlog = body.get("xlog") or {}
+        host = self.world.nodes[peer].host
+        able = not (body.get("haagent") or {}).get("cannot_lead")
+        tags = body.get("tags") or {}
+        if tags.get("nofailover") or tags.get("failover_priority", 1) <= 0:
+            able = False
+        records = host.dd.records
+        said = max(xlog.get("received_location") or 0, xlog.get("replayed_location") or 0)
+        count = min(len(records), max(0, (said - FIRST_LSN) // RECORD_BYTES))
+        self.answers[asker, peer] = Answer(sent_at, bool(xlog.get("location")), able, records, count)
+
+    def host_unreliable(self, name: str, until: float) -> None:
+        """Both its agent and its guardian cannot act until then: not promised (design section 2)."""
+        self.excused_until[name] = max(until + _THAW_S, self.excused_until.get(name, 0.0))
+
+
+def set_of(records: tuple[Record, ...]) -> set[int]:
+    """Identities of records; only compared, never iterated."""
+    return {id(record) for record in records}
+
+
+def _is_ahead(server: Server, answer: Answer) -> bool:
+    """The answerer had all that `server` has, and more of the same history."""
+    mine = server.dd.records
+    common = in_common(mine, answer.records)
+    return common == len(mine) and answer.count > len(mine)
+
+
+def _json(text: str | None) -> dict[str, Any]:
+    try:
+        data = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return data if isinstance(data, dict) else {}
+
+

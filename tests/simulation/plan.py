@@ -1,0 +1,306 @@
+"""A schedule as data: the cluster, its timings and clocks, and a list of timed faults and operator requests.
+
+Theory. A plan is drawn from its seed and from nothing else; what happens between faults (delays, who is first)
+comes from streams of the engine, one per link and host, seeded by the same seed. So a fault can be left out
+without changing what the others meet, and a failing plan can be shrunk by leaving out faults.
+
+Each plan uses only some kinds of faults (swarm testing): a plan with everything in it never gets far.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from tests.simulation.config import node_names
+
+#: Schedules end after so many non-idle decisions and faults.
+EVENTS = 200
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that happens `at` seconds after the start, to `node` (and `other`), for `duration` seconds."""
+
+    at: float
+    kind: str
+    node: str = ""
+    other: str = ""
+    duration: float = 0.0
+    #: A number, a mode, a boundary: what the kind says.
+    value: float = 0.0
+    detail: str = ""
+
+    def __str__(self) -> str:
+        words = [self.kind, self.node, self.other and f"-> {self.other}", self.detail]
+        numbers = [
+            f"for {self.duration:.3f} s" if self.duration else "",
+            f"value {self.value:g}" if self.value else "",
+        ]
+        return " ".join(word for word in words + numbers if word)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a schedule is made of."""
+
+    seed: int
+    nodes: int = 3
+    #: Dynamic configuration the cluster begins with.
+    dynamic: Mapping[str, Any] = field(default_factory=dict)
+    #: Member -> tags.
+    tags: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: Member -> (offset, rate) of its clock.
+    clocks: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    #: Empty data directories and an empty store; else a cluster that was shut down in good order.
+    fresh: bool = False
+    faults: tuple[Fault, ...] = ()
+    #: Seconds of true time after which everything heals at the latest.
+    length: float = 120.0
+    #: Non-idle decisions and faults after which everything heals; 0: at `length` only.
+    events: int = EVENTS
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return node_names(self.nodes)
+
+    @property
+    def ttl_s(self) -> float:
+        return float(self.dynamic.get("ttl", 30))
+
+    def to_json(self) -> str:
+        """Readable, stable."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        data = json.loads(text)
+        data["faults"] = tuple(Fault(**fault) for fault in data["faults"])
+        data["clocks"] = {name: tuple(clock) for name, clock in data["clocks"].items()}
+        return cls(**data)
+
+    def without(self, faults: set[int]) -> Plan:
+        """The same schedule without the faults at these places."""
+        return replace(self, faults=tuple(f for i, f in enumerate(self.faults) if i not in faults))
+
+
+# --- drawing one ----------------------------------------------------------------------------------
+
+#: (ttl, loop_wait, retry_timeout): valid ones (loop_wait + 2 * retry_timeout <= ttl).
+TIMINGS = ((3, 1, 1), (5, 1, 1), (5, 1, 2), (8, 2, 3), (10, 2, 4), (30, 10, 10))
+
+
+class Draw:
+    """Draws for one plan."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(f"plan/{seed}")
+        self.names: tuple[str, ...] = ()
+        self.ttl_s = 0.0
+
+    def node(self) -> str:
+        return self.rng.choice(self.names)
+
+    def candidate(self) -> str:
+        """A member, or a name nobody has, or none."""
+        return self.rng.choice((*self.names, *self.names, "", "nobody"))
+
+    def short(self) -> float:
+        return self.rng.uniform(0.01, 0.5)
+
+    def about_ttl(self) -> float:
+        """From a moment to a little more than two lives of the lease, often just about one."""
+        return self.rng.choice((self.short(), self.ttl_s * self.rng.uniform(0.2, 2.2),
+                                self.ttl_s * self.rng.uniform(0.8, 1.2)))  # fmt: skip
+
+    def endpoint(self) -> str:
+        kind = self.rng.choice(("agent", "agent", "pg", "dcs"))
+        return "dcs" if kind == "dcs" else f"{kind}:{self.node()}"
+
+
+Maker = Callable[[Draw, float], Fault]
+
+
+def _on_node(kind: str, lasts: bool = True, **values: Any) -> Maker:
+    def make(draw: Draw, at: float) -> Fault:
+        return Fault(at, kind, draw.node(), duration=draw.about_ttl() if lasts else 0.0, **values)
+
+    return make
+
+
+def _link(kind: str) -> Maker:
+    def make(draw: Draw, at: float) -> Fault:
+        src, dst = draw.endpoint(), draw.endpoint()
+        value = draw.rng.uniform(0.1, 0.9)
+        return Fault(at, kind, src, dst, duration=draw.about_ttl(), value=value)
+
+    return make
+
+
+def _store(kind: str) -> Maker:
+    def make(draw: Draw, at: float) -> Fault:
+        return Fault(at, kind, duration=draw.about_ttl(), value=draw.rng.uniform(0.05, 1.5))
+
+    return make
+
+
+def _operator(kind: str) -> Maker:
+    def make(draw: Draw, at: float) -> Fault:
+        return Fault(at, kind, draw.node(), draw.candidate())
+
+    return make
+
+
+def _work(draw: Draw, at: float) -> Fault:
+    """The next work of this kind on a node is slow, or fails."""
+    kind = draw.rng.choice(WORK)
+    fails = float(draw.rng.random() < 0.4)
+    return Fault(at, "work", draw.node(), duration=draw.about_ttl(), value=fails, detail=kind)
+
+
+#: Boundaries of ports at which a triggered fault may strike.
+BOUNDARIES = (
+    "dcs.take_leader", "dcs.renew_leader", "dcs.release_leader", "dcs.compare_and_set", "dcs.put_if_leader",
+    "dcs.create", "dcs.put_member", "dcs.snapshot", "dcs.open_session", "dcs.move_leader", "guardian.arm",
+    "guardian.start", "guardian.promote", "guardian.stop", "guardian.close", "pg.write-config", "pg.clone",
+    "pg.wipe", "pg.rewind", "pg.keep-wal", "pg.checkpoint", "pg.state-file", "pg.reload", "pg.standby-signal",
+    "pg.bootstrap", "pg.slots", "peers.get",
+)  # fmt: skip
+#: Work that can be slow, or fail.
+WORK = (
+    "server.start", "server.crash-recovery", "server.promote", "server.shutdown", "server.checkpoint",
+    "server.replay-local", "server.orphans", "pg.rewind", "pg.clone", "pg.bootstrap", "pg.make-clean",
+    "pg.control", "pg.write-config", "pg.state-file",
+)  # fmt: skip
+STRIKES = ("kill-agent", "freeze-agent", "kill-host", "cut-dcs", "kill-guardian", "kill-postmaster", "lose-reply")
+
+
+def _at_boundary(draw: Draw, at: float) -> Fault:
+    """Something strikes a node just before or after the n-th next call of a port."""
+    where = f"{draw.rng.choice(BOUNDARIES)} {draw.rng.choice(('before', 'after', 'after'))}"
+    strike = draw.rng.choice(STRIKES)
+    nth = float(draw.rng.choice((1, 1, 1, 2, 3)))
+    return Fault(at, "boundary", draw.node(), strike, draw.about_ttl(), nth, where)
+
+
+def _settings(draw: Draw, at: float) -> Fault:
+    ttl, loop_wait, retry = draw.rng.choice(TIMINGS[:-1])
+    patch: dict[str, Any] = draw.rng.choice((
+        {"ttl": ttl, "loop_wait": loop_wait, "retry_timeout": retry},
+        {"maximum_lag_on_failover": draw.rng.choice((0, 120, 1200, 1048576))},
+        {"primary_start_timeout": draw.rng.choice((0, 2, 300))},
+        {"postgresql": {"use_slots": draw.rng.random() < 0.5}},
+        {"check_timeline": draw.rng.random() < 0.5},
+        {"loop_wait": "nonsense"},
+    ))  # fmt: skip
+    return Fault(at, "settings", draw.node(), detail=json.dumps(patch, sort_keys=True))
+
+
+def _garbage(draw: Draw, at: float) -> Fault:
+    key = draw.rng.choice(("sync", "failover", "status", "history", "config", "failsafe", "haagent_claims",
+                           f"members/{draw.node()}", "members/stranger"))  # fmt: skip
+    text = draw.rng.choice(("", "{", "null", "[]", "{}", '{"leader": 7}', "99999999999999999999", "[[1]]",
+                            '{"state": "running"}', "\x00"))  # fmt: skip
+    return Fault(at, "garbage", key, duration=draw.about_ttl(), detail=text)
+
+
+#: kind -> (weight, maker).
+KINDS: dict[str, tuple[float, Maker]] = {
+    "kill-agent": (3, _on_node("kill-agent")),
+    "freeze-agent": (3, _on_node("freeze-agent")),
+    "stop-agent": (1.5, _on_node("stop-agent")),
+    "kill-guardian": (2, _on_node("kill-guardian", lasts=False)),
+    "freeze-guardian": (2, _on_node("freeze-guardian")),
+    "freeze-host": (1, _on_node("freeze-host")),
+    "power-cut": (2, _on_node("power-cut")),
+    "lying-disk": (0.7, _on_node("lying-disk", value=3.0)),
+    "kill-postmaster": (2, _on_node("kill-postmaster", lasts=False)),
+    "kill-postgres": (2, _on_node("kill-postgres", lasts=False)),
+    "freeze-postmaster": (1.5, _on_node("freeze-postmaster")),
+    "hang-postgres": (1.5, _on_node("hang-postgres")),
+    "stuck-postgres": (1, _on_node("stuck-postgres")),
+    "cut": (4, _link("cut")),
+    "lossy": (1.5, _link("lossy")),
+    "slow": (1.5, _link("slow")),
+    "duplicate": (1, _link("duplicate")),
+    "isolate": (2, _on_node("isolate")),
+    "isolate-from-dcs": (2, _on_node("isolate-from-dcs")),
+    "store-down": (1.5, _store("store-down")),
+    "store-slow": (1, _store("store-slow")),
+    "store-lags": (0.7, _store("store-lags")),
+    "work": (3, _work),
+    "boundary": (6, _at_boundary),
+    "switchover": (4, _operator("switchover")),
+    "failover": (1.5, _operator("failover")),
+    "restart": (1.5, _operator("restart")),
+    "reinitialize": (1, _operator("reinitialize")),
+    "pause": (1, _store("pause")),
+    "settings": (1, _settings),
+    "garbage": (0.7, _garbage),
+    "broken-decide": (0.7, _on_node("broken-decide")),
+}
+#: Faults the store's promises exclude: only in plans that ask for them.
+_ALWAYS = ("switchover", "kill-agent", "boundary")
+
+
+def draw_plan(seed: int) -> Plan:
+    """The plan of `seed`."""
+    draw = Draw(seed)
+    rng = draw.rng
+    nodes = rng.choice((1, 2, 3, 3, 3, 3, 4, 5, 7))
+    draw.names = node_names(nodes)
+    ttl, loop_wait, retry = rng.choice(TIMINGS)
+    draw.ttl_s = float(ttl)
+    swarm = [kind for kind in KINDS if kind in _ALWAYS or rng.random() < 0.35]
+    faults = tuple(_faults(draw, swarm))
+    return Plan(
+        seed=seed,
+        nodes=nodes,
+        dynamic=_dynamic(draw, ttl, loop_wait, retry),
+        tags={name: _tags(rng) for name in draw.names},
+        clocks={name: (rng.uniform(0, 1e5), rng.uniform(0.996, 1.004)) for name in draw.names},
+        fresh=rng.random() < 0.15,
+        faults=faults,
+        length=faults[-1].at + 2 * ttl,
+    )
+
+
+def _faults(draw: Draw, swarm: list[str]) -> list[Fault]:
+    rng, at = draw.rng, draw.rng.uniform(0.0, 4.0)
+    weights = [KINDS[kind][0] for kind in swarm]
+    pace = rng.choice((0.3, 0.8, 0.8, 2.0)) * min(1.0, draw.ttl_s / 5)
+    faults = []
+    for _ in range(EVENTS // 2):
+        kind = rng.choices(swarm, weights)[0]
+        faults.append(KINDS[kind][1](draw, at))
+        # Several at once now and then.
+        at += 0.0 if rng.random() < 0.1 else rng.expovariate(1.0 / pace)
+    return faults
+
+
+def _dynamic(draw: Draw, ttl: int, loop_wait: int, retry: int) -> dict[str, Any]:
+    rng = draw.rng
+    return {
+        "ttl": ttl,
+        "loop_wait": loop_wait,
+        "retry_timeout": retry,
+        "maximum_lag_on_failover": rng.choice((240, 2400, 1048576)),
+        "primary_start_timeout": rng.choice((0, 5, 300)),
+        "check_timeline": rng.random() < 0.3,
+        "postgresql": {
+            "use_pg_rewind": rng.random() < 0.8,
+            "use_slots": rng.random() < 0.8,
+            "remove_data_directory_on_diverged_timelines": rng.random() < 0.7,
+            "remove_data_directory_on_rewind_failure": rng.random() < 0.7,
+        },
+    }
+
+
+def _tags(rng: random.Random) -> dict[str, Any]:
+    if rng.random() < 0.8:
+        return {}
+    return rng.choice(({"nofailover": True}, {"failover_priority": 2}, {"failover_priority": 0},
+                       {"clonefrom": True}, {"noloadbalance": True}))  # fmt: skip

@@ -1,0 +1,339 @@
+"""One schedule: a plan, run to its end against a cluster of real agents. `World(plan).run()`.
+
+Faults of the plan strike until enough has happened (or its time is over); then everything heals, and within a
+bound there must be one primary, and every other member must stream from it. The first broken rule ends it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from dcs import codec
+from postgres_ctl.facts import ControlState, Lsn, TimelineSwitch
+from tests.simulation.client import Writer
+from tests.simulation.engine import START_S, Crash, Engine, HostClock, Livelock, Process
+from tests.simulation.faults import FAULTS, Trigger, Undo
+from tests.simulation.invariants import Invariants, Violation
+from tests.simulation.network import Network
+from tests.simulation.node import Node
+from tests.simulation.plan import Fault, Plan
+from tests.simulation.postgres import Land, Server
+from tests.simulation.store import SimStore
+from tests.simulation.trace import Trace
+from tests.simulation.wal import CHECKPOINT, SHUTDOWN, Control
+
+#: How long a cluster may take to be whole again once everything has healed, seconds: a lease and a race, the
+#: longest start, clone, walreceiver timeout, and the longest pause between two tries of a rejoin.
+HEALING_S = 240.0
+HEALING_TTLS = 4
+#: While healing, the goal is looked at this often, seconds.
+LOOK_EVERY_S = 0.5
+
+
+@dataclass
+class Result:
+    """What became of one schedule."""
+
+    seed: int
+    violation: Violation | None = None
+    #: Non-idle decisions, and faults with operator requests.
+    decisions: int = 0
+    faults: int = 0
+    events: int = 0
+    lasted_s: float = 0.0
+    healed_s: float = 0.0
+    moves: int = 0
+    lost_records: int = 0
+    acknowledged: int = 0
+    rules: Counter[str] = field(default_factory=Counter)
+    fault_kinds: Counter[str] = field(default_factory=Counter)
+    states: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)
+    trace: list[str] = field(default_factory=list)
+
+
+class World:
+    """Everything of one schedule. `traced`: keep a readable account."""
+
+    def __init__(self, plan: Plan, traced: bool = False) -> None:
+        self.plan = plan
+        self.result = Result(plan.seed)
+        self.engine = Engine(plan.seed)
+        self._trace = Trace(traced)
+        self._trace.now = lambda: self.engine.now
+        self.trace = self._trace.add
+        self.network = Network(self.engine)
+        self.store = SimStore(self.engine)
+        self.land = Land(self.engine, self.network)
+        self.nodes: dict[str, Node] = {}
+        self.boundaries: list[Trigger] = []
+        self.key_deleted_by_hand = False
+        self._undo: dict[int, Undo] = {}
+        self._asked = 0
+        self._answered = 0
+        self._faults_over = False
+        self._last_rule: dict[str, str] = {}
+        for name in plan.names:
+            clock = HostClock(self.engine, *plan.clocks.get(name, (0.0, 1.0)))
+            self.nodes[name] = Node(self, name, plan.tags.get(name, {}), clock)
+        if not plan.fresh:
+            _prepare(self)
+        self.invariants = Invariants(self)
+        self.land.truths.append(self.invariants)
+        self._faults = _FaultLog(self)
+        for node in self.nodes.values():
+            Writer(self, node)
+            self.engine.after(self.engine.rng("start").uniform(0.0, 0.5), node.start_agent)
+        for index, fault in enumerate(plan.faults):
+            self.engine.at(START_S + fault.at, partial(self._strike, index, fault))
+
+    # --- run --------------------------------------------------------------------------------------
+
+    def run(self) -> Result:
+        """The whole schedule. Never raises on what the code under test does."""
+        result = self.result
+        try:
+            with self._faults:
+                self.engine.run(START_S + self.plan.length)
+                self._heal()
+        except Livelock as fault:
+            self.invariants.violated("agent.fault", f"livelock: {fault}")
+        if self.invariants.violations:
+            result.violation = self.invariants.violations[0]
+        result.lasted_s = self.engine.now - START_S
+        result.events = self.engine.events
+        result.moves, result.lost_records = self.invariants.moves, self.invariants.lost_records
+        result.acknowledged = len(self.invariants.acknowledged_records)
+        result.trace = self._trace.lines
+        self.close()
+        return result
+
+    def close(self) -> None:
+        self.engine.close()
+        self.network.close()
+        self.land.truths.clear()
+
+    def _heal(self) -> None:
+        """Faults are over: everything works again, and within the bound the cluster must be whole."""
+        engine = self.engine
+        if self.invariants.violations:
+            return
+        self._faults_over = True
+        engine.stopped = False
+        self.trace("*", "heal", "all faults are over")
+        self._heal_all()
+        began, bound = engine.now, HEALING_S + HEALING_TTLS * self._longest_ttl()
+        why = "not looked at"
+        while engine.now < began + bound and not self.invariants.violations:
+            engine.run(engine.now + LOOK_EVERY_S)
+            why = self.not_whole()
+            if not why:
+                break
+        if why and not self.invariants.violations:
+            name, _, text = why.partition(": ")
+            self.invariants.violated(f"liveness.{name}", f"after {bound:g} s: {text}")
+        self.result.healed_s = engine.now - began
+
+    def _longest_ttl(self) -> float:
+        return max(self.plan.ttl_s, *(10.0 for f in self.plan.faults if f.kind == "settings"), 10.0)
+
+    def _heal_all(self) -> None:
+        undo, self._undo = self._undo, {}
+        for call in undo.values():
+            call()
+        for trigger in self.boundaries:
+            self.nodes[trigger.fault.node].agent_process.armed = None
+        self.boundaries.clear()
+        self.network.heal_all()
+        for node in self.nodes.values():
+            node.host.knobs.clear()
+
+    def not_whole(self) -> str:
+        """Which goal is missed, and how; "" once one primary serves and all others stream."""
+        holder = self.store.leader()
+        if holder is None:
+            return "one-primary: nobody holds the leader key"
+        primary = self.server_of(holder.name)
+        if primary is None or not primary.writable_now:
+            return f"one-primary: {holder.name} holds the key and is not writable"
+        for node in self.nodes.values():
+            server = node.host.server
+            if node.name == holder.name or node.stays_out:
+                continue
+            if server is None or server.gone or not server.in_recovery or not _streams(server, primary):
+                note = node.agent.memory.note if node.agent_is_up else "no agent"
+                return f"all-stream: {node.name} does not stream ({server!r}, {note})"
+        if self._answered < self._asked:
+            return f"answered: {self._asked - self._answered} operator requests have no answer"
+        return ""
+
+    # --- faults -----------------------------------------------------------------------------------
+
+    def _strike(self, index: int, fault: Fault) -> None:
+        if self._faults_over:
+            return
+        self.result.faults += 1
+        self.result.fault_kinds[fault.kind] += 1
+        self.trace("*", "fault", str(fault))
+        undo = FAULTS[fault.kind](self, fault)
+        self.undo_later(fault, undo)
+        self._count()
+
+    def undo_later(self, fault: Fault, undo: Undo | None) -> None:
+        if undo is None:
+            return
+        number = id(undo)
+        self._undo[number] = undo
+        self.engine.after(fault.duration, partial(self._end_fault, fault, number))
+
+    def _end_fault(self, fault: Fault, number: int) -> None:
+        undo = self._undo.pop(number, None)
+        if undo is not None:
+            self.trace("*", "over", f"{fault.kind} {fault.node}")
+            undo()
+
+    def arm_boundaries(self, node: Node) -> None:
+        """Triggers that wait for this node's current agent."""
+        waiting = [t for t in self.boundaries if t.fault.node == node.name]
+        node.agent_process.armed = partial(self._at_boundary, node) if waiting else None
+
+    def _at_boundary(self, node: Node, kind: str, when: str) -> None:
+        for trigger in self.boundaries:
+            if trigger.fault.node == node.name and trigger.reached(kind, when):
+                self.boundaries.remove(trigger)
+                self.arm_boundaries(node)
+                trigger.strike()
+                return
+
+    def unreliable(self, node: Node) -> None:
+        """Called after every change: while agent and guardian of a member are both unable to act, and until
+        the guardian has acted afterwards, nothing keeps its server from writing (design section 2)."""
+        host = node.host
+        guardian = host.guardian
+        guardian_out = guardian is None or not guardian.runs
+        # A dead guardian takes its own server along; an adopted one only the agent can end.
+        if guardian is None and not any(not s.gone for s in host.servers):
+            return
+        if guardian_out and not node.agent_process.runs:
+            self.invariants.host_unreliable(node.name, float("inf"))
+        elif self.invariants.excused_until.get(node.name) == float("inf"):
+            self.invariants.excused_until[node.name] = 0.0
+            budget = max(0.5, self.plan.ttl_s / 6)
+            self.invariants.host_unreliable(node.name, self.engine.now + budget + 1.0)
+
+    # --- what is told -----------------------------------------------------------------------------
+
+    def decided(self, node: Node, rule: str, reason: str, fields: Mapping[str, Any]) -> None:
+        """Of every step of every agent."""
+        result = self.result
+        result.rules[rule] += 1
+        actions = fields.get("actions")
+        if not actions and self._last_rule.get(node.name) == rule:
+            return
+        self._last_rule[node.name] = rule
+        self._trace.decision(node.name, rule, reason, fields)
+        result.decisions += 1
+        result.states[self._state(node)] += 1
+        if actions:
+            self.invariants.decision(node, rule, actions)
+        self._count()
+
+    def _state(self, node: Node) -> str:
+        server = node.host.server
+        role = "down" if server is None or server.gone else "standby" if server.in_recovery else "primary"
+        holder = self.invariants.holder
+        key = "free" if holder is None else "mine" if holder.name == node.name else "other"
+        return f"{role}, key {key}"
+
+    def _count(self) -> None:
+        if self.plan.events and self.result.decisions + self.result.faults >= self.plan.events:
+            if not self._faults_over:
+                self.engine.stop()
+
+    def asked(self, what: str) -> None:
+        self._asked += 1
+
+    def answered(self, node: Node, what: str, answer: Any) -> None:
+        self._answered += 1
+        self.result.answers[f"{what.partition(' ')[0]} {answer.status}"] += 1
+        self.trace(node.name, "answer", f"{what}: {answer.status} {answer.body}")
+
+    def gave_up(self, requests: int) -> None:
+        """Operators' requests that died with their agent."""
+        self._answered += requests
+
+    # --- lookups ----------------------------------------------------------------------------------
+
+    def node(self, name: str) -> Node:
+        return self.nodes[name]
+
+    def server_of(self, name: str) -> Server | None:
+        node = self.nodes.get(name)
+        return node.host.server if node is not None else None
+
+
+def _streams(server: Server, primary: Server) -> bool:
+    """From the primary, directly or through others, with everything the primary has or nearly so."""
+    link = server.receiver.link
+    return link is not None and link.open and primary.dd.timeline == server.dd.timeline
+
+
+class _FaultLog(logging.Handler):
+    """Unexpected exceptions that the agent's code caught and logged: bugs all the same."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(logging.ERROR)
+        self._world = world
+        self._logger = logging.getLogger("haagent")
+        self._before = (self._logger.level, self._logger.propagate)
+
+    def __enter__(self) -> None:
+        self._logger.setLevel(logging.ERROR)
+        self._logger.propagate = False
+        self._logger.addHandler(self)
+
+    def __exit__(self, *exc: object) -> None:
+        self._logger.removeHandler(self)
+        self._logger.setLevel(self._before[0])
+        self._logger.propagate = self._before[1]
+        for crash in self._world.engine.crashes[:1]:
+            self._world.invariants.violated("agent.fault", f"{crash.process}/{crash.task}: {crash.text}")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and not isinstance(record.exc_info[1], RuntimeError):
+            text = logging.Formatter().formatException(record.exc_info)  # type: ignore[arg-type]
+            self._world.invariants.violated("agent.fault", f"{record.getMessage()}\n{text}")
+
+
+# --- a cluster that was shut down in good order ---------------------------------------------------
+
+
+def _prepare(world: World) -> None:
+    """Equal data directories, `pg0` the last primary, and what its agents left in the store."""
+    first, *others = world.nodes.values()
+    dd = first.host.dd
+    dd.system_id, dd.state = world.land.new_system_id(), "valid"
+    dd.append(CHECKPOINT, 1, first.name)
+    for number in range(3):
+        dd.append("data", 1, first.name, number)
+    dd.append(SHUTDOWN, 1, first.name)
+    last = len(dd.records) - 1
+    dd.control = Control(ControlState.SHUT_DOWN, checkpoint=last, redo=last, timeline=1)
+    for node in others:
+        copy = node.host.dd
+        copy.system_id, copy.state, copy.standby_signal = dd.system_id, "valid", True
+        copy.records, copy.durable = list(dd.records), dd.durable
+        copy.control = Control(ControlState.SHUT_DOWN_IN_RECOVERY, last, last, 1, len(dd.records), 1)
+    store = world.store
+    store.raw_put(codec.INITIALIZE, dd.system_id)
+    store.raw_put(codec.CONFIG, json.dumps(dict(world.plan.dynamic), sort_keys=True))
+    store.raw_put(codec.STATUS, json.dumps({"optime": dd.control_data().checkpoint_lsn.value}))
+
+
+__all__ = ["Crash", "Lsn", "Process", "Result", "TimelineSwitch", "World"]
