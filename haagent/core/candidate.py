@@ -21,6 +21,7 @@ from haagent.core.model import (
     PeerSilent,
     Refusal,
     Unavailable,
+    unreadable,
 )
 from postgres_ctl.facts import InstanceSample, Lsn
 
@@ -140,6 +141,9 @@ def local_checks(obs: Observation, memory: Memory) -> tuple[Check, ...]:
 def _twin_check(obs: Observation) -> Check:
     """H15: a timeline number that somebody else claimed after us holds another history."""
     twin = twin_timeline(obs)
+    unknown = claims_unknown(obs)
+    if unknown is not None:
+        return Check("timeline.twin", False, unknown)
     detail = f"timeline {twin} was claimed by another member as well" if twin else "no timeline claimed twice"
     return Check("timeline.twin", twin is None, detail)
 
@@ -155,6 +159,14 @@ def twin_timeline(obs: Observation) -> int | None:
         if foreign and timeline == obs.instance.timeline:
             return timeline
     return None
+
+
+def claims_unknown(obs: Observation) -> str | None:
+    """Why a server that made its timeline itself cannot tell whether another one made it as well (H15)."""
+    cause = None if isinstance(obs.cluster, Unavailable) else unreadable(obs.cluster, "haagent_claims")
+    if cause is None or not any(timeline == obs.instance.timeline for timeline, _ in obs.instance.claimed):
+        return None
+    return f"who claimed timeline {obs.instance.timeline} cannot be read from the store: {cause}"
 
 
 # --- what the DCS says --------------------------------------------------------------------------
@@ -203,7 +215,7 @@ def _cluster_checks(obs: Observation, memory: Memory, cluster: ClusterSnapshot) 
 
 def _lag_check(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> Check:
     """Rule 5; after a hand-over mark nobody below `status.optime` for one ttl (H18)."""
-    broken = next((b.cause for b in cluster.broken if b.key == "status"), None)
+    broken = unreadable(cluster, "status")
     if broken is not None and not manual_failover_to_me(obs, cluster):
         return Check("lag", False, f"the last position cannot be read from the store: {broken}")
     if not isinstance(obs.instance.sample, InstanceSample) or cluster.status is None:
@@ -226,6 +238,9 @@ def _timeline_check(obs: Observation, cluster: ClusterSnapshot) -> Check:
     mine, theirs = obs.instance.timeline, cluster_timeline(cluster)
     if not obs.settings.check_timeline or manual_failover_to_me(obs, cluster):
         return Check("timeline", True, f"on timeline {mine}, not compared")
+    broken = unreadable(cluster, "history")
+    if broken is not None:
+        return Check("timeline", False, f"the timelines cannot be read from the store: {broken}")
     fine = mine is not None and mine >= theirs
     return Check("timeline", fine, f"on timeline {mine}, the cluster is on {theirs}")
 
@@ -285,9 +300,11 @@ def _former_leader_check(obs: Observation, memory: Memory, cluster: ClusterSnaps
 
 
 def _last_seen(memory: Memory, cluster: ClusterSnapshot, name: str) -> Member | None:
-    """Its member key; as it was when the whole store has been emptied, which says nothing about its lease."""
+    """Its member key; as it was when that cannot be read, or when the whole store has been emptied, which
+    says nothing about its lease."""
     wiped = cluster.initialize is None and cluster.config is None
-    old = next((m for m in memory.last_members if m.name == name), None) if wiped else None
+    unclear = wiped or unreadable(cluster, f"members/{name}")
+    old = next((m for m in memory.last_members if m.name == name), None) if unclear else None
     return cluster.member(name) or old
 
 
@@ -337,7 +354,8 @@ def _expired_in_silence(obs: Observation, memory: Memory, cluster: ClusterSnapsh
     Not for Patroni's members, which have no such fence, and not in a store that was emptied."""
     since, wiped = memory.leader_missing_since, cluster.initialize is None and cluster.config is None
     old = next((m for m in memory.last_members if m.name == name), None)
-    if since is None or wiped or old is None or cluster.member(name) is not None:
+    there = cluster.member(name) is not None or unreadable(cluster, f"members/{name}") is not None
+    if since is None or wiped or old is None or there:
         return False
     return old.is_haagent and obs.now >= since + LOST_WAIT_S
 

@@ -27,6 +27,7 @@ RULES: tuple[Rule, ...] = (
     guards.not_proven_stopped,
     outage.dcs_unreachable,
     shutdown.stopping,
+    guards.leader_unreadable,
     pause.paused,
     leading.lease_not_valid,
     requests.operator_request,

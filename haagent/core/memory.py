@@ -18,6 +18,7 @@ from haagent.core.model import (
     Rejoin,
     Unavailable,
     evolve,
+    unreadable,
 )
 from postgres_ctl.facts import slot_name
 
@@ -50,7 +51,7 @@ def _after_lease(obs: Observation, memory: Memory) -> Memory:
 
 def _after_view(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> Memory:
     if cluster.leader is None:
-        if memory.leader_missing_since is None:
+        if memory.leader_missing_since is None and not unreadable(cluster, "leader"):
             memory = evolve(memory, leader_missing_since=obs.now)
     else:
         # The holder serves only once it is promoted: a wait that ended in the race must not begin anew (H13).
@@ -118,7 +119,7 @@ def _after_pause(obs: Observation, memory: Memory) -> Memory:
     assert not isinstance(obs.cluster, Unavailable)
     if obs.cluster.leader is not None:
         memory = evolve(memory, lost_in_pause=None)
-    elif obs.settings.pause and memory.last_leader != obs.me.name:
+    elif obs.settings.pause and memory.last_leader != obs.me.name and not unreadable(obs.cluster, "leader"):
         memory = evolve(memory, lost_in_pause=memory.last_leader)
     if obs.settings.pause:
         return evolve(memory, paused_seen=True, resumed_at=None)

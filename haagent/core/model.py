@@ -244,6 +244,13 @@ class Observation:
     stopping: bool = False
 
 
+def unreadable(cluster: ClusterSnapshot, key: str) -> str | None:
+    """Why the value of this key cannot be understood; None when it can, or is absent.
+
+    Such a fact is unknown, not absent: the record beside it is None all the same."""
+    return next((b.cause for b in cluster.broken if b.key == key), None)
+
+
 # --- memory -------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from haagent.core.actions import (
     StartStandby,
     StopInstance,
 )
-from haagent.core.candidate import interesting_peers, twin_timeline
+from haagent.core.candidate import claims_unknown, interesting_peers, twin_timeline
 from haagent.core.memory import evolve_rejoin
 from haagent.core.model import Decision, Memory, Observation, PeerSilent, evolve
 from haagent.core.rules import common
@@ -124,6 +124,9 @@ def stopped(obs: Observation, memory: Memory) -> Decision | None:
     key = common.leader(obs)
     assert key is not None
     twin = twin_timeline(obs)
+    unknown = claims_unknown(obs)
+    if unknown is not None:
+        return common.wait("follow.claims-unreadable", unknown, evolve(memory, note=unknown), 1.0)
     if twin is not None:
         reason = f"timeline {twin} was claimed by another member as well: only a fresh clone is safe"
         return _clone_if_allowed(obs, evolve(memory, note=reason), reason)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from haagent.core.actions import AnswerRequest, AskPeers, CancelJob, Exit
 from haagent.core.candidate import interesting_peers, unanswered
-from haagent.core.model import Decision, Memory, Observation, Unavailable, evolve
+from haagent.core.model import Decision, Memory, Observation, Unavailable, evolve, unreadable
 from haagent.core.rules import common
 from haagent.core.rules.leading import START_TRIES
 
@@ -30,6 +30,7 @@ def replica_without_cluster(obs: Observation, memory: Memory) -> Decision | None
         return None
     if (
         obs.cluster.initialize is not None
+        or unreadable(obs.cluster, "initialize")
         or obs.cluster.leader is not None
         or not obs.instance.serves_as_standby
     ):
@@ -101,3 +102,15 @@ def not_proven_stopped(obs: Observation, memory: Memory) -> Decision | None:
         return None
     reason = "processes of the old postmaster cannot be ended yet: nothing is started or released"
     return common.wait("guard.not-proven-stopped", reason, memory, common.SOON_S)
+
+
+def leader_unreadable(obs: Observation, memory: Memory) -> Decision | None:
+    """A leader key that cannot be understood is held by somebody: nothing new (rule 10), a lease goes on.
+
+    The keeper finds out whether it is still ours; if not, the fence ends what was written under it."""
+    cause = unreadable(common.view(obs), "leader")
+    if cause is None:
+        return None
+    reason = f"who leads cannot be read from the store: {cause}"
+    answer = (AnswerRequest(obs.request.id, 503, reason),) if obs.request is not None else ()
+    return Decision("guard.leader-unreadable", reason, memory, answer, 1.0, heartbeat=not answer)

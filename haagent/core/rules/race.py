@@ -16,7 +16,7 @@ from haagent.core.actions import (
     TakeLeader,
 )
 from haagent.core.candidate import cluster_timeline, other_primaries, standing, store_went_back, unanswered
-from haagent.core.model import Decision, Memory, Observation, Refusal, evolve
+from haagent.core.model import Decision, Memory, Observation, Refusal, evolve, unreadable
 from haagent.core.rules import common
 from postgres_ctl.facts import DataDirState
 
@@ -43,7 +43,8 @@ def bootstrap(obs: Observation, memory: Memory) -> Decision | None:
 def _race_for_new_cluster(obs: Observation, memory: Memory) -> Decision:
     initialize = common.view(obs).initialize
     allowed = obs.me.may_bootstrap and not obs.me.tags.nofailover and not obs.settings.pause
-    if initialize is None and allowed and obs.instance.unfinished is None:
+    free = initialize is None and not unreadable(common.view(obs), "initialize")
+    if free and allowed and obs.instance.unfinished is None:
         won = evolve(memory, bootstrap="won")
         return Decision(
             "bootstrap.race", "trying to bootstrap a new cluster", won, (CreateInitialize(), Initdb())
@@ -78,6 +79,10 @@ def primary_without_key(obs: Observation, memory: Memory) -> Decision | None:
         return None
     if not obs.instance.answers:
         return common.wait("race.primary-no-answer", "PostgreSQL does not answer", memory, 1.0)
+    unknown = unreadable(cluster, "history")
+    if unknown is not None:
+        reason = f"running as primary, but the cluster's timelines cannot be read from the store: {unknown}"
+        return common.wait("race.history-unreadable", reason, memory, 1.0)
     mine, known = obs.instance.timeline or 0, cluster_timeline(cluster)
     if mine < known or obs.me.tags.nofailover:
         reason = f"demoted self: on timeline {mine} while the cluster is on {known}, or tagged nofailover"

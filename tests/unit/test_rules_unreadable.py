@@ -1,0 +1,103 @@
+"""A key of the store that is there and cannot be understood is an unknown fact, not an absent one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dcs.records import Broken, ClusterSnapshot
+from haagent.core.actions import AnswerRequest
+from haagent.core.candidate import standing
+from haagent.core.model import Memory, OperatorRequest
+from haagent.core.settings import Settings
+from postgres_ctl.facts import ControlState
+from tests.unit.core_facts import (
+    NOW,
+    REMEMBERS,
+    answer,
+    cluster,
+    empty,
+    following,
+    judge,
+    kinds,
+    leading,
+    lost_stream,
+    member,
+    no_answer,
+    obs,
+    paused,
+    primary,
+    racing,
+    standby,
+    stopped,
+)
+
+
+def spoilt(key: str, view: ClusterSnapshot) -> ClusterSnapshot:
+    return replace(view, broken=(Broken(key, "not JSON"),))
+
+
+NOBODY_KNOWN = spoilt("leader", cluster(leader=None))
+
+
+def test_an_unreadable_leader_is_not_a_free_key() -> None:
+    decision = judge(racing(lost_stream(), NOBODY_KNOWN, peers=(answer("pg0"), answer("pg2"))))
+    assert (decision.rule, decision.actions) == ("guard.leader-unreadable", ())
+    assert decision.memory.leader_missing_since is None
+
+
+def test_an_unreadable_leader_does_not_stop_a_primary_whose_lease_is_proven() -> None:
+    decision = judge(leading(primary(), NOBODY_KNOWN))
+    assert (decision.rule, decision.actions) == ("guard.leader-unreadable", ())
+
+
+def test_while_the_leader_is_unreadable_a_request_is_refused() -> None:
+    decision = judge(following(standby(), NOBODY_KNOWN, request=OperatorRequest(3, "restart")))
+    assert decision.rule == "guard.leader-unreadable"
+    assert kinds(decision) == (AnswerRequest,)
+
+
+def test_an_unreadable_leader_did_not_vanish_in_a_pause() -> None:
+    decision = judge(following(standby(), NOBODY_KNOWN, settings=paused()), REMEMBERS)
+    assert decision.memory.lost_in_pause is None
+
+
+def test_an_unreadable_initialize_is_no_invitation_to_make_a_cluster() -> None:
+    view = spoilt("initialize", cluster(leader=None, initialize=None, members=()))
+    assert judge(obs("pg1", empty(), view)).rule == "bootstrap.wait"
+    assert judge(obs("pg1", standby(), view)).rule != "start.replica-first"
+
+
+def test_with_unreadable_timelines_a_running_primary_does_not_take_the_key() -> None:
+    view = spoilt("history", cluster(leader=None, history=None))
+    decision = judge(obs("pg1", primary(), view, peers=(answer("pg0"), answer("pg2"))))
+    assert (decision.rule, decision.actions) == ("race.history-unreadable", ())
+
+
+def test_with_unreadable_timelines_nobody_passes_the_check_of_them() -> None:
+    view = spoilt("history", cluster(leader=None, history=None))
+    seen = racing(lost_stream(), view, settings=Settings(check_timeline=True))
+    assert "timeline" in {r.rule for r in standing(seen, REMEMBERS).refusals}
+
+
+def test_with_unreadable_claims_a_former_primary_neither_follows_nor_leads_on_its_own_timeline() -> None:
+    """H15: whether another member made the same timeline cannot be told."""
+    view = spoilt("haagent_claims", cluster("pg0"))
+    decision = judge(following(stopped(ControlState.SHUT_DOWN, claimed=((1, 3),)), view))
+    assert (decision.rule, decision.actions) == ("follow.claims-unreadable", ())
+    free = racing(lost_stream(claimed=((1, 3),)), spoilt("haagent_claims", cluster(leader=None)))
+    assert "timeline.twin" in {r.rule for r in standing(free, REMEMBERS).refusals}
+
+
+def test_with_unreadable_claims_others_go_on() -> None:
+    view = spoilt("haagent_claims", cluster(leader=None, members=(member("pg1"), member("pg2"))))
+    assert standing(racing(lost_stream(claimed=((4, 3),)), view), REMEMBERS).may_lead
+
+
+def test_an_unreadable_member_is_not_gone() -> None:
+    """H4: its session may live, and its server may be writable."""
+    members = tuple(member(n) for n in ("pg0", "pg1", "pg2"))
+    view = spoilt("members/pg0", cluster(leader=None, members=members[1:]))
+    memory = Memory(leader_missing_since=NOW - 1, last_leader="pg0", last_epoch=5, last_members=members)
+    assert standing(racing(lost_stream(), view), memory).ask == ("pg0",)
+    quiet = racing(lost_stream(), view, peers=(no_answer("pg0"), answer("pg2")))
+    assert "former-leader" in {r.rule for r in standing(quiet, memory).refusals}
