@@ -1,0 +1,203 @@
+"""Planted bugs and what catches them: `python -m tests.simulation.hunt`, or `make mutants`.
+
+First the code as it is must stay clean on as many schedules as a mutant may need; then every mutant of
+`mutants/` is planted in a private copy, and schedules are run there until a named check fails. The list is
+printed as a table and written as JSON. A mutant that survives, or breaks only the simulator, fails the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.simulation import mutate
+from tests.simulation.mutate import Mutant
+
+#: Seeds that are known to catch a mutant: tried first where time is short.
+KNOWN = mutate.FOLDER / "seeds.json"
+#: A search may take so many schedules, and so long; seconds.
+SCHEDULES, LIMIT_S = 2000, 150.0
+#: Beyond its limit a search is given so long to notice; seconds.
+SLACK_S = 120.0
+#: Fresh seeds are drawn below this.
+SEEDS = 2**40
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one mutant (or, without a name, of the code as it is)."""
+
+    mutant: str
+    bug: str
+    expected: tuple[str, ...]
+    #: The check that failed; None: it survived.
+    check: str | None
+    text: str
+    seed: int | None
+    schedules: int
+    seconds: float
+    #: How the simulator itself broke, where it did.
+    crash: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if self.check is not None:
+            return "caught"
+        return "crash" if self.crash else "survived"
+
+
+def known_seeds() -> dict[str, list[int]]:
+    """Mutant -> seeds that caught it when they were written down."""
+    if not KNOWN.exists():
+        return {}
+    data: dict[str, list[int]] = json.loads(KNOWN.read_text())
+    return data
+
+
+def hunt(
+    mutant: Mutant | None, first: int, schedules: int, limit_s: float, known: Iterable[int] = ()
+) -> Outcome:
+    """Plant `mutant` (None: nothing) in a copy and run schedules there. Raises BadPatch."""
+    name, bug, expected = (mutant.name, mutant.bug, mutant.expected) if mutant is not None else ("", "", ())
+    with tempfile.TemporaryDirectory(prefix="haagent-mutant-") as folder:
+        mutate.plant(mutant, Path(folder))
+        command = [sys.executable, "-m", "tests.simulation.search", str(first), str(schedules), str(limit_s)]
+        command += [str(seed) for seed in known]
+        # Its own directory comes first on the path of `python -m`; nothing else may be found before it.
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+        try:
+            done = subprocess.run(
+                command,
+                cwd=folder,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=limit_s + SLACK_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return Outcome(name, bug, expected, None, "", None, 0, limit_s, "a schedule does not end")
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return Outcome(name, bug, expected, None, "", None, 0, 0.0, last)
+    found = json.loads(done.stdout.splitlines()[-1])
+    return Outcome(
+        name, bug, expected, found["check"], found["text"], found["seed"], found["schedules"],
+        found["seconds"], found["crash"],
+    )  # fmt: skip
+
+
+# --- the whole list -------------------------------------------------------------------------------
+
+
+def stays_clean(console: Console, first: int, schedules: int, jobs: int) -> bool:
+    """The code as it is breaks no rule in so many schedules."""
+    share = -(-schedules // jobs)
+    with ThreadPoolExecutor(jobs) as pool:
+        runs = [pool.submit(hunt, None, first + i * share, share, 3600.0) for i in range(jobs)]
+        outcomes = [run.result() for run in runs]
+    total = sum(outcome.schedules for outcome in outcomes)
+    for outcome in outcomes:
+        if outcome.check is not None or outcome.crash:
+            console.print(
+                f"[red]the code as it is: seed {outcome.seed}: {outcome.check} {outcome.text}{outcome.crash}"
+            )
+    clean = all(o.check is None and not o.crash for o in outcomes)
+    if clean:
+        console.print(f"the code as it is: clean in {total} schedules")
+    return clean
+
+
+def hunt_all(
+    console: Console, chosen: Sequence[Mutant], first: int, options: argparse.Namespace
+) -> list[Outcome]:
+    """All of them, several at a time; a line for each when it is done."""
+    known = known_seeds() if options.known else {}
+    outcomes = []
+    with ThreadPoolExecutor(options.jobs) as pool:
+        runs = [
+            pool.submit(hunt, m, first, options.schedules, options.seconds, known.get(m.name, ()))
+            for m in chosen
+        ]
+        for done, run in enumerate(as_completed(runs), 1):
+            outcome = run.result()
+            outcomes.append(outcome)
+            colour = {"caught": "green", "survived": "red", "crash": "magenta"}[outcome.verdict]
+            what = outcome.check or outcome.crash
+            console.print(
+                f"{done:3}/{len(runs)} [{colour}]{outcome.verdict:8}[/] {outcome.mutant}: {what} "
+                f"[dim]({outcome.schedules} schedules, {outcome.seconds:.1f} s)",
+                highlight=False,
+            )
+    return sorted(outcomes, key=lambda o: o.mutant)
+
+
+def table(outcomes: Sequence[Outcome]) -> Table:
+    """The list for people."""
+    shown = Table("mutant", "the bug", "caught by", "seed", "schedules", "seconds", title="Planted bugs")
+    for o in outcomes:
+        by = o.check or f"[red]{o.verdict}: {o.crash}[/]"
+        shown.add_row(o.mutant, o.bug, by, str(o.seed or ""), str(o.schedules), f"{o.seconds:.1f}")
+    return shown
+
+
+def write_seeds(outcomes: Iterable[Outcome]) -> None:
+    """Remember what caught each, the newest first, two at most."""
+    kept = known_seeds()
+    for o in outcomes:
+        if o.seed is not None:
+            kept[o.mutant] = [o.seed, *(s for s in kept.get(o.mutant, []) if s != o.seed)][:2]
+    living = {m.name for m in mutate.mutants()}
+    lines = [f"  {json.dumps(name)}: {json.dumps(kept[name])}" for name in sorted(kept) if name in living]
+    KNOWN.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="hunt", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("only", nargs="*", help="names of mutants, or beginnings of names (all)")
+    parser.add_argument("--schedules", type=int, default=SCHEDULES, help="most schedules a mutant may need")
+    parser.add_argument("--seconds", type=float, default=LIMIT_S, help="most seconds a mutant may need")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="mutants at the same time")
+    parser.add_argument("--first", type=int, help="first seed (drawn at random)")
+    parser.add_argument("--known", action="store_true", help="try the seeds written down first")
+    parser.add_argument("--write-seeds", action="store_true", help="write down the seeds that caught one")
+    parser.add_argument("--no-clean", action="store_true", help="do not try the code as it is")
+    parser.add_argument("--json", type=Path, default=mutate.ROOT / "build/mutants.json", help="where to")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0: the code as it is stays clean, and every mutant is caught by a named check."""
+    options, console = _options(arguments), Console()
+    chosen = [m for m in mutate.mutants() if not options.only or m.name.startswith(tuple(options.only))]
+    first = options.first if options.first is not None else random.SystemRandom().randrange(SEEDS)
+    console.print(f"{len(chosen)} mutants, at most {options.schedules} schedules each, first seed {first}")
+    clean = options.no_clean or stays_clean(console, first, options.schedules, options.jobs)
+    outcomes = hunt_all(console, chosen, first, options)
+    console.print(table(outcomes))
+    by_check = Counter(o.check for o in outcomes if o.check is not None)
+    console.print("\n".join(f"{count:4} caught by {check}" for check, count in sorted(by_check.items())))
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps([asdict(o) | {"verdict": o.verdict} for o in outcomes], indent=1))
+    if options.write_seeds:
+        write_seeds(outcomes)
+    left = [o for o in outcomes if o.verdict != "caught"]
+    console.print(f"{len(outcomes) - len(left)} of {len(outcomes)} caught; the list is in {options.json}")
+    return 0 if clean and not left else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
