@@ -18,10 +18,12 @@ PYTHON := $(VENV)/bin/python
 # Arguments for the program behind a target: make test ARGS='-k lease', make demo ARGS=--help
 ARGS ?=
 JOBS ?= 2
+MINUTES ?= 10
+SEED ?=
 PYTEST := $(PYTHON) -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint format unit test test-all bench clean
+.PHONY: help setup demo lint format unit test test-all chaos bench clean
 
 help: ## this list
 	@printf '\033[1mhaagent\033[0m: a PostgreSQL high-availability agent\n\n'
@@ -52,6 +54,9 @@ test: lint ## lint, then every test except the slow ones
 
 test-all: lint ## everything, slow tests too; writes docs/test-report.md
 	@scripts/test-report.sh $(ARGS)
+
+chaos: setup ## random faults on real servers for MINUTES (SEED=… repeats a plan); writes docs/chaos-report.md
+	@$(PYTHON) -m tests.chaos.torture --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: setup ## haagent beside Patroni, about 15 minutes; writes docs/benchmarks.md (ARGS=… for options)
 	@$(PYTHON) -m benchmarks.failover $(ARGS)

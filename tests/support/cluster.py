@@ -34,7 +34,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -45,6 +45,7 @@ import yaml
 
 from tests.support import processes
 from tests.support.etcd import EtcdServer, free_port
+from tests.support.netns import Host
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.wait import DEADLINE_S, wait_for
 
@@ -129,6 +130,9 @@ class Node:
         self.state_dir = self.root / "data.haagent"
         self.config_file = self.root / "haagent.yml"
         self.log_file = self.root / "agent.log"
+        host = cluster.hosts[index] if cluster.hosts else None
+        self.address = host.address if host else "127.0.0.1"
+        self._launcher = list(host.launcher) if host else []
         self.sql_port = free_port()
         self.api_port = free_port()
         #: The node's own way to etcd, to be cut or frozen for it alone; None unless `Cluster(proxied=True)`.
@@ -150,13 +154,14 @@ class Node:
 
     def _base_config(self) -> dict[str, Any]:
         cluster = self.cluster
-        address = f"127.0.0.1:{self.sql_port}"
+        address = f"{self.address}:{self.sql_port}"
+        network = f"{self.address}/{24 if cluster.hosts else 32}"
         return {
             "scope": cluster.scope,
             "name": self.name,
             "restapi": {
-                "listen": f"127.0.0.1:{self.api_port}",
-                "connect_address": f"127.0.0.1:{self.api_port}",
+                "listen": f"{self.address}:{self.api_port}",
+                "connect_address": f"{self.address}:{self.api_port}",
             },
             **self.store_section(),
             "bootstrap": {"dcs": cluster.dynamic, "initdb": [{"encoding": "UTF8"}, "data-checksums"]},
@@ -168,8 +173,8 @@ class Node:
                 "pgpass": str(self.root / "pgpass"),
                 "pg_hba": [
                     "local all all trust",
-                    "host all all 127.0.0.1/32 trust",
-                    "host replication all 127.0.0.1/32 trust",
+                    f"host all all {network} trust",
+                    f"host replication all {network} trust",
                 ],
                 "authentication": {
                     "superuser": {"username": "postgres", "password": "super-secret"},
@@ -217,7 +222,7 @@ class Node:
         command = [sys.executable, "-m", "haagent", "run", str(self.config_file), *arguments]
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                _as_agent_user() + command,
+                self._launcher + _as_agent_user() + command,
                 cwd=self.root,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -309,7 +314,7 @@ class Node:
         headers: Mapping[str, str] | None = None,
     ) -> tuple[int, Any]:
         """One REST call: status, and the body as JSON where it is, else text. OSError when nobody answers."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.api_port, timeout=timeout_s)
+        connection = http.client.HTTPConnection(self.address, self.api_port, timeout=timeout_s)
         try:
             data = body if body is None or isinstance(body, str) else json.dumps(body)
             connection.request(method, path, data, {"Content-Type": "application/json", **(headers or {})})
@@ -333,7 +338,7 @@ class Node:
 
     @property
     def dsn(self) -> str:
-        return f"host=127.0.0.1 port={self.sql_port} user=postgres dbname=postgres"
+        return f"host={self.address} port={self.sql_port} user=postgres dbname=postgres"
 
     def connect(self) -> psycopg.Connection[tuple[Any, ...]]:
         """A session in autocommit, for tests that keep one open. psycopg.OperationalError when refused."""
@@ -413,9 +418,14 @@ class Cluster:
         environment: Mapping[str, str] | None = None,
         scope: str = "test",
         proxied: bool = False,
+        hosts: Sequence[Host] = (),
     ) -> None:
-        """proxied: each node reaches etcd through a proxy of its own, `node.proxy`."""
+        """proxied: each node reaches etcd through a proxy of its own, `node.proxy`.
+
+        hosts: where the nodes run, one each (a network namespace); without them all are on 127.0.0.1.
+        """
         self.scope = scope
+        self.hosts = tuple(hosts)
         self.proxied = proxied
         self.bin_dir = bin_dir()
         self.node_config = dict(node_config or {})
@@ -563,7 +573,7 @@ class Cluster:
     @property
     def read_write_dsn(self) -> str:
         """All nodes, libpq picks the writable one."""
-        hosts = ",".join("127.0.0.1" for _ in self.nodes)
+        hosts = ",".join(node.address for node in self.nodes)
         ports = ",".join(str(node.sql_port) for node in self.nodes)
         return f"host={hosts} port={ports} user=postgres dbname=postgres target_session_attrs=read-write"
 

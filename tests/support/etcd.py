@@ -33,6 +33,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.support.netns import Host
 from tests.support.wait import pause, wait_for
 
 #: Below the kernel's ephemeral range, so that an outgoing connection never takes a port from us.
@@ -93,8 +94,13 @@ class EtcdServer:
         extra_args: Sequence[str] = (),
         client_port: int | None = None,
         peer_port: int | None = None,
+        address: str = "127.0.0.1",
+        launcher: Sequence[str] = (),
     ) -> None:
+        """address, launcher: the host it runs on and the command prefix that gets there."""
         self.name = name
+        self.address = address
+        self._launcher = tuple(launcher)
         self.tls = tls
         self.client_port = client_port or free_port()
         self.peer_port = peer_port or free_port()
@@ -108,15 +114,15 @@ class EtcdServer:
 
     @property
     def url(self) -> str:
-        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.client_port}"
+        return f"{'https' if self.tls else 'http'}://{self.address}:{self.client_port}"
 
     @property
     def hostport(self) -> str:
-        return f"127.0.0.1:{self.client_port}"
+        return f"{self.address}:{self.client_port}"
 
     @property
     def peer_url(self) -> str:
-        return f"http://127.0.0.1:{self.peer_port}"
+        return f"http://{self.address}:{self.peer_port}"
 
     @property
     def pid(self) -> int:
@@ -222,7 +228,8 @@ class EtcdServer:
 
     def _command(self) -> list[str]:
         election = self._election_timeout_ms
-        command = ["setpriv", "--pdeathsig", "KILL"] if _on_main_thread() else []
+        command = [*self._launcher]
+        command += ["setpriv", "--pdeathsig", "KILL"] if _on_main_thread() else []
         command += [
             "etcd",
             f"--name={self.name}",
@@ -267,9 +274,12 @@ class EtcdServer:
 class EtcdCluster:
     """Several servers that form one cluster."""
 
-    def __init__(self, size: int = 3, *, election_timeout_ms: int = 300) -> None:
+    def __init__(self, size: int = 3, *, election_timeout_ms: int = 300, hosts: Sequence[Host] = ()) -> None:
+        """hosts: where the servers run, one each (a network namespace); without them on 127.0.0.1."""
+        places = [(host.address, host.launcher) for host in hosts] or [("127.0.0.1", ())] * size
         self.servers = tuple(
-            EtcdServer(f"e{i}", election_timeout_ms=election_timeout_ms) for i in range(size)
+            EtcdServer(f"e{i}", election_timeout_ms=election_timeout_ms, address=address, launcher=launcher)
+            for i, (address, launcher) in enumerate(places)
         )
         peers = ",".join(f"{s.name}={s.peer_url}" for s in self.servers)
         for server in self.servers:

@@ -15,9 +15,14 @@ Theory. Three kinds of clients, each a thread of its own, because each finds oth
 - "old:<node>": a session to one server that is kept open as long as it lives. Fencing that only refuses new
   connections does not stop it (rule 8).
 - "new:<node>": a new connection to one server for each write.
+With `sessions=True` two more, which a server can go on serving without hearing anything new:
+- "open:<node>": a kept session that is inside a transaction most of the time; what is noted is its COMMIT.
+- "call:<node>": a kept session inside a procedure that commits row after row and tells each by a notice.
 Each write notes CLOCK_MONOTONIC before it is sent and after COMMIT was acknowledged, and asks the server in
-the same statement for its port and the timeline it inserts WAL into: these two name the tenure. A commit that
-came with a warning (a cancelled wait for a synchronous standby, hazard H22) is not acknowledged.
+the same statement for its port and the timeline it inserts WAL into: these two name the tenure. The server
+also says when it executed the statement and where its WAL ended: a frozen server that is woken executes what
+was sent long before. A commit that came with a warning (a cancelled wait for a synchronous standby, hazard
+H22) is not acknowledged.
 """
 
 from __future__ import annotations
@@ -48,10 +53,30 @@ _CONNECT_TIMEOUT_S = 2
 _IDS_PER_CLIENT = 1_000_000_000
 _client_numbers = itertools.count()
 
-_INSERT = f"""
-    INSERT INTO {TABLE} (id) VALUES (%s)
-    RETURNING inet_server_port(), ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int
+#: What a server says of itself: port, timeline, when, and the end of its WAL in bytes.
+_TENURE = """
+    inet_server_port(), ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int,
+    extract(epoch from clock_timestamp())::float8, (pg_current_wal_insert_lsn() - '0/0')::bigint
 """
+_INSERT = f"INSERT INTO {TABLE} (id) VALUES (%s) RETURNING {_TENURE}"
+PROCEDURE = f"{TABLE}_loop"
+_CREATE_PROCEDURE = f"""
+    CREATE OR REPLACE PROCEDURE {PROCEDURE}(first_id bigint, rows int, pause_s float8) LANGUAGE plpgsql AS $$
+    DECLARE port int; line int; at float8; lsn bigint;
+    BEGIN
+        FOR i IN 0 .. rows - 1 LOOP
+            INSERT INTO {TABLE} (id) VALUES (first_id + i) RETURNING {_TENURE} INTO port, line, at, lsn;
+            COMMIT;
+            RAISE NOTICE 'wrote % % % % %', first_id + i, port, line, at, lsn;
+            PERFORM pg_sleep(pause_s);
+        END LOOP;
+    END $$
+"""
+#: Rows of one call, and the time between two, seconds: a call ends soon enough for `stop`.
+_CALL_ROWS = 100
+_CALL_PAUSE_S = 0.02
+#: How long a transaction stays open before its COMMIT, seconds.
+_OPEN_S = 0.3
 
 #: How long a client keeps its session.
 Keep = Literal["while it works", "while it lives", "never"]
@@ -90,6 +115,9 @@ class Write:
     #: Node that committed it, and the timeline it wrote into.
     server: str
     timeline: int
+    #: When the server executed it, by its own word on our clock, and where its WAL ended then, bytes.
+    executed_at: float = 0.0
+    lsn: int = 0
 
 
 @dataclass(frozen=True)
@@ -172,6 +200,10 @@ def replicated(writers: Writers, primary_dsn: str) -> frozenset[int]:
     return known
 
 
+def _own_ids() -> Iterable[int]:
+    return itertools.count(next(_client_numbers) * _IDS_PER_CLIENT)
+
+
 def _matches(wanted: str, client: str) -> bool:
     return wanted in ("", client) or client.startswith(f"{wanted}:")
 
@@ -232,17 +264,27 @@ class _Client:
         try:
             row = session.execute(_INSERT.encode(), (number,)).fetchone()
         except psycopg.Error as error:
-            # An answer with a code that leaves the session usable is a refusal: nothing was committed.
-            if error.sqlstate is None or session.broken:
-                self.unknown.append(number)
+            self._note_failure(session, number, error)
             raise
-        acked_at = time.monotonic()
         assert row is not None
+        return self._note(number, sent_at, row)
+
+    def _note_failure(self, session: Connection, number: int, error: psycopg.Error) -> None:
+        # An answer with a code that leaves the session usable is a refusal: nothing was committed.
+        if error.sqlstate is None or session.broken:
+            self.unknown.append(number)
+
+    def _note(self, number: int, sent_at: float | None, row: Sequence[Any]) -> bool:
+        """Acknowledged now, unless a warning came with it. Without `sent_at` the server's word stands in."""
+        acked_at = time.monotonic()
         if self._warning:
             self.warned.append(number)
             return False
-        server = self._servers.get(row[0], f"port {row[0]}")
-        self.writes.append(Write(number, self.name, sent_at, acked_at, server, row[1]))
+        port, timeline, executed_at, lsn = row
+        executed_at += acked_at - time.time()
+        sent_at = executed_at if sent_at is None else sent_at
+        server = self._servers.get(port, f"port {port}")
+        self.writes.append(Write(number, self.name, sent_at, acked_at, server, timeline, executed_at, lsn))
         return True
 
     def ask_to_stop(self) -> None:
@@ -259,11 +301,56 @@ class _Client:
                 wire.shutdown(socket.SHUT_RDWR)
 
 
+class _OpenClient(_Client):
+    """Inserts, waits inside the transaction, commits."""
+
+    def _write(self, session: Connection) -> bool:
+        number = next(self._ids)
+        session.execute("BEGIN")
+        try:
+            row = session.execute(_INSERT.encode(), (number,)).fetchone()
+        except psycopg.Error:
+            if not session.broken:
+                session.rollback()
+            raise
+        assert row is not None
+        self._stop.wait(_OPEN_S)
+        self._warning = False
+        sent_at = time.monotonic()
+        try:
+            session.execute("COMMIT")
+        except psycopg.Error as error:
+            self._note_failure(session, number, error)
+            raise
+        return self._note(number, sent_at, row)
+
+
+class _CallClient(_Client):
+    """One statement that commits many times; each commit is told by a notice."""
+
+    def _write(self, session: Connection) -> bool:
+        first, *_ = itertools.islice(self._ids, _CALL_ROWS)
+        self._warning = False
+        session.execute(f"CALL {PROCEDURE}(%s, %s, %s)".encode(), (first, _CALL_ROWS, _CALL_PAUSE_S))
+        return True
+
+    def _on_notice(self, notice: psycopg.errors.Diagnostic) -> None:
+        super()._on_notice(notice)
+        word, *numbers = (notice.message_primary or "").split()
+        if word == "wrote" and len(numbers) == 5:
+            number, port, timeline, executed_at, lsn = numbers
+            self._note(int(number), None, (int(port), int(timeline), float(executed_at), int(lsn)))
+            self._warning = False
+
+
 class Writers:
     """All clients of one cluster. `with` creates the table and starts them, and stops them at its end."""
 
-    def __init__(self, cluster: Servers, *, direct: bool = True) -> None:
-        """direct: also the clients of single servers ("old:…", "new:…"), not only "any"."""
+    def __init__(self, cluster: Servers, *, direct: bool = True, sessions: bool = False) -> None:
+        """direct: also the clients of single servers ("old:…", "new:…"), not only "any".
+
+        sessions: also those inside a transaction or a procedure ("open:…", "call:…").
+        """
         self._cluster = cluster
         servers = {node.sql_port: node.name for node in cluster.nodes}
         wanted: list[tuple[str, str, Keep]] = [("any", cluster.read_write_dsn, "while it works")]
@@ -272,10 +359,12 @@ class Writers:
                 (f"old:{node.name}", node.dsn, "while it lives"),
                 (f"new:{node.name}", node.dsn, "never"),
             ]
-        self._clients = [
-            _Client(name, dsn, itertools.count(next(_client_numbers) * _IDS_PER_CLIENT), servers, keep)
-            for name, dsn, keep in wanted
-        ]
+        self._clients = [_Client(name, dsn, _own_ids(), servers, keep) for name, dsn, keep in wanted]
+        for node in cluster.nodes if sessions else ():
+            self._clients += [
+                _OpenClient(f"open:{node.name}", node.dsn, _own_ids(), servers, "while it lives"),
+                _CallClient(f"call:{node.name}", node.dsn, _own_ids(), servers, "while it lives"),
+            ]
 
     def start(self) -> None:
         create_table(self._cluster.read_write_dsn)
@@ -337,6 +426,7 @@ def create_table(dsn: str, deadline_s: float = DEADLINE_S) -> None:
     def create() -> bool:
         with contextlib.closing(psycopg.connect(dsn, autocommit=True, connect_timeout=5)) as session:
             session.execute(f"CREATE TABLE IF NOT EXISTS {TABLE} (id bigint PRIMARY KEY)".encode())
+            session.execute(_CREATE_PROCEDURE.encode())
         return True
 
     wait_for(create, deadline_s, "a writable server to create the writers' table")
