@@ -66,10 +66,16 @@ from tests.unit.core_facts import (
 )
 
 
-def examples(usual: int) -> settings:
-    """So many examples, or as many as HAAGENT_EXAMPLES says; slow machines are no failure."""
-    wanted = int(os.environ.get("HAAGENT_EXAMPLES", "0")) or usual
-    return settings(max_examples=wanted, deadline=None, suppress_health_check=list(HealthCheck))
+def examples(usual: int, steps: int = 50) -> settings:
+    """So many examples, or as many as HAAGENT_EXAMPLES says; slow machines are no failure.
+
+    `steps`: the length of one run of a state machine."""
+    return settings(
+        max_examples=int(os.environ.get("HAAGENT_EXAMPLES", "0")) or usual,
+        stateful_step_count=steps,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 NAMES = ("pg0", "pg1", "pg2")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from haagent.core import lease as core
 from haagent.core.lease import Idle, Lease, OpenSession, RenewLeader, RenewSession
 from haagent.core.settings import Settings, parse_settings
+from tests.property.strategies import examples
 
 ODD = st.one_of(
     st.integers(-5, 200),
@@ -29,6 +30,7 @@ def any_settings(draw: st.DrawFn) -> Settings:
 
 
 @given(any_settings())
+@examples(100)
 def test_interval_two_attempts_and_budget_fit_into_the_ttl(have: Settings) -> None:
     budget, interval = core.stop_budget_s(have), core.renew_interval_s(have)
     needed = interval + 2 * core.renew_attempt_s(have) + budget + have.ttl_s * core.DRIFT_SHARE
@@ -39,6 +41,7 @@ def test_interval_two_attempts_and_budget_fit_into_the_ttl(have: Settings) -> No
 
 
 @given(any_settings(), st.floats(0, 1e6), st.floats(1, 200))
+@examples(100)
 def test_deadlines_lie_within_what_was_guaranteed(
     have: Settings, sent_at: float, guaranteed_s: float
 ) -> None:
@@ -48,6 +51,7 @@ def test_deadlines_lie_within_what_was_guaranteed(
 
 
 @given(any_settings(), st.floats(0, 1e6))
+@examples(100)
 def test_a_full_renewal_always_lies_ahead(have: Settings, sent_at: float) -> None:
     """A healthy store with the ttl that was asked for leaves time for the next renewal."""
     fence_at, _ = core.deadlines(sent_at, have.ttl_s, have)
@@ -55,7 +59,10 @@ def test_a_full_renewal_always_lies_ahead(have: Settings, sent_at: float) -> Non
 
 
 class Keeper(RuleBasedStateMachine):
-    """Time passes; answers come late, twice, for the wrong tenure, or never."""
+    """Time passes; answers come late, twice, for an earlier sending, or never; the ttl is changed meanwhile.
+
+    Beside the lease runs what the store does: until when it surely keeps the key (`key_lives_until`), by a
+    clock that may be faster than ours by the drift share."""
 
     @initialize(have=any_settings())
     def begin(self, have: Settings) -> None:
@@ -64,8 +71,9 @@ class Keeper(RuleBasedStateMachine):
         self.permit_until = 0.0
         self.lease = Lease()
         self.epoch = 0
-        self.proven_until = 0.0
-        self.fence_before: float | None = None
+        self.session_ttl_s = have.ttl_s
+        self.key_lives_until = 0.0
+        self.allowed_until = 0.0
         self.closed: set[int] = set()
 
     def become(self, lease: Lease) -> None:
@@ -82,27 +90,57 @@ class Keeper(RuleBasedStateMachine):
     def permit(self) -> None:
         self.permit_until = self.now + core.permit_life_s(self.settings)
 
-    @rule(name=st.sampled_from(["s1", "s2"]))
-    def session_opens(self, name: str) -> None:
-        self.become(core.opened(self.lease, name, self.now, self.settings))
+    @rule(have=any_settings())
+    def the_ttl_is_changed(self, have: Settings) -> None:
+        self.settings = have
+
+    @precondition(lambda self: self.lease.session is None)
+    @rule()
+    def session_opens(self) -> None:
+        self.session_ttl_s = self.settings.ttl_s
+        self.become(core.opened(self.lease, "s1", self.now, self.settings))
+
+    @precondition(lambda self: core.may_change_session(self.lease, self.now, self.settings))
+    @rule()
+    def session_is_changed_for_the_new_ttl(self) -> None:
+        """The key moves onto a session opened now: its life is that of the new one, even if shorter."""
+        self.session_ttl_s = self.settings.ttl_s
+        if self.lease.epoch is not None:
+            self.key_lives_until = self.now + self.session_ttl_s * (1 - core.DRIFT_SHARE)
+        self.become(core.opened(self.lease, "s2", self.now, self.settings))
 
     @precondition(lambda self: self.lease.session is not None and self.lease.epoch is None)
     @rule()
     def take(self) -> None:
         self.epoch += 1
-        self.proven_until = 0.0
+        self.key_lives_until = self.allowed_until = 0.0
         self.become(core.taken(self.lease, self.epoch))
+        assert not self.lease.holds(self.now), "the taking proves nothing"
 
     @precondition(lambda self: self.lease.epoch is not None)
-    @rule(ago=st.floats(0, 50), guaranteed=st.floats(1, 120))
-    def an_answer_arrives(self, ago: float, guaranteed: float) -> None:
-        sent_at = self.now - ago
-        self.proven_until = max(self.proven_until, sent_at + guaranteed)
-        self.become(core.renewed(self.lease, sent_at, guaranteed, self.now, self.settings))
+    @rule(ago=st.floats(0, 50))
+    def an_answer_arrives(self, ago: float) -> None:
+        """The store prolonged it at some time after the sending: at least from then on it lives its ttl."""
+        sent_at, have = self.now - ago, self.settings
+        life_s = min(self.session_ttl_s, have.ttl_s)
+        self.key_lives_until = max(
+            self.key_lives_until, sent_at + self.session_ttl_s * (1 - core.DRIFT_SHARE)
+        )
+        fence_at = sent_at + life_s * (1 - core.DRIFT_SHARE) - max(0.5, life_s / 6)
+        self.allowed_until = max(self.allowed_until, fence_at)
+        self.become(core.renewed(self.lease, sent_at, self.session_ttl_s, self.now, have))
+        if not self.lease.closed:
+            assert self.lease.fence_at is not None
+            assert self.lease.fence_at >= fence_at, "a proof counts"
 
     @rule()
     def no_answer(self) -> None:
+        before = self.lease
         self.become(core.unknown(self.lease, self.now))
+        same = (before.epoch, before.session, before.fence_at, before.hard_at, before.closed)
+        now = self.lease
+        assert (now.epoch, now.session, now.fence_at, now.hard_at, now.closed) == same
+        assert self.now < now.next_attempt_at <= self.now + core.RETRY_MAX_S
 
     @rule(gone=st.booleans())
     def refused(self, gone: bool) -> None:
@@ -123,10 +161,15 @@ class Keeper(RuleBasedStateMachine):
 
     @invariant()
     def never_longer_than_proven(self) -> None:
+        if self.lease.epoch is not None and self.lease.fence_at is not None:
+            assert self.lease.hard_at is not None
+            assert self.lease.fence_at <= self.allowed_until + 1e-6
+            assert self.lease.fence_at + 0.5 <= self.lease.hard_at + 1e-6
+
+    @invariant()
+    def never_longer_than_the_key_lives(self) -> None:
         if self.lease.epoch is not None and self.lease.hard_at is not None:
-            assert self.lease.hard_at <= self.proven_until
-            assert self.lease.fence_at is not None
-            assert self.lease.fence_at < self.lease.hard_at
+            assert self.lease.hard_at <= self.key_lives_until + 1e-6
 
     @invariant()
     def never_held_once_closed(self) -> None:
@@ -142,6 +185,8 @@ class Keeper(RuleBasedStateMachine):
         if isinstance(asked, RenewLeader | RenewSession):
             assert self.now < self.permit_until
             assert self.lease.session is not None
+        if isinstance(asked, RenewSession):
+            assert self.lease.epoch is None
         if isinstance(asked, OpenSession):
             assert self.lease.session is None
         if isinstance(asked, Idle) and asked.until is not None:
@@ -149,4 +194,4 @@ class Keeper(RuleBasedStateMachine):
 
 
 TestKeeper = Keeper.TestCase
-TestKeeper.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestKeeper.settings = examples(60, steps=30)
