@@ -78,7 +78,7 @@ class Runner:
 
     def _limits(self, plan: Round) -> Limits:
         stage = self.stage
-        lag = None if plan.planned else stage.maximum_lag_bytes
+        lag = None if plan.planned or stage.synchronous else stage.maximum_lag_bytes
         return Limits(stage.recovery_s, lag, stage.status_age_s)
 
     def _judge(

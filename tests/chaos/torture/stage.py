@@ -16,10 +16,10 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import psycopg
 import pytest
@@ -42,9 +42,15 @@ _NOT_YET: tuple[type[BaseException], ...] = (OSError, psycopg.Error, pytest.fail
 
 
 class Stage:
-    """`nodes` servers with agents, `etcds` members. Nothing runs before `start`; `with` starts and cleans."""
+    """`nodes` servers with agents, `etcds` members. Nothing runs before `start`; `with` starts and cleans.
 
-    def __init__(self, nodes: int = 3, etcds: int = 3, *, ttl: float = 6) -> None:
+    dcs: laid over `bootstrap.dcs`. With `synchronous_mode` in it no round may lose an acknowledged write.
+    """
+
+    def __init__(
+        self, nodes: int = 3, etcds: int = 3, *, ttl: float = 6, dcs: Mapping[str, Any] | None = None
+    ) -> None:
+        self._dcs = dict(dcs or {})
         self._timings = {"ttl": ttl, "loop_wait": 1.0, "retry_timeout": 1.0}
         self._names = ([f"n{i}" for i in range(nodes)], [f"e{i}" for i in range(etcds)])
         self.network = Network()
@@ -67,6 +73,10 @@ class Stage:
         return self._timings["ttl"] + self._timings["loop_wait"]
 
     @property
+    def synchronous(self) -> bool:
+        return bool(self._dcs.get("synchronous_mode"))
+
+    @property
     def maximum_lag_bytes(self) -> int:
         return int(self.cluster.dynamic["maximum_lag_on_failover"])
 
@@ -87,6 +97,7 @@ class Stage:
             # Shared memory of killed servers must go with their directory.
             parameters={"log_min_messages": "log", "dynamic_shared_memory_type": "mmap"},
             hosts=[self._hosts[name] for name in nodes],
+            dcs=self._dcs,
             ttl=self._timings["ttl"],
             loop_wait=self._timings["loop_wait"],
             retry_timeout=self._timings["retry_timeout"],
