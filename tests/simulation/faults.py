@@ -55,11 +55,11 @@ def kill_guardian(world: World, fault: Fault) -> None:
 def freeze_guardian(world: World, fault: Fault) -> Undo:
     node = world.nodes[fault.node]
     # An agent that gets no answer sends SIGCONT: only now and then may that help.
-    node.host.stop_guardian(stuck=fault.value < 0.7)
+    node.host.freeze_guardian(stuck=fault.value < 0.7)
     world.unreliable(node)
 
     def undo() -> None:
-        node.host.stop_guardian(False)
+        node.host.thaw_guardian()
         world.unreliable(node)
 
     return undo
@@ -69,12 +69,14 @@ def freeze_host(world: World, fault: Fault) -> Undo | None:
     node = world.nodes[fault.node]
     if node.host.frozen or not node.host.powered:
         return None
+    node.agent_process.freeze()
     node.host.freeze()
     world.unreliable(node)
 
     def undo() -> None:
         if node.host.frozen:
             node.host.thaw()
+            node.agent_process.thaw()
             world.unreliable(node)
 
     return undo
@@ -102,7 +104,7 @@ def kill_postgres(world: World, fault: Fault) -> None:
 def freeze_postmaster(world: World, fault: Fault) -> Undo | None:
     """SIGSTOP: nobody new gets in, those inside go on (H9)."""
     host = world.nodes[fault.node].host
-    return partial(host.stop_postmaster, False) if host.stop_postmaster() else None
+    return host.continue_postmaster if host.stop_postmaster() else None
 
 
 def hang_postgres(world: World, fault: Fault) -> Undo | None:

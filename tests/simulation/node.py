@@ -37,13 +37,14 @@ class Node:
         self.endpoint = f"agent:{name}"
         self.config = agent_config(name, tags, world.plan.dynamic)
         data_dir = self.config.postgresql.data_dir
-        self.host = SimHost(world.land, name, clock, data_dir, (name, POSTGRES_PORT))
+        self.host = SimHost(world.land, name, data_dir, clock, (name, POSTGRES_PORT))
         self.agent_process = Process(world.engine, self.endpoint)
         self.agent_process.kill()
         self.agent: Agent
         self.agent_is_up = False
         self.decide_is_broken = False
         self.open_requests = 0
+        self._postgres: SimPostgres | None = None
         #: A lying disk lost WAL here.
         self.lost_wal = False
         #: The supervisor leaves it down.
@@ -61,13 +62,12 @@ class Node:
         self.lives += 1
         process = self.agent_process = Process(engine, self.endpoint)
         runtime = SimRuntime(process, self.host.clock)
-        self.host.agent = process
-        self.host.postgres_port = SimPostgres(self.host, process, self.endpoint)
+        self._postgres = SimPostgres(self.host, process, self.endpoint)
         ports = Ports(
             runtime=runtime,
             dcs=SimDcs(world.store, world.network, process, self.host.clock, self.endpoint),
             keeper_dcs=SimDcs(world.store, world.network, process, self.host.clock, self.endpoint),
-            postgres=self.host.postgres_port,
+            postgres=self._postgres,
             guardian=SimGuardianPort(self.host, process),
             peers=SimPeers(self),
             journal=SimJournal(self),
@@ -91,7 +91,9 @@ class Node:
     def _ended(self, process: Process) -> None:
         process.kill()
         self._forget()
-        self.host.agent_died()
+        if self._postgres is not None:
+            self._postgres.died()
+        self.host.agent_died(process)
         self.world.engine.after(RESTART_S, self._supervise)
 
     def _supervise(self) -> None:
@@ -171,11 +173,14 @@ class Node:
         """Everything on the host is gone at once; the last `lose` records too, although they were flushed."""
         self._forget()
         self.lost_wal = self.lost_wal or lose > 0
-        self.host.power_cut(lose, lying=lose > 0)
+        process, self.held_down = self.agent_process, True
+        if process.alive:
+            process.kill()
+        self.host.power_cut(lose)
 
     def boot(self) -> None:
         """Power is back: the supervisor starts the agent."""
-        self.host.power_on()
+        self.host.boot_up()
         self._release()
 
 

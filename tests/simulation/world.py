@@ -216,7 +216,7 @@ class World:
         the guardian has acted afterwards, nothing keeps its server from writing (design section 2)."""
         host = node.host
         guardian = host.guardian
-        guardian_out = guardian is None or not guardian.runs
+        guardian_out = guardian is None or not guardian.process.runs
         # A dead guardian takes its own server along; an adopted one only the agent can end.
         if guardian is None and not any(not s.gone for s in host.servers):
             return
