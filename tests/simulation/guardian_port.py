@@ -2,7 +2,7 @@
 
 Theory. `GuardianLogic` is production's. `SimKernel` gives it time, children and signals of a `SimHost`; a
 link is a peer on one side and `haagent.ports.GuardianLink` on the other, without bytes between them. What is
-sent to a frozen guardian lies in its socket and is dealt with at the thaw, however long ago its asker gave up.
+sent to a frozen guardian lies in its socket and is dealt with at the thaw, even if its asker gave up since.
 Events reach the agent as tasks of its process.
 """
 

@@ -86,7 +86,6 @@ class SimHost(Machine):
         if server is None or not server.proc.alive:
             return False
         self.signal_now(server.proc, signum)
-        server.look_writable()
         return True
 
     # --- faults: PostgreSQL -----------------------------------------------------------------------

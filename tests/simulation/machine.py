@@ -51,7 +51,7 @@ class Proc:
     """One process. `on_signal` is told signals but SIGKILL, SIGSTOP, SIGCONT; `on_kill` that it is killed."""
 
     __slots__ = (
-        "alive", "children", "comm", "cwd", "killed", "on_death", "on_kill", "on_signal", "parent",
+        "alive", "children", "comm", "cwd", "killed", "on_death", "on_kill", "on_signal", "on_stop", "parent",
         "pending", "pid", "start_ticks", "stopped", "stuck",
     )  # fmt: skip
 
@@ -62,6 +62,8 @@ class Proc:
         self.pending: list[int] = []
         self.on_signal: Callable[[int], None] | None = None
         self.on_kill: Callable[[], None] | None = None
+        #: Told when it was stopped, or goes on.
+        self.on_stop: Callable[[], None] | None = None
         #: Told once, with the exit code or minus the signal.
         self.on_death: list[Callable[[Proc, int], None]] = []
 
@@ -193,8 +195,10 @@ class Machine:
                 self.end_proc(proc, -int(signal.SIGKILL))
         elif signum == signal.SIGSTOP:
             proc.stopped = True
+            self._stop_changed(proc)
         elif signum == signal.SIGCONT:
             proc.stopped = False
+            self._stop_changed(proc)
             waiting, proc.pending = proc.pending, []
             for number in waiting:
                 self.signal_now(proc, number)
@@ -204,6 +208,10 @@ class Machine:
             proc.on_signal(signum)
         else:
             self.end_proc(proc, -int(signum))
+
+    def _stop_changed(self, proc: Proc) -> None:
+        if proc.on_stop is not None:
+            proc.on_stop()
 
     def stick(self, proc: Proc) -> None:
         """Uninterruptible sleep."""

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from haagent.ports import Session
 from postgres_ctl.api import Cancellation, ConnectionTarget
 from postgres_ctl.basebackup import CloneSpec
 from postgres_ctl.bootstrap import InitdbSpec
@@ -61,7 +62,7 @@ class SimSession:
             found = port.reach(self._address, deadline_s)
         else:
             found = connection.server if connection is not None and connection.alive else host.server
-        if found is None or found.gone:
+        if found is None:
             raise PostgresUnavailable("connection refused")
         if connection is None or not connection.alive or connection.server is not found:
             if found.door() == "silent":
@@ -178,7 +179,8 @@ class SimPostgres:
     def session(self, target: ConnectionTarget, application_name: str) -> SimSession:
         return SimSession(self, target, application_name)
 
-    def apply_slots(self, session: SimSession, plan: SlotPlan, deadline_s: float) -> tuple[str, ...]:
+    def apply_slots(self, session: Session, plan: SlotPlan, deadline_s: float) -> tuple[str, ...]:
+        assert isinstance(session, SimSession)
         server = session.server("pg.slots", deadline_s)
         slots, failures = server.dd.slots, []
         active = [link.slot for link in server.walsenders]

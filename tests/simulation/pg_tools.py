@@ -232,9 +232,8 @@ def _take_over(host: SimHost, dd: DataDir, source: Server, point: int) -> None:
     really_common = len(dd.records) - len(gone)
     mixed = dd.mixed or really_common < min(point, len(dd.records))
     checkpoint = _checkpoint_before(theirs, min(point, really_common))
-    slots = dd.slots
     _copy(dd, theirs, theirs.durable, checkpoint)
-    dd.slots = slots
+    dd.slots = {}
     dd.mixed = mixed or theirs.mixed
     dd.damaged = dd.rewinding = False
     dd.standby_signal = True

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 from postgres_ctl.facts import ControlState, InstanceSample, Lsn, TimelineSwitch
 from tests.simulation import replication
 from tests.simulation.machine import Proc
-from tests.simulation.samples import Settings, build_sample
+from tests.simulation.samples import Settings, build_sample, start_time
+from tests.simulation.sessions import Connection, Done, Sessions
+from tests.simulation.truth import Land, Truth
 from tests.simulation.wal import (
     CHECKPOINT,
-    DATA,
     END_OF_RECOVERY,
     SHUTDOWN,
     DataDir,
@@ -30,83 +31,9 @@ from tests.simulation.wal import (
 )
 
 if TYPE_CHECKING:
-    from tests.simulation.engine import Engine, Timer
+    from tests.simulation.engine import Timer
     from tests.simulation.host import SimHost
-    from tests.simulation.network import Network
-
-#: How long the wal writer leaves a commit that did not wait for its flush, seconds.
-WAL_WRITER_S = 0.2
-
-
-class Truth:
-    """What really happened, for those who check. Every method is called as it happens; override some."""
-
-    def writable(self, server: Server) -> None:
-        """Some backend of it can commit from now on."""
-
-    def not_writable(self, server: Server) -> None:
-        """None can any more."""
-
-    def promoted(self, server: Server, timeline: int, count: int) -> None:
-        """It began `timeline` behind its first `count` records."""
-
-    def written(self, server: Server, record: Record) -> None:
-        """A client's record is durable on the server (unless `commit` was "off")."""
-
-    def acknowledged(self, server: Server, record: Record) -> None:
-        """The client is about to be told that its record is committed."""
-
-    def discarded(self, host: SimHost, records: tuple[Record, ...], why: str) -> None:
-        """Records left a data directory: "wiped", "rewound", "lost" (power), "crashed", "mixed"."""
-
-    def mixed(self, host: SimHost, why: str) -> None:
-        """WAL or pages of another history got into the directory, and PostgreSQL did not notice."""
-
-
-class Land:
-    """All hosts, by name and by address, and who listens to the truth."""
-
-    def __init__(self, engine: Engine, network: Network) -> None:
-        self.engine, self.network = engine, network
-        self.hosts: dict[str, SimHost] = {}
-        self.truths: list[Truth] = []
-        self._addresses: dict[tuple[str, int], SimHost] = {}
-        self._systems = 0
-
-    def add(self, host: SimHost) -> None:
-        self.hosts[host.name] = host
-        self._addresses[host.address] = host
-
-    def host_at(self, address: tuple[str, int] | None) -> SimHost | None:
-        return self._addresses.get(address) if address is not None else None
-
-    def connected(self, one: str, other: str) -> bool:
-        """Both ways."""
-        return self.network.up(one, other) and self.network.up(other, one)
-
-    def new_system_id(self) -> str:
-        self._systems += 1
-        return str(7_300_000_000_000_000_000 + self._systems)
-
-
-class Connection:
-    """A session with its backend. `alive` is the backend's; a client is told through `on_close`."""
-
-    __slots__ = ("alive", "name", "on_close", "proc", "server")
-
-    def __init__(self, server: Server, name: str, proc: Proc) -> None:
-        self.server, self.name, self.proc = server, name, proc
-        self.alive = True
-        self.on_close: Callable[[], object] | None = None
-
-    def close(self) -> None:
-        """From the client's side."""
-        self.on_close = None
-        self.server.session_ends(self)
-        self.server.host.end_proc(self.proc, 0)
-
-
-Done = Callable[[Record], None]
+__all__ = ["Connection", "Land", "Server", "Truth"]
 
 
 class Server:
@@ -129,11 +56,9 @@ class Server:
         self.receive: int | None = None
         self.receiver = replication.Receiver(self)
         self.walsenders: list[replication.Link] = []
-        self.connections: dict[Connection, None] = {}
-        self.waiters: list[tuple[int, Connection, Done, Record]] = []
-        self.sync_rule: replication.SyncRule | None = None
-        #: What backends wait for: follows `sync_rule` once the checkpointer has published it (H17).
-        self.sync_in_force: replication.SyncRule | None = None
+        self.sessions = Sessions(self)
+        #: Living sessions, in the order they came.
+        self.connections = self.sessions.open
         self.settings = Settings()
         self.was_primary = False
         self.writable_now = False
@@ -142,13 +67,10 @@ class Server:
         self._promoting = False
         self._turn = 0
         self._held: list[Callable[[], None]] = []
-        self._backlog: list[Callable[[], object]] = []
         self._sample: InstanceSample | None = None
-        self.started_true = host.engine.now
-        proc.on_signal, proc.on_kill = self._signalled, self._killed
-        self.helper = host.spawn_proc("postgres", dd.path, proc)
-        self.helper.on_signal = self._helper_signalled
-        self.helper.on_kill = partial(self._helper_signalled, int(signal.SIGKILL))
+        self.start_time = start_time(host.engine.now)
+        proc.on_signal, proc.on_kill, proc.on_stop = self._signalled, self._killed, self.look_writable
+        self.helper = self._new_helper()
 
     def __repr__(self) -> str:
         return f"<postgres {self.member} pid {self.pid} {self.phase}>"
@@ -215,7 +137,9 @@ class Server:
 
     def door(self) -> str:
         """What a new session finds: "open", "refused" or "silent" (no answer at all)."""
-        if self.held_up or self.hung or self.proc.stopped:
+        if self.host.frozen or not self.host.powered:
+            return "silent"
+        if not self.gone and (self.stuck or self.hung or self.proc.stopped):
             return "silent"
         return "open" if self.phase == "running" and not self._smart else "refused"
 
@@ -353,79 +277,27 @@ class Server:
         if not paused and self.in_recovery and self.phase == "running":
             self._replay_to(len(self.dd.records))
 
-    # --- sessions ---------------------------------------------------------------------------------
+    # --- sessions and their WAL -------------------------------------------------------------------
 
     def connect(self, name: str) -> Connection | None:
         """A session, when the door is open; for whoever has reached the server already."""
-        if self.door() != "open":
-            return None
-        connection = Connection(self, name, self.host.spawn_proc("postgres", self.dd.path, self.proc))
-        self.connections[connection] = None
-        connection.proc.on_signal = partial(self._backend_signalled, connection)
-        connection.proc.on_kill = partial(self._backend_signalled, connection, int(signal.SIGKILL))
-        return connection
-
-    def session_ends(self, connection: Connection, tell: bool = True) -> None:
-        if not connection.alive:
-            return
-        connection.alive = False
-        self.connections.pop(connection, None)
-        if self.waiters:
-            self.waiters = [w for w in self.waiters if w[1] is not connection]
-        if tell and connection.on_close is not None:
-            self.engine.after(0.0, partial(_tell, connection.on_close))
-        self.look_writable()
-        if self._smart and not self.connections:
-            self._smart_done()
-
-    def _end_sessions(self) -> None:
-        for connection in list(self.connections):
-            self.session_ends(connection)
-            if not connection.proc.stuck:
-                self.host.end_proc(connection.proc, 0)
-        self._backlog.clear()
+        return self.sessions.connect(name)
 
     def write(
         self, connection: Connection, payload: object, done: Done | None = None, commit: str = "on"
     ) -> Record | None:
         """One transaction of a client; `commit` is synchronous_commit: "on", "local" or "off".
 
-        Returns its record; None when it cannot write (see `connection.alive`) or is held up, then it is done
-        later. `done` is called once it is acknowledged: perhaps before this returns, perhaps never.
+        Returns its record; None when it cannot write (see `connection.alive`) or is held up: then it is done
+        when the server goes on, one per session. `done` is called once it is acknowledged: perhaps before
+        this returns, perhaps never.
         """
-        if self.held_up or self.hung == "all":
-            if connection.alive:
-                self._backlog.append(partial(self.write, connection, payload, done, commit))
-            return None
-        if not connection.alive or self.in_recovery:
-            return None
-        dd = self.dd
-        durable = dd.durable
-        record = dd.append(DATA, dd.records[-1].timeline, self.member, payload)
-        if commit == "off":
-            dd.durable = durable
-            self.later(WAL_WRITER_S, self._flush)
-        else:
-            self.grew()
-        for truth in self.land.truths:
-            truth.written(self, record)
-        if commit == "on" and self.sync_in_force is not None:
-            self.waiters.append((record.index + 1, connection, done or _nothing, record))
-            self.standby_has_more()
-        else:
-            self._acknowledge(record, done)
-        return record
+        return self.sessions.write(connection, payload, done, commit)
 
-    def _acknowledge(self, record: Record, done: Done | None) -> None:
-        for truth in self.land.truths:
-            truth.acknowledged(self, record)
-        if done is not None:
-            done(record)
-
-    def _flush(self) -> None:
-        if self.dd.durable < len(self.dd.records):
-            self.dd.durable = len(self.dd.records)
-            self.grew()
+    def session_ended(self) -> None:
+        self.look_writable()
+        if self._smart and not self.connections:
+            self._smart_done()
 
     def grew(self) -> None:
         """There is more durable WAL."""
@@ -438,14 +310,7 @@ class Server:
     def standby_has_more(self) -> None:
         """A standby told its position, came or went: waiting commits, a stop that waits."""
         self.dirty()
-        if self.waiters:
-            rule = self.sync_in_force
-            until = replication.synced(rule, self.walsenders) if rule is not None else len(self.dd.records)
-            ready = [w for w in self.waiters if w[0] <= until]
-            self.waiters = [w for w in self.waiters if w[0] > until]
-            for _, connection, done, record in ready:
-                if connection.alive:
-                    self._acknowledge(record, done)
+        self.sessions.release()
         if self.phase == "stopping":
             self._senders_done()
 
@@ -454,17 +319,9 @@ class Server:
     def load_settings(self, first: bool = False) -> None:
         """Read the files: at the start, and on a reload."""
         self.settings = Settings.read(self.dd, self.settings, first)
-        rule = replication.parse_sync(self.settings.sync_names)
-        if first:
-            self.sync_in_force = rule
-        elif rule != self.sync_rule:
-            self._step("publish-sync", self.publish_sync)
-        self.sync_rule = rule
+        if self.sessions.use_names(self.settings.sync_names, first):
+            self._step("publish-sync", self.sessions.publish)
         self.dirty()
-
-    def publish_sync(self) -> None:
-        self.sync_in_force = self.sync_rule
-        self.standby_has_more()
 
     def hang_up(self) -> None:
         """pg_reload_conf(): the postmaster is told."""
@@ -488,7 +345,7 @@ class Server:
             self._restartpoint()
         else:
             self._write_checkpoint(CHECKPOINT)
-            self.publish_sync()
+            self.sessions.publish()
             self.grew()
         done()
 
@@ -596,7 +453,7 @@ class Server:
         self._new_turn()
         self.phase = "stopping"
         self.receiver.stop()
-        self._end_sessions()
+        self.sessions.end_all()
         self.dirty()
         self.look_writable()
         if not was_open:
@@ -632,7 +489,7 @@ class Server:
         self._smart = False
         self.phase = "stopping"
         self.receiver.stop()
-        self._end_sessions()
+        self.sessions.end_all()
         self.look_writable()
         self._step("immediate", partial(self._exit, 2))
 
@@ -649,8 +506,10 @@ class Server:
         self.phase = "starting"
         self.receiver.stop()
         self._end_links()
-        self._end_sessions()
+        self.sessions.end_all()
         self._lose_unflushed()
+        if not self.helper.alive:
+            self.helper = self._new_helper()
         self.dirty()
         self.look_writable()
         if self.in_recovery:
@@ -660,7 +519,7 @@ class Server:
 
     def _exit(self, status: int) -> None:
         """The postmaster's own end: all its children went before."""
-        self._end_sessions()
+        self.sessions.end_all()
         self._ended()
         self.host.end_proc(self.helper, 0)
         self.host.end_proc(self.proc, status)
@@ -696,21 +555,25 @@ class Server:
         if self.stuck:
             self._held.append(self._orphans_notice)
             return
-        self._end_sessions()
+        self.sessions.end_all()
         self.host.end_proc(self.helper, 1)
+
+    def _new_helper(self) -> Proc:
+        """The checkpointer stands for all of PostgreSQL's own processes."""
+        helper = self.host.spawn_proc("postgres", self.dd.path, self.proc)
+        helper.on_signal = self._helper_signalled
+        helper.on_kill = partial(self._helper_signalled, int(signal.SIGKILL))
+        return helper
 
     def _helper_signalled(self, signum: int) -> None:
         if signum in (signal.SIGQUIT, signal.SIGKILL):
             if not self.helper.killed:
                 self.host.end_proc(self.helper, 2)
-            if not self.proc.stopped:
-                self.crash_restart()
+            self.child_crashed()
 
-    def _backend_signalled(self, connection: Connection, signum: int) -> None:
-        self.session_ends(connection)
-        if signum != signal.SIGKILL:
-            self.host.end_proc(connection.proc, 2)
-        if signum in (signal.SIGQUIT, signal.SIGKILL) and not self.proc.stopped:
+    def child_crashed(self) -> None:
+        """A child died as only a crash or a kill makes it: the postmaster starts all over."""
+        if not self.proc.stopped:
             self.crash_restart()
 
     def power_lost(self) -> None:
@@ -718,7 +581,7 @@ class Server:
         self._new_turn()
         self.phase = "gone"
         for connection in list(self.connections):
-            self.session_ends(connection, tell=False)
+            self.sessions.ends(connection, tell=False)
         for link in list(self.walsenders):
             link.upstream_ends()
         self.walsenders = []
@@ -759,14 +622,6 @@ class Server:
         self.look_writable()
         if self.held_up or self.hung == "all":
             return
-        backlog, self._backlog = self._backlog, []
-        for call in backlog:
-            call()
-
-
-def _nothing(record: Record) -> None:
-    pass
-
-
-def _tell(call: Callable[[], object]) -> None:
-    call()
+        for link in self.walsenders:
+            link.poke()
+        self.sessions.go_on()

@@ -14,8 +14,8 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from postgres_ctl.facts import Lsn, WalSender
-from tests.simulation.wal import FIRST_LSN, SEGMENT_BYTES, Record, end_of
+from postgres_ctl.facts import WalSender
+from tests.simulation.wal import FIRST_LSN, SEGMENT_BYTES, Record, lsn_at
 
 if TYPE_CHECKING:
     from tests.simulation.engine import Timer
@@ -60,6 +60,9 @@ class Link:
             self._send()
 
     def _send(self) -> None:
+        if self.upstream.held_up:
+            self.pending = False
+            return
         dd = self.upstream.dd
         self.sent, self.source = dd.durable, dd.records
         self.pending = True
@@ -97,7 +100,7 @@ class Link:
         flush, replay = min(self.sent, standby.dd.durable), standby.replay
         if delay_s is None:
             standby.later(RETRANSMIT_S, self.reply)
-        elif up.waiters or up.phase == "stopping":
+        elif up.sessions.waiting or up.phase == "stopping":
             up.later(delay_s, partial(self._told, flush, replay))
         else:
             self._told(flush, replay)
@@ -106,7 +109,7 @@ class Link:
         if not self.open:
             return
         self.flush, self.replay = flush, replay
-        self.streaming = self.streaming or flush >= self.upstream.dd.durable
+        self.streaming = True
         slot = self.upstream.dd.slots.get(self.slot) if self.slot else None
         if slot is not None:
             slot.restart = flush
@@ -159,9 +162,10 @@ class Link:
     # --- as shown ---------------------------------------------------------------------------------
 
     def row(self, sync_state: str, priority: int) -> WalSender:
-        """In pg_stat_replication."""
-        flush = Lsn(end_of(self.flush)) if self.flush else None
-        return WalSender(
+        """In pg_stat_replication. Made without the slow constructor of a frozen class."""
+        flush = lsn_at(self.flush) if self.flush else None
+        row = object.__new__(WalSender)
+        row.__dict__.update(
             pid=self.pid,
             usename="replicator",
             application_name=self.name,
@@ -169,11 +173,12 @@ class Link:
             state="streaming" if self.streaming else "catchup",
             sync_state=sync_state,
             sync_priority=priority,
-            sent_lsn=Lsn(end_of(self.sent)) if self.sent else None,
+            sent_lsn=lsn_at(self.sent) if self.sent else None,
             write_lsn=flush,
             flush_lsn=flush,
-            replay_lsn=Lsn(end_of(self.replay)) if self.replay else None,
+            replay_lsn=lsn_at(self.replay) if self.replay else None,
         )
+        return row
 
 
 class Receiver:

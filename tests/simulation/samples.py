@@ -10,7 +10,7 @@ from postgres_ctl.config_files import RecoveryConfig, ServerConfig, primary_conn
 from postgres_ctl.facts import InstanceSample, Lsn, Slot, WalSender
 from tests.simulation.engine import WALL_S
 from tests.simulation.replication import sync_states
-from tests.simulation.wal import DataDir, end_of
+from tests.simulation.wal import DataDir, lsn_at
 
 if TYPE_CHECKING:
     from tests.simulation.postgres import Server
@@ -73,57 +73,58 @@ def _conninfo(recovery: RecoveryConfig) -> str:
     return _last_conninfo[1]
 
 
+def start_time(true_s: float) -> str:
+    """As pg_postmaster_start_time() prints it."""
+    started = datetime.fromtimestamp(WALL_S + true_s, UTC)
+    return f"{started:%Y-%m-%d %H:%M:%S.%f}+00:00"
+
+
 def build_sample(server: Server) -> InstanceSample:
-    """One query's worth of truth, as `postgres_ctl.queries` reads it; without its time."""
+    """One query's worth of truth, as `postgres_ctl.queries` reads it; without its time.
+
+    A busy server's sample is built anew for every question: the constructor of a frozen class of this size
+    would cost more than all the rest.
+    """
     dd, settings, standby = server.dd, server.settings, server.in_recovery
-    link = server.receiver.link
+    link = server.receiver.link if standby else None
     streaming = link is not None
-    started = datetime.fromtimestamp(WALL_S + server.started_true, UTC)
-    return InstanceSample(
+    sample = object.__new__(InstanceSample)
+    sample.__dict__.update(
         sampled_at=0.0,
-        postmaster_start_time=f"{started:%Y-%m-%d %H:%M:%S.%f}+00:00",
+        postmaster_start_time=server.start_time,
         server_version=SERVER_VERSION,
         system_identifier=dd.system_id,
         in_recovery=standby,
         timeline=dd.timeline,
-        flush_lsn=None if standby else Lsn(end_of(dd.durable)),
+        flush_lsn=None if standby else lsn_at(dd.durable),
         receive_lsn=Lsn(server.receive) if standby and server.receive is not None else None,
-        replay_lsn=Lsn(end_of(server.replay)) if standby else None,
+        replay_lsn=lsn_at(server.replay) if standby else None,
         replay_timestamp=None,
         replay_paused=server.replay_paused and standby,
         walreceiver_status="streaming" if streaming else None,
-        walreceiver_latest_end_lsn=Lsn(end_of(link.sent)) if link is not None and link.sent else None,
+        walreceiver_latest_end_lsn=lsn_at(link.sent) if link is not None and link.sent else None,
         walreceiver_slot=settings.slot if streaming else None,
         walreceiver_conninfo=settings.conninfo if streaming else None,
         startup_waits_for_wal=server.waits_for_wal,
-        senders=_senders(server),
-        slots=_slots(server),
+        senders=_senders(server) if server.walsenders else (),
+        slots=_slots(server) if dd.slots else (),
         pending_restart=settings.pending_restart,
         primary_conninfo=settings.conninfo,
         primary_slot_name=settings.slot,
         restore_command=None,
-        replication_state="streaming" if standby and streaming else None,
+        replication_state="streaming" if streaming else None,
     )
+    return sample
 
 
 def _senders(server: Server) -> tuple[WalSender, ...]:
-    links = sorted(server.walsenders, key=lambda link: link.pid)
-    states = sync_states(server.sync_rule, links)
-    return tuple(link.row(*state) for link, state in zip(links, states, strict=True))
+    """By pid, which is the order in which they came."""
+    links = server.walsenders
+    return tuple(
+        link.row(*s) for link, s in zip(links, sync_states(server.sessions.sync_rule, links), strict=True)
+    )
 
 
 def _slots(server: Server) -> tuple[Slot, ...]:
     active = [link.slot for link in server.walsenders]
-    return tuple(
-        Slot(
-            name=name,
-            type="physical",
-            active=name in active,
-            restart_lsn=Lsn(end_of(slot.restart)) if slot.restart is not None else None,
-            confirmed_flush_lsn=None,
-            xmin_set=False,
-            wal_status="reserved" if slot.restart is not None else None,
-            temporary=False,
-        )
-        for name, slot in sorted(server.dd.slots.items())
-    )
+    return tuple(slot.row(name, name in active) for name, slot in sorted(server.dd.slots.items()))

@@ -448,7 +448,7 @@ def test_a_commit_waits_for_the_standbys_that_are_named(
     """A standby that is connected but out of reach still counts as connected."""
     hands.cluster()
     hands.set_sync("pg1", names)
-    hands.until(lambda: hands.server("pg1").sync_in_force is not None)
+    hands.until(lambda: hands.server("pg1").sessions.sync_in_force is not None)
     for name in cut:
         hands.network.isolate(f"pg:{name}")
     record = hands.write(hands.session("pg1"))[0]
@@ -459,7 +459,7 @@ def test_a_commit_waits_for_the_standbys_that_are_named(
 def test_local_commits_wait_for_nobody_and_a_closed_session_is_never_acknowledged(hands: Hands) -> None:
     hands.cluster(1)
     hands.set_sync("pg1", "pg9")
-    hands.until(lambda: hands.server("pg1").sync_in_force is not None)
+    hands.until(lambda: hands.server("pg1").sessions.sync_in_force is not None)
     session = hands.session("pg1")
     local = hands.server("pg1").write(session, "local", commit="local")
     assert local in hands.truth.acknowledged_records

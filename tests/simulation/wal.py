@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from postgres_ctl.config_files import RecoveryConfig, ServerConfig
-from postgres_ctl.facts import ControlData, ControlState, Lsn, TimelineSwitch
+from postgres_ctl.facts import ControlData, ControlState, Lsn, Slot, TimelineSwitch
 
 #: Where the first record of a new cluster begins: behind the header of its first page.
 FIRST_LSN = 0x3000028
@@ -49,6 +49,16 @@ class Record:
 def end_of(count: int) -> int:
     """LSN, in bytes, behind the first `count` records."""
     return FIRST_LSN + count * RECORD_BYTES
+
+
+_LSNS: list[Lsn] = []
+
+
+def lsn_at(count: int) -> Lsn:
+    """The same, as one object per position: samples are made of them."""
+    while len(_LSNS) <= count:
+        _LSNS.append(Lsn(end_of(len(_LSNS))))
+    return _LSNS[count]
 
 
 def count_until(lsn: int) -> int:
@@ -115,6 +125,31 @@ class SlotState:
     """A physical slot: WAL is kept from `restart` on; None until it was used."""
 
     restart: int | None = None
+    _shown: Slot | None = field(default=None, repr=False, compare=False)
+    _shown_key: tuple[int | None, bool] | None = field(default=None, repr=False, compare=False)
+
+    def row(self, name: str, active: bool) -> Slot:
+        """In pg_replication_slots."""
+        key = (self.restart, active)
+        if self._shown is None or self._shown_key != key:
+            self._shown_key, self._shown = key, self._row(name, active)
+        return self._shown
+
+    def _row(self, name: str, active: bool) -> Slot:
+        row = object.__new__(Slot)
+        row.__dict__.update(
+            name=name,
+            type="physical",
+            active=active,
+            restart_lsn=lsn_at(self.restart) if self.restart is not None else None,
+            confirmed_flush_lsn=None,
+            xmin_set=False,
+            wal_status="reserved" if self.restart is not None else None,
+            temporary=False,
+            database=None,
+            plugin=None,
+        )
+        return row
 
 
 @dataclass
