@@ -120,9 +120,8 @@ def build_sample(server: Server) -> InstanceSample:
 def _senders(server: Server) -> tuple[WalSender, ...]:
     """By pid, which is the order in which they came."""
     links = server.walsenders
-    return tuple(
-        link.row(*s) for link, s in zip(links, sync_states(server.sessions.sync_rule, links), strict=True)
-    )
+    states = sync_states(server.sessions.sync_rule, links)
+    return tuple(link.row(*state) for link, state in zip(links, states, strict=True))
 
 
 def _slots(server: Server) -> tuple[Slot, ...]:

@@ -1,8 +1,8 @@
 """Sessions of a server, their commits, and which standbys a commit waits for.
 
-Theory. A session is a backend: it commits while it lives and runs, whatever became of its postmaster (H9). A commit
-that waits for standbys is in the WAL already; it is acknowledged when they have it, or never. What comes to a server
-that is held up lies in its sockets: one transaction per session, done when it goes on.
+Theory. A session is a backend: it commits while it lives and runs, whatever became of its postmaster (H9).
+A commit that waits for standbys is in the WAL already; it is acknowledged when they have it, or never. What
+comes to a server that is held up lies in its sockets: one transaction per session, done when it goes on.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Connection:
 
 
 class Waiting(NamedTuple):
-    """A commit that waits for standbys to have the first `count` records."""
+    """A commit that waits for standbys to have the first `needs` records."""
 
-    count: int
+    needs: int
     connection: Connection
     record: Record
     done: Done | None
@@ -174,8 +174,8 @@ class Sessions:
             return
         rule, server = self.sync_in_force, self.server
         until = synced(rule, server.walsenders) if rule is not None else len(server.dd.records)
-        ready = [w for w in self.waiting if w.count <= until]
-        self.waiting = [w for w in self.waiting if w.count > until]
+        ready = [w for w in self.waiting if w.needs <= until]
+        self.waiting = [w for w in self.waiting if w.needs > until]
         for one in ready:
             self._acknowledge(one.record, one.done)
 
