@@ -157,7 +157,11 @@ class Node:
 
     @property
     def stays_out(self) -> bool:
-        """It diverged, and its settings forbid what would mend it: an operator has to decide (rule 7)."""
+        """An operator has to decide: it diverged and its settings forbid what would mend it (rule 7), or it
+        bootstrapped a cluster that lost the race for `initialize` (contract 1.3)."""
+        dd, initialize = self.host.dd, self.world.store.raw_get("initialize")
+        if dd.state == "valid" and initialize and dd.system_id != initialize:
+            return True
         settings = self.world.plan.dynamic["postgresql"]
         if settings["remove_data_directory_on_diverged_timelines"]:
             return False

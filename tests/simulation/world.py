@@ -32,6 +32,8 @@ from tests.simulation.wal import CHECKPOINT, SHUTDOWN, Control
 #: longest start, clone, walreceiver timeout, and the longest pause between two tries of a rejoin.
 HEALING_S = 240.0
 HEALING_TTLS = 4
+#: A schedule with more events than this is a storm: something goes round and round.
+STORM_EVENTS = 200_000
 #: While healing, the goal is looked at this often, seconds.
 LOOK_EVERY_S = 0.5
 
@@ -134,6 +136,9 @@ class World:
             engine.run(engine.now + LOOK_EVERY_S)
             why = self.not_whole()
             if not why:
+                break
+            if engine.events > STORM_EVENTS:
+                why = f"storm: {engine.events} events, and still not whole: {why}"
                 break
         if why and not self.invariants.violations:
             name, _, text = why.partition(": ")
