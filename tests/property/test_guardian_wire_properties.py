@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from haagent import guardian_wire as wire
-from haagent.guardian_wire import BadMessage, Message
+from haagent.guardian_kernel import Message
+from haagent.guardian_wire import BadMessage
 from tests.property.raw_store import any_bytes, any_json, numbers, written
 from tests.property.strategies import examples
 
