@@ -23,6 +23,7 @@ class Guardian(RuleBasedStateMachine):
         self.over: set[int] = set()
         #: Latest deadline accepted for each epoch since it was last disarmed or dropped.
         self.accepted: dict[int, float] = {}
+        self.arm(1, 20.0, 1.0)
 
     def end(self, upto: int) -> None:
         self.over |= set(range(upto + 1))
@@ -78,6 +79,12 @@ class Guardian(RuleBasedStateMachine):
         self.lease.drop()
         self.accepted.clear()
 
+    @precondition(lambda self: self.lease.epoch is not None)
+    @rule()
+    def ask_to_write_under_the_armed_epoch(self) -> None:
+        assert self.lease.epoch is not None
+        self.ask_to_write(self.lease.epoch)
+
     @rule(epoch=st.integers(0, 7))
     def ask_to_write(self, epoch: int) -> None:
         """H8: who may start a server that accepts writes."""
@@ -113,4 +120,4 @@ class Guardian(RuleBasedStateMachine):
 
 
 TestGuardian = Guardian.TestCase
-TestGuardian.settings = examples(80, steps=30)
+TestGuardian.settings = examples(200, steps=30)

@@ -75,6 +75,7 @@ class Keeper(RuleBasedStateMachine):
         self.key_lives_until = 0.0
         self.allowed_until = 0.0
         self.closed: set[int] = set()
+        self.take_and_prove()
 
     def become(self, lease: Lease) -> None:
         if lease.epoch == self.lease.epoch and self.lease.fence_at is not None and not lease.closed:
@@ -100,10 +101,13 @@ class Keeper(RuleBasedStateMachine):
         self.session_ttl_s = self.settings.ttl_s
         self.become(core.opened(self.lease, "s1", self.now, self.settings))
 
-    @precondition(lambda self: core.may_change_session(self.lease, self.now, self.settings))
-    @rule()
-    def session_is_changed_for_the_new_ttl(self) -> None:
+    @rule(ttl_s=st.integers(3, 60))
+    def session_is_changed_for_the_new_ttl(self, ttl_s: int) -> None:
         """The key moves onto a session opened now: its life is that of the new one, even if shorter."""
+        wanted = parse_settings({"ttl": ttl_s, "loop_wait": 1, "retry_timeout": 1}, 3.0, False)[0]
+        if not core.may_change_session(self.lease, self.now, wanted):
+            return
+        self.settings = wanted
         self.session_ttl_s = self.settings.ttl_s
         if self.lease.epoch is not None:
             self.key_lives_until = self.now + self.session_ttl_s * (1 - core.DRIFT_SHARE)
@@ -116,6 +120,15 @@ class Keeper(RuleBasedStateMachine):
         self.key_lives_until = self.allowed_until = 0.0
         self.become(core.taken(self.lease, self.epoch))
         assert not self.lease.holds(self.now), "the taking proves nothing"
+
+    @precondition(lambda self: self.lease.epoch is None)
+    @rule()
+    def take_and_prove(self) -> None:
+        """The usual way, in one step: else few runs come as far as leading."""
+        if self.lease.session is None:
+            self.session_opens()
+        self.take()
+        self.an_answer_arrives(0.0)
 
     @precondition(lambda self: self.lease.epoch is not None)
     @rule(ago=st.floats(0, 50))
@@ -194,4 +207,4 @@ class Keeper(RuleBasedStateMachine):
 
 
 TestKeeper = Keeper.TestCase
-TestKeeper.settings = examples(60, steps=30)
+TestKeeper.settings = examples(200, steps=30)
