@@ -37,7 +37,7 @@ from tests.support.wait import DEADLINE_S, wait_for
 #: Room for a small PostgreSQL and some WAL, bytes.
 SIZE_BYTES = 512 * 1024**2
 #: No disk hangs longer than this, seconds: far beyond what a test waits for.
-LIMIT_S = 150.0
+LIMIT_S = 300.0
 _PREFIX = "haagent-disk-"
 _SERVER = Path(__file__).with_name("stoppable_device.py")
 _BALLAST = "ballast"
