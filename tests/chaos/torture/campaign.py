@@ -116,7 +116,8 @@ def _rounds(campaign: Campaign, dice: random.Random, end: float) -> Iterator[Rou
 def line(result: Result) -> str:
     """One round for a terminal."""
     recovery = "[red]never[/]" if result.recovery_s is None else f"{result.recovery_s:5.1f} s"
-    text = f"gap {result.gap_s:5.2f} s, recovered {recovery}, lost {result.lost_rows:4d}"
+    lost = "   ?" if result.recovery_s is None else f"{result.lost_rows:4d}"
+    text = f"gap {result.gap_s:5.2f} s, recovered {recovery}, lost {lost}"
     verdict = "[green]ok[/]" if not result.violations else "[red]VIOLATION[/]"
     details = "".join(f"\n      [red]{v.rule}[/] ×{v.count}: {v.detail}" for v in result.violations)
     return f"{verdict}  {text}  {result.plan}{details}"

@@ -34,6 +34,7 @@ class Result:
     plan: Round
     violations: tuple[Violation, ...]
     acknowledged: int
+    #: Not counted (0) when the cluster did not recover: nobody can say then what survives.
     lost_rows: int
     lost_bytes: int
     double_acknowledged: int
