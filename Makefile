@@ -23,7 +23,7 @@ SEED ?=
 PYTEST := $(PYTHON) -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint format unit test test-all chaos bench clean
+.PHONY: help setup demo lint format unit test test-all simulate replay chaos bench clean
 
 help: ## this list
 	@printf '\033[1mhaagent\033[0m: a PostgreSQL high-availability agent\n\n'
@@ -54,6 +54,12 @@ test: lint ## lint, then every test except the slow ones
 
 test-all: lint ## everything, slow tests too; writes docs/test-report.md
 	@scripts/test-report.sh $(ARGS)
+
+simulate: setup ## simulated clusters for MINUTES on all cores: every rule checked after every event
+	@$(PYTHON) -m tests.simulation.run simulate --minutes $(MINUTES) --jobs $(JOBS) $(ARGS)
+
+replay: setup ## the readable trace of one simulated schedule (SEED=…), shrunk when it breaks a rule
+	@$(PYTHON) -m tests.simulation.run replay $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 chaos: setup ## random faults on real servers for MINUTES (SEED=… repeats a plan); writes docs/chaos-report.md
 	@$(PYTHON) -m tests.chaos.torture --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)

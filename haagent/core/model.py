@@ -334,7 +334,8 @@ class Memory:
 
 
 def evolve(memory: Memory, **changes: Any) -> Memory:
-    """`memory` with these values; itself when it has them already, which is the usual case and costs nothing."""
+    """`memory` with these values; itself when it has them already, which is the usual case and costs
+    nothing."""
     for name, value in changes.items():
         old = getattr(memory, name)
         if old is not value and old != value:

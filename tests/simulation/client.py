@@ -1,7 +1,8 @@
 """Writers: one per member, writing through sessions opened before and after every fault.
 
 A writer wakes now and then, opens a new session while it has few, and writes through one of those it has, the
-oldest as often as the youngest. It talks to the server in the middle of whatever happens: what matters is only
+oldest as often as the youngest. It talks to the server in the middle of whatever happens: what matters
+is only
 which backends live and can commit.
 """
 

@@ -1,6 +1,7 @@
 """What each kind of fault or operator request does to a world, and how it is undone.
 
-Every function takes (world, fault) and may return what undoes it, which happens `fault.duration` later, or when
+Every function takes (world, fault) and may return what undoes it, which happens `fault.duration` later,
+or when
 everything heals at the end.
 """
 

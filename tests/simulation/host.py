@@ -12,6 +12,7 @@ from __future__ import annotations
 import signal
 
 from haagent.guardian_logic import GuardianLogic
+from postgres_ctl.facts import ControlState
 from tests.simulation.engine import HostClock, Process
 from tests.simulation.guardian_port import GuardianProcess, SimGuardianPort
 from tests.simulation.machine import Machine, Proc
@@ -155,8 +156,11 @@ class SimHost(Machine):
         dd = self.dd
         if dd.state != "valid":
             return
-        # pg_control is younger than the checkpoint it names: without that record nothing would start.
-        keep = max(dd.control.checkpoint + 1, min(dd.durable, len(dd.records) - lying))
+        # pg_control is younger than what it names: without that nothing would start, or on an older timeline.
+        named = dd.control.checkpoint + 1
+        if dd.control.state is ControlState.IN_PRODUCTION:
+            named = max(named, dd.control.minimum)
+        keep = max(named, min(dd.durable, len(dd.records) - lying))
         self.discard(dd.cut(keep), "lost")
 
     def boot_up(self) -> None:

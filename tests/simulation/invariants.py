@@ -1,14 +1,17 @@
 """The safety rules (design section 3), each as named checks over the truth; nothing here believes an agent.
 
-Theory. Physics tells what really happens (`Truth`), the store's own table who really holds the key. Every check
+Theory. Physics tells what really happens (`Truth`), the store's own table who really holds the key.
+Every check
 runs in the very event that could break it: a server begins or goes on to be writable, the key changes, a
 record is acknowledged or discarded, a decision is journalled. What the rules except (a pause, both agent and
 guardian frozen, a store that broke its promise) is excused here, by name, and nowhere else.
 
-    rule1.writable-under-lease   rule1.one-writable          rule2.promote-after-key   rule2.release-after-stop
-    rule3.switchover-loses-nothing                           rule5.loss-bounded        rule5.loss-reported
+    rule1.writable-under-lease   rule1.one-writable          rule2.promote-after-key
+    rule2.release-after-stop
+    rule3.switchover-loses-nothing                           rule5.loss-bounded
     rule6.beside-a-primary       rule6.behind                rule6.told-not-to         rule6.restart-behind
-    rule7.never-the-primary      rule7.last-copy             rule7.kept-aside          rule7.histories-not-mixed
+    rule7.never-the-primary      rule7.last-copy             rule7.kept-aside
+    rule7.histories-not-mixed
     rule8.old-sessions-end       rule9.paused-hands-off      rule10.nothing-new        agent.fault
     liveness.one-primary         liveness.all-stream         liveness.answered
 
@@ -35,7 +38,9 @@ if TYPE_CHECKING:
 #: Two clocks of one cluster differ by less than this share; for windows that agents measure by their own.
 _DRIFT = 0.01
 #: What a pause forbids unless an operator asked for it.
-_HANDS_OFF = frozenset(("Promote", "StartPrimary", "StartStandby", "StopInstance", "Clone", "Rewind", "Initdb"))
+_HANDS_OFF = frozenset(
+    ("Promote", "StartPrimary", "StartStandby", "StopInstance", "Clone", "Rewind", "Initdb")
+)
 #: After a writable host thaws, its guardian gets so long beyond the stop budget to run at all, seconds.
 _THAW_S = 0.5
 
@@ -152,10 +157,14 @@ class Invariants(Truth):
         optime = status.get("optime")
         if released and old is not None:
             self.world.trace(old.name, "key", f"released epoch {old.epoch}")
-        return Vacancy(self.engine.now, old, released, request or None, optime if isinstance(optime, int) else 0)
+        return Vacancy(
+            self.engine.now, old, released, request or None, optime if isinstance(optime, int) else 0
+        )
 
     def _broke_promise(self, old: Holder) -> bool:
-        return any(e.session == old.session for e in self.store.early_expiries) or self.world.key_deleted_by_hand
+        return (
+            any(e.session == old.session for e in self.store.early_expiries) or self.world.key_deleted_by_hand
+        )
 
     def _released(self, gone: Vacancy) -> None:
         """Rule 2: only after PostgreSQL is proven stopped, or serves as a standby."""
@@ -182,7 +191,9 @@ class Invariants(Truth):
             if asker != new.name or answer.at < since:
                 continue
             if answer.primary:
-                self.violated("rule6.beside-a-primary", f"{new.name} took the key; {peer} said it is a primary")
+                self.violated(
+                    "rule6.beside-a-primary", f"{new.name} took the key; {peer} said it is a primary"
+                )
             elif answer.able and not self._forced() and _is_ahead(server, answer):
                 text = f"{new.name} has {len(server.dd.records)} records, {peer} said it has {answer.count}"
                 self.violated("rule6.behind", text)
@@ -304,7 +315,9 @@ class Invariants(Truth):
                 self.violated("rule7.never-the-primary", f"{host.name} {why} beside {server!r}")
         data = tuple(record for record in records if record.kind == DATA)
         if why == "rewound" and data and not any(set_of(data) <= set_of(kept) for kept in host.dd.kept):
-            self.violated("rule7.kept-aside", f"{len(data)} records of {host.name} were not kept: {data[0]!r}")
+            self.violated(
+                "rule7.kept-aside", f"{len(data)} records of {host.name} were not kept: {data[0]!r}"
+            )
         if why == "wiped" and records and not self._other_copy(host, records):
             self.violated("rule7.last-copy", f"{host.name} was wiped, and nobody else has its history")
 
@@ -332,7 +345,9 @@ class Invariants(Truth):
         asked = obs is None or obs.request is not None or memory.handover is not None or memory.clean_release
         cluster = getattr(obs, "cluster", None)
         if not asked and getattr(cluster, "failover", None) is None:
-            self.violated("rule9.paused-hands-off", f"{node.name} did {rule} ({', '.join(actions)}) in a pause")
+            self.violated(
+                "rule9.paused-hands-off", f"{node.name} did {rule} ({', '.join(actions)}) in a pause"
+            )
 
     def peer_answered(self, asker: str, peer: str, sent_at: float, body: Mapping[str, Any]) -> None:
         """`peer`'s REST answered; what it really has is kept with it."""
@@ -370,5 +385,3 @@ def _json(text: str | None) -> dict[str, Any]:
     except ValueError:
         return {}
     return data if isinstance(data, dict) else {}
-
-

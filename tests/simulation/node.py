@@ -1,6 +1,7 @@
 """One member: its host, and the agent processes that live there one after the other.
 
-A supervisor (systemd's `Restart=always`) starts an agent again `RESTART_S` after its end, unless a fault keeps it
+A supervisor (systemd's `Restart=always`) starts an agent again `RESTART_S` after its end, unless a fault
+keeps it
 down or an operator stopped it.
 """
 
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from haagent.agent import Agent
 from haagent.core.decide import decide
+from haagent.core.model import Decision, Memory, Observation
 from haagent.guardian_logic import GuardianLogic
 from haagent.ports import Ports
 from tests.simulation.config import POSTGRES_PORT, agent_config
@@ -19,7 +21,7 @@ from tests.simulation.engine import HostClock, Process, SimRuntime
 from tests.simulation.guardian_port import SimGuardianPort
 from tests.simulation.host import SimHost
 from tests.simulation.pg_port import SimPostgres
-from tests.simulation.ports import SimRest, SimJournal, SimPeers
+from tests.simulation.ports import SimJournal, SimPeers, SimRest
 from tests.simulation.store import SimDcs
 
 if TYPE_CHECKING:
@@ -188,5 +190,5 @@ class Node:
         self._release()
 
 
-def _raises(observation: object, memory: object) -> Any:
+def _raises(obs: Observation, memory: Memory) -> Decision:
     raise RuntimeError("a planted bug in a rule")

@@ -1,6 +1,7 @@
 """A schedule as data: the cluster, its timings and clocks, and a list of timed faults and operator requests.
 
-Theory. A plan is drawn from its seed and from nothing else; what happens between faults (delays, who is first)
+Theory. A plan is drawn from its seed and from nothing else; what happens between faults (delays, who is
+first)
 comes from streams of the engine, one per link and host, seeded by the same seed. So a fault can be left out
 without changing what the others meet, and a failing plan can be shrunk by leaving out faults.
 
@@ -23,7 +24,8 @@ EVENTS = 200
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that happens `at` seconds after the start, to `node` (and `other`), for `duration` seconds."""
+    """One thing that happens `at` seconds after the start, to `node` (and `other`), for `duration`
+    seconds."""
 
     at: float
     kind: str
@@ -175,7 +177,15 @@ WORK = (
     "server.replay-local", "server.orphans", "pg.rewind", "pg.clone", "pg.bootstrap", "pg.make-clean",
     "pg.control", "pg.write-config", "pg.state-file",
 )  # fmt: skip
-STRIKES = ("kill-agent", "freeze-agent", "kill-host", "cut-dcs", "kill-guardian", "kill-postmaster", "lose-reply")
+STRIKES = (
+    "kill-agent",
+    "freeze-agent",
+    "kill-host",
+    "cut-dcs",
+    "kill-guardian",
+    "kill-postmaster",
+    "lose-reply",
+)
 
 
 def _at_boundary(draw: Draw, at: float) -> Fault:

@@ -1,6 +1,7 @@
 """The small ports of one simulated agent: its journal, its REST server, and asking peers.
 
-A question to a peer runs the peer's own code (`Operations.refresh`, the `/patroni` body) in the peer's process,
+A question to a peer runs the peer's own code (`Operations.refresh`, the `/patroni` body) in the peer's
+process,
 with the network between the two.
 """
 

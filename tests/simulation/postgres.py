@@ -200,7 +200,6 @@ class Server:
         if recovered:
             self._write_checkpoint(CHECKPOINT)
         dd.control.state = ControlState.IN_PRODUCTION
-        dd.control.minimum = dd.control.minimum_timeline = 0
         self.replay = len(dd.records)
         self._open()
 
@@ -354,6 +353,7 @@ class Server:
         record = dd.append(kind, dd.timeline, self.member)
         dd.control.checkpoint = dd.control.redo = record.index
         dd.control.timeline = record.timeline
+        dd.control.minimum = dd.control.minimum_timeline = 0
         return record
 
     def _restartpoint(self) -> None:
@@ -406,8 +406,9 @@ class Server:
         dd.history_times[new] = self.engine.now
         dd.append(END_OF_RECOVERY, new, self.member)
         dd.standby_signal = False
+        # Until the next checkpoint only this tells crash recovery of the new timeline.
         dd.control.state = ControlState.IN_PRODUCTION
-        dd.control.minimum = dd.control.minimum_timeline = 0
+        dd.control.minimum, dd.control.minimum_timeline = len(dd.records), new
         self.in_recovery, self._promoting = False, False
         self.receive = None
         self._end_links()

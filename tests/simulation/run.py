@@ -1,8 +1,9 @@
-"""The command line: `simulate` (as many schedules as fit into some minutes, on all cores), `replay` and `shrink` one.
+"""The command line: `simulate` (as many schedules as fit into some minutes, on all cores), `replay` and
+`shrink` one.
 
-    python -m tests.simulation.run simulate --minutes 5 [--first SEED] [--jobs N] [--schedules N]
-    python -m tests.simulation.run replay --seed 4711 [--no-shrink]
-    python -m tests.simulation.run replay --plan FILE
+python -m tests.simulation.run simulate --minutes 5 [--first SEED] [--jobs N] [--schedules N]
+python -m tests.simulation.run replay --seed 4711 [--no-shrink]
+python -m tests.simulation.run replay --plan FILE
 """
 
 from __future__ import annotations
@@ -222,14 +223,28 @@ def _report(summary: Summary, args: argparse.Namespace, took_s: float) -> None:
 
     console = Console()
     table = Table(title="Simulated", show_header=False)
-    for key in ("schedules", "decisions", "faults", "events", "simulated_hours", "schedules_per_minute_and_core",
-                "leader_changes", "acknowledged_records", "lost_records_in_async_failovers", "healed_s_median",
-                "healed_s_worst"):  # fmt: skip
+    for key in (
+        "schedules",
+        "decisions",
+        "faults",
+        "events",
+        "simulated_hours",
+        "schedules_per_minute_and_core",
+        "leader_changes",
+        "acknowledged_records",
+        "lost_records_in_async_failovers",
+        "healed_s_median",
+        "healed_s_worst",
+    ):
         table.add_row(key.replace("_", " "), str(data[key]))
     table.add_row("wall clock", f"{took_s:.0f} s on {args.jobs} cores")
     console.print(table)
-    for title, counter in (("Rules fired", summary.rules), ("Faults and requests", summary.fault_kinds),
-                           ("States reached", summary.states), ("Answers to operators", summary.answers)):  # fmt: skip
+    for title, counter in (
+        ("Rules fired", summary.rules),
+        ("Faults and requests", summary.fault_kinds),
+        ("States reached", summary.states),
+        ("Answers to operators", summary.answers),
+    ):
         shown = ", ".join(f"{name} {count}" for name, count in counter.most_common())
         console.print(f"[bold]{title}:[/bold] {shown}\n", highlight=False)
     never = data["rules_never_fired"]
@@ -270,7 +285,8 @@ def describe(plan: Plan) -> str:
     tags = ", ".join(f"{name} {dict(t)}" for name, t in plan.tags.items() if t) or "none"
     start = "empty directories" if plan.fresh else "a cluster that was shut down"
     return (
-        f"{plan.nodes} members, {json.dumps(dict(plan.dynamic), sort_keys=True)}, tags: {tags}; from {start}\n"
+        f"{plan.nodes} members, {json.dumps(dict(plan.dynamic), sort_keys=True)}, tags: {tags}, from {start}"
+        f"\n"
         f"columns: seconds, who ('*' the plan, '!' a check), what\n"
     )
 

@@ -24,6 +24,7 @@ def test_the_mutants_name_checks_that_exist_and_every_check_has_two() -> None:
     assert not [check for check in CHECKS if named[check] < 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_planted_bug_is_caught(mutant: Mutant) -> None:
     first = zlib.crc32(mutant.name.encode())

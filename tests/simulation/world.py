@@ -156,6 +156,7 @@ class World:
             self.nodes[trigger.fault.node].agent_process.armed = None
         self.boundaries.clear()
         self.network.heal_all()
+        _resume(self)
         for node in self.nodes.values():
             node.host.knobs.clear()
 
@@ -257,9 +258,9 @@ class World:
         return f"{role}, key {key}"
 
     def _count(self) -> None:
-        if self.plan.events and self.result.decisions + self.result.faults >= self.plan.events:
-            if not self._faults_over:
-                self.engine.stop()
+        enough = self.plan.events and self.result.decisions + self.result.faults >= self.plan.events
+        if enough and not self._faults_over:
+            self.engine.stop()
 
     def asked(self, what: str) -> None:
         self._asked += 1
@@ -312,8 +313,18 @@ class _FaultLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.exc_info and not isinstance(record.exc_info[1], RuntimeError):
-            text = logging.Formatter().formatException(record.exc_info)  # type: ignore[arg-type]
+            text = logging.Formatter().formatException(record.exc_info)
             self._world.invariants.violated("agent.fault", f"{record.getMessage()}\n{text}")
+
+
+def _resume(world: World) -> None:
+    """A pause whose end nobody could be told ends now."""
+    try:
+        data = json.loads(world.store.raw_get(codec.CONFIG) or "null")
+    except ValueError:
+        return
+    if isinstance(data, dict) and data.pop("pause", None):
+        world.store.raw_put(codec.CONFIG, json.dumps(data, sort_keys=True))
 
 
 # --- a cluster that was shut down in good order ---------------------------------------------------
