@@ -139,8 +139,16 @@ def _after_instance(obs: Observation, memory: Memory) -> Memory:
 
 
 def _streams(obs: Observation) -> bool:
+    """It receives the leader's WAL. A walreceiver that comes back again and again for the rest of an older
+    timeline, because this data left the leader's history before its end, shows as streaming, too."""
     sample = obs.instance.sample
-    return not isinstance(sample, Unavailable) and sample.walreceiver_status == "streaming"
+    if isinstance(sample, Unavailable) or sample.walreceiver_status != "streaming":
+        return False
+    cluster = obs.cluster
+    if isinstance(cluster, Unavailable) or cluster.leader is None or sample.timeline is None:
+        return True
+    leader = cluster.member(cluster.leader.name)
+    return leader is None or leader.timeline is None or sample.timeline >= leader.timeline
 
 
 # --- jobs ---------------------------------------------------------------------------------------

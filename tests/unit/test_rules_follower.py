@@ -306,6 +306,13 @@ def test_a_standby_that_does_not_stream_compares_histories() -> None:
     assert (decision.rule, decision.actions) == ("follow.compare", (CheckDivergence("pg0"),))
 
 
+def test_a_walreceiver_that_only_reaches_the_end_of_an_older_timeline_does_not_stream() -> None:
+    ahead = leader_is(timeline=9)
+    first = judge(following(standby(), ahead))
+    decision = judge(following(standby(), ahead, now=NOW + 4), first.memory)
+    assert (decision.rule, decision.actions) == ("follow.compare", (CheckDivergence("pg0"),))
+
+
 def test_histories_that_agree_are_not_compared_again_under_this_leader() -> None:
     memory = Memory(not_streaming_since=NOW - 9, last_epoch=EPOCH)
     agreed = judge(following(lost_stream(), finished=finished("compare histories", diverged=False)), memory)
