@@ -98,8 +98,8 @@ TIMINGS = ((3, 1, 1), (5, 1, 1), (5, 1, 2), (8, 2, 3), (10, 2, 4), (30, 10, 10))
 class Draw:
     """Draws for one plan."""
 
-    def __init__(self, seed: int) -> None:
-        self.rng = random.Random(f"plan/{seed}")
+    def __init__(self, seed: int, purpose: str = "plan") -> None:
+        self.rng = random.Random(f"{purpose}/{seed}")
         self.names: tuple[str, ...] = ()
         self.ttl_s = 0.0
 
@@ -256,6 +256,38 @@ KINDS: dict[str, tuple[float, Maker]] = {
 _ALWAYS = ("switchover", "kill-agent", "boundary")
 
 
+#: From this seed on, plans aim: part of the faults strikes whoever leads at that moment, by this name.
+AIMED = 1_000_000
+LEADER = "leader"
+#: So often such a plan has faults that are dangerous together: one takes away what keeps the other harmless.
+TOGETHER_TIMES = 8
+TOGETHER = (
+    ("isolate-from-dcs", "freeze-guardian"),
+    ("isolate-from-dcs", "freeze-agent"),
+    ("isolate-from-dcs", "freeze-postmaster"),
+    ("isolate-from-dcs", "kill-postmaster"),
+    ("isolate-from-dcs", "stuck-postgres"),
+    ("isolate-from-dcs", "kill-agent"),
+    ("isolate", "freeze-postmaster"),
+    ("freeze-agent", "freeze-postmaster"),
+    ("work server.shutdown", "isolate-from-dcs"),
+    ("work server.orphans", "kill-postmaster", "isolate-from-dcs"),
+    ("boundary guardian.start before", "kill-postmaster"),
+    ("boundary guardian.promote before", "isolate"),
+    ("boundary dcs.renew_leader after", "isolate-from-dcs"),
+    ("store-slow", "isolate-from-dcs"),
+    ("settings", "isolate-from-dcs"),
+    ("switchover", "isolate"),
+    ("switchover", "kill-postmaster"),
+    ("switchover", "boundary dcs.release_leader after"),
+    ("pause", "isolate-from-dcs"),
+    ("pause", "kill-agent"),
+    ("pause", "kill-postmaster"),
+    ("broken-decide", "store-slow"),
+    ("power-cut",),
+)  # fmt: skip
+
+
 def draw_plan(seed: int) -> Plan:
     """The plan of `seed`."""
     draw = Draw(seed)
@@ -266,6 +298,8 @@ def draw_plan(seed: int) -> Plan:
     draw.ttl_s = float(ttl)
     swarm = [kind for kind in KINDS if kind in _ALWAYS or rng.random() < 0.35]
     faults = tuple(_faults(draw, swarm))
+    if seed >= AIMED:
+        faults = tuple(_aimed(Draw(seed, "aim"), draw.names, draw.ttl_s, faults))
     return Plan(
         seed=seed,
         nodes=nodes,
@@ -289,6 +323,28 @@ def _faults(draw: Draw, swarm: list[str]) -> list[Fault]:
         # Several at once now and then.
         at += 0.0 if rng.random() < 0.1 else rng.expovariate(1.0 / pace)
     return faults
+
+
+def _aimed(draw: Draw, names: tuple[str, ...], ttl_s: float, faults: tuple[Fault, ...]) -> list[Fault]:
+    """`faults`, part of them at whoever leads then, and some that strike together."""
+    rng, draw.names, draw.ttl_s = draw.rng, names, ttl_s
+    kept = [replace(f, node=LEADER) if f.node in names and rng.random() < 0.5 else f for f in faults]
+    for _ in range(TOGETHER_TIMES):
+        at, lasts = rng.uniform(0.0, faults[-1].at / 2), ttl_s * rng.uniform(1.0, 2.5)
+        for what in rng.choice(TOGETHER):
+            kind, _, detail = what.partition(" ")
+            fault = replace(KINDS[kind][1](draw, at), duration=lasts)
+            if fault.node in names and rng.random() < 0.9:
+                fault = replace(fault, node=LEADER)
+            if kind == "boundary":
+                fault = replace(
+                    fault, other=rng.choice(("freeze-agent", "cut-dcs")), value=1.0, detail=detail
+                )
+            elif kind == "work":
+                fault = replace(fault, value=0.0, detail=detail)
+            kept.append(fault)
+            at += rng.choice((0.0, rng.uniform(0.0, ttl_s)))
+    return sorted(kept, key=lambda fault: fault.at)
 
 
 def _dynamic(draw: Draw, ttl: int, loop_wait: int, retry: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from tests.simulation.faults import FAULTS, Trigger, Undo
 from tests.simulation.invariants import Invariants, Violation
 from tests.simulation.network import Network
 from tests.simulation.node import Node
-from tests.simulation.plan import Fault, Plan
+from tests.simulation.plan import LEADER, Fault, Plan
 from tests.simulation.postgres import Land, Server
 from tests.simulation.store import SimStore
 from tests.simulation.trace import Trace
@@ -184,6 +184,10 @@ class World:
     def _strike(self, index: int, fault: Fault) -> None:
         if self._faults_over:
             return
+        if LEADER in fault.node:
+            holder = self.store.leader()
+            name = holder.name if holder is not None else self.plan.names[0]
+            fault = replace(fault, node=fault.node.replace(LEADER, name))
         self.result.faults += 1
         self.result.fault_kinds[fault.kind] += 1
         self.trace("*", "fault", str(fault))
