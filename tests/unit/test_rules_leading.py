@@ -278,6 +278,17 @@ def test_a_member_waited_for_in_the_race_is_not_waited_for_again_under_the_key()
     assert judge(leading(lost_stream(), peers=peers)).rule == "promote.refused"
 
 
+def test_a_hand_over_waited_for_in_the_race_is_not_waited_for_again_under_the_key() -> None:
+    """H18: the mark counts from the release; found fresh by the winner, the key would go round and round."""
+    since = NOW - SETTINGS.ttl_s - 1
+    waited = Memory(
+        leader_missing_since=since, handover_seen_at=since, handover_from="pg1", last_leader="pg1"
+    )
+    view = asked(cluster(), request("pg1", "pg2"))
+    behind = tuple(answer(name, OPTIME - 1) for name in ("pg1", "pg2"))
+    assert judge(leading(lost_stream(OPTIME - 1), view, peers=behind), waited).rule == "promote.now"
+
+
 def test_a_primary_makes_a_slot_for_each_member() -> None:
     bare = primary(sample=sample(primary=True, slots=(slot("pg1"),)))
     assert SyncSlots(create=("pg2",)) in judge(leading(bare), SETTLED).actions
