@@ -271,7 +271,7 @@ class LocalInstance:
             last_exit=self._last_exit,
             claimed=self.claims(),
             unfinished=self._unfinished(),
-            follows=_host_port(sample),
+            follows=self._follows(sample),
         )
         return replace(facts, history=self._history_of(facts.timeline), config_outdated=self._outdated(facts))
 
@@ -324,6 +324,12 @@ class LocalInstance:
                 return ()
             self._history = (timeline, read)
         return self._history[1]
+
+    def _follows(self, sample: InstanceSample | Unavailable) -> tuple[str, int] | None:
+        """Host and port of `primary_conninfo`; of a silent server, what we wrote into its files last."""
+        if isinstance(sample, InstanceSample):
+            return standby.upstream(sample)
+        return self._applied.upstream if self._applied is not None else None
 
     def _has_signal_file(self) -> bool:
         return self.pg.has_signal_file(self.config.postgresql.data_dir)
@@ -459,8 +465,9 @@ class LocalInstance:
         """The next ApplyConfig writes and reloads, even without a change (contract 7.1)."""
         self._applied = self._server = None
 
-    def reload(self, deadline_s: float = 2.0) -> None:
-        self.actions_session.reload_conf(deadline_s)
+    def reload(self) -> None:
+        """By signal, not by SQL: a standby that lets nobody in yet must hear of a new leader as well."""
+        self.pg.reload(self.config.postgresql.data_dir)
 
     # --- effects ----------------------------------------------------------------------------------
 
@@ -543,8 +550,3 @@ def _parsed_claims(text: str | None) -> tuple[tuple[int, int], ...]:
         return tuple((int(t), int(e)) for t, e in json.loads(text or "[]"))
     except (ValueError, TypeError):
         return ()
-
-
-def _host_port(sample: InstanceSample | Unavailable) -> tuple[str, int] | None:
-    """Host and port of `primary_conninfo`; None when it names none."""
-    return None if isinstance(sample, Unavailable) else standby.upstream(sample)

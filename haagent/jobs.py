@@ -307,16 +307,31 @@ class InstanceJobs:
     # --- histories
 
     def compare_histories(self, source: str, cancel: Cancellation) -> dict[str, Any]:
-        """Is our WAL part of the leader's history? `diverged` and `detail` say so."""
+        """Is our WAL part of the leader's history? `diverged` and `detail` say so.
+
+        Of a server that does not answer only what pg_control names is known: `whole` is False then."""
         host_port = self._upstream(source)
         assert host_port is not None
         target = self.instance.peer_target(*host_port, "replication")
         theirs = self._pg.identify_system(target, 3.0)
+        answered = self._end_of_replay()
+        timeline, position = answered or self._end_in_control()
+        verdict = self._divergence(timeline, position, theirs.timeline, target)
+        return {"diverged": verdict is not None, "detail": verdict or "", "whole": answered is not None}
+
+    def _end_of_replay(self) -> tuple[int, Lsn] | None:
         sample = self.instance.sampler.fresh(1.0)
         if not isinstance(sample, InstanceSample) or sample.timeline is None:
-            raise Failed("PostgreSQL does not answer here")
-        verdict = self._divergence(sample.timeline, sample.replay_lsn or Lsn(0), theirs.timeline, target)
-        return {"diverged": verdict is not None, "detail": verdict or ""}
+            return None
+        return sample.timeline, sample.replay_lsn or Lsn(0)
+
+    def _end_in_control(self) -> tuple[int, Lsn]:
+        """What this directory has to reach before it is consistent: its own WAL, or a rewind's source."""
+        pg = self.instance.config.postgresql
+        control = self._pg.control_data(pg.bin_dir, pg.data_dir)
+        if control.min_recovery_end > control.checkpoint_lsn:
+            return control.min_recovery_end_timeline, control.min_recovery_end
+        return control.timeline, control.checkpoint_lsn
 
     def _divergence(self, mine: int, position: Lsn, theirs: int, target: ConnectionTarget) -> str | None:
         """Why our WAL is no part of the leader's history; None when it is."""
@@ -352,7 +367,7 @@ class InstanceJobs:
         if isinstance(outcome, rewind.RewindFailed):
             raise Failed(outcome.reason + (f": {outcome.output.strip()[-300:]}" if outcome.output else ""))
         log.info("pg_rewind from %s: %s; %s", source, type(outcome).__name__, report)
-        return {"report": report}
+        return {"report": report, "needed": isinstance(outcome, rewind.Rewound)}
 
     def _keep_aside(self, control: ControlData, target: ConnectionTarget) -> str:
         """What pg_rewind will discard, kept beside the data directory; one line for people."""

@@ -29,8 +29,6 @@ class Session(Protocol):
 
     def sample(self, deadline_s: float) -> InstanceSample: ...
 
-    def reload_conf(self, deadline_s: float) -> None: ...
-
     def checkpoint(self, deadline_s: float) -> None: ...
 
     def close(self) -> None: ...
@@ -55,6 +53,9 @@ class Postgres(Protocol):
 
     def find_postmaster(self, data_dir: str) -> tuple[int, int] | None:
         """pid and start time (clock ticks) of the postmaster that runs in `data_dir`."""
+
+    def reload(self, data_dir: str) -> None:
+        """SIGHUP to the postmaster that runs in `data_dir`."""
 
     def leftovers(self, data_dir: str) -> bool:
         """True while processes, or shared memory in use, of a dead postmaster are there (H9)."""

@@ -79,6 +79,9 @@ class SystemPostgres:
         ticks = process.start_ticks(found.pid) if found is not None else None
         return None if found is None or ticks is None else (found.pid, ticks)
 
+    def reload(self, data_dir: str) -> None:
+        process.reload(data_dir)
+
     def leftovers(self, data_dir: str) -> bool:
         return bool(process.leftovers(data_dir))
 

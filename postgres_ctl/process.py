@@ -1,4 +1,4 @@
-"""Which processes belong to a data directory. Reads /proc; starts and signals nothing.
+"""Which processes belong to a data directory. Reads /proc; starts nothing, and stops nothing.
 
 Theory. A pid in `postmaster.pid` proves nothing: the file survives kill -9 and reboots, pids are reused.
 A pid is *the* postmaster only if its program is postgres and its working directory is the data directory;
@@ -11,10 +11,11 @@ stopped server: a backend inside COPY goes on and acknowledges (hazard H9). `lef
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from postgres_ctl.errors import DataDirError
+from postgres_ctl.errors import DataDirError, PostgresUnavailable
 
 #: GUCs passed on the command line, in this order (contract 5.4, sample process.txt).
 COMMAND_LINE_GUCS = (
@@ -89,6 +90,24 @@ def find_postmaster(data_dir: str) -> PostmasterPid | None:
 def is_postmaster(recorded: PostmasterPid, data_dir: str) -> bool:
     """Is that pid alive and running postgres in this very data directory?"""
     return _is_postgres(recorded.pid) and _works_in(recorded.pid, _identity(data_dir))
+
+
+def reload(data_dir: str) -> None:
+    """SIGHUP to the postmaster of this data directory, as pg_reload_conf() sends it; a server that does not
+    let anybody in yet hears it, too. Raises PostgresUnavailable when there is none."""
+    found = find_postmaster(data_dir)
+    descriptor = pidfd_open(found.pid) if found is not None else None
+    if found is None or descriptor is None:
+        raise PostgresUnavailable("no postmaster to reload")
+    try:
+        # Looked at again through the descriptor: the pid may have become somebody else's meanwhile.
+        if not is_postmaster(found, data_dir):
+            raise PostgresUnavailable("no postmaster to reload")
+        signal.pidfd_send_signal(descriptor, signal.SIGHUP)
+    except ProcessLookupError:
+        raise PostgresUnavailable("the postmaster has just ended") from None
+    finally:
+        os.close(descriptor)
 
 
 def pidfd_open(pid: int) -> int | None:

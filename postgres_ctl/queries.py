@@ -153,10 +153,6 @@ class Session:
 
     # --- commands ---------------------------------------------------------------------------------
 
-    def reload_conf(self, deadline_s: float) -> None:
-        """pg_reload_conf(): the postmaster was told; sessions follow when idle."""
-        self.query("select pg_reload_conf()", deadline_s)
-
     def checkpoint(self, deadline_s: float) -> None:
         """CHECKPOINT; returns when it is done. Use a session of its own: it may take minutes."""
         self._long("checkpoint", deadline_s)

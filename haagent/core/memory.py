@@ -201,9 +201,12 @@ def _cloned(obs: Observation, memory: Memory, result: JobResult) -> Memory:
 
 
 def _rewound(obs: Observation, memory: Memory, result: JobResult) -> Memory:
-    if result.ok:
-        return evolve(memory, rejoin=_settled(memory, memory.last_epoch), note=None)
-    return _failed_try(obs, memory, f"pg_rewind failed: {result.reason}")
+    if not result.ok:
+        return _failed_try(obs, memory, f"pg_rewind failed: {result.reason}")
+    if memory.rejoin.diverged and result.data.get("needed") is False:
+        note = f"pg_rewind sees no divergence, but: {memory.rejoin.reason}"
+        return evolve(memory, rejoin=evolve_rejoin(memory.rejoin, unseen=True, reason=note), note=note)
+    return evolve(memory, rejoin=_settled(memory, memory.last_epoch), note=None)
 
 
 def _failed_try(obs: Observation, memory: Memory, reason: str) -> Memory:
@@ -218,11 +221,12 @@ def _compared(obs: Observation, memory: Memory, result: JobResult) -> Memory:
         return _failed_try(obs, memory, f"could not compare histories: {result.reason}")
     if result.data.get("diverged"):
         detail = str(result.data.get("detail", ""))
-        return evolve(
-            memory,
-            rejoin=evolve_rejoin(memory.rejoin, diverged=True, reason=detail),
-            note=f"diverged from the leader: {detail}",
-        )
+        rejoin = evolve_rejoin(memory.rejoin, diverged=True, reason=detail, tries=0, not_before=0.0)
+        return evolve(memory, rejoin=rejoin, note=f"diverged from the leader: {detail}")
+    if result.data.get("whole") is False:
+        # Nothing against it, but it has not read all it has: looked at again later.
+        later = evolve_rejoin(memory.rejoin, not_before=obs.now + REJOIN_PAUSE_MAX_S)
+        return evolve(memory, rejoin=later)
     return evolve(memory, rejoin=_settled(memory, memory.last_epoch))
 
 

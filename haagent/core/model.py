@@ -280,6 +280,8 @@ class Rejoin:
     reason: str = ""
     #: Our WAL is known to have left the leader's history.
     diverged: bool = False
+    #: And pg_rewind does not see it (of a promotion without a checkpoint): it cannot help.
+    unseen: bool = False
     #: The divergence from the leader of this epoch was looked at and is fine or mended.
     settled_epoch: int = 0
     #: Started as it was, because pg_rewind cannot run here, under the leader of this epoch.

@@ -12,6 +12,7 @@ import pytest
 from postgres_ctl.api import ConnectionTarget
 from postgres_ctl.errors import PostgresUnavailable, QueryFailed
 from postgres_ctl.facts import Lsn
+from postgres_ctl.process import reload
 from postgres_ctl.queries import Session, identify_system, timeline_history
 from postgres_ctl.slots import SlotPlan, apply_plan
 from tests.support.postgres import SUPERUSER, Server, postgres_user, wait_for  # noqa: F401
@@ -138,7 +139,7 @@ def test_timeline_of_a_promoted_server_is_the_new_one_at_once(server: Server) ->
 def test_pending_restart_names_old_and_new_value(server: Server) -> None:
     connection = session(server)
     server.set(max_connections="44")
-    connection.reload_conf(PLENTY_S)
+    reload(str(server.data_dir))
     wait_for(lambda: connection.sample(PLENTY_S).pending_restart, "pending restart shows")
     assert connection.pending_restart(PLENTY_S) == (("max_connections", "30", "44"),)
 

@@ -7,6 +7,7 @@ that cannot be reached, costs the whole deadline. Reads of local files take no t
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -81,11 +82,6 @@ class SimSession:
         sample = self.server("pg.sample", deadline_s).sample(self._port.host.clock.now())
         self._port.process.boundary("pg.sample", "after")
         return sample
-
-    def reload_conf(self, deadline_s: float) -> None:
-        server = self.server("pg.reload", deadline_s)
-        server.hang_up()
-        self._port.process.boundary("pg.reload", "after")
 
     def checkpoint(self, deadline_s: float) -> None:
         server = self.server("pg.checkpoint", deadline_s)
@@ -224,6 +220,12 @@ class SimPostgres:
         if server is None or not server.proc.alive:
             return None
         return server.proc.pid, server.proc.start_ticks
+
+    def reload(self, data_dir: str) -> None:
+        self.before("pg.reload")
+        if not self.host.signal_postmaster(signal.SIGHUP):
+            raise PostgresUnavailable("no postmaster to reload")
+        self.process.boundary("pg.reload", "after")
 
     def leftovers(self, data_dir: str) -> bool:
         return bool(self.host.processes_in(data_dir))

@@ -94,6 +94,11 @@ class Server:
         return self.host.frozen or self.stuck or not self.host.powered
 
     @property
+    def in_recovery_as_standby(self) -> bool:
+        """Whether it lets anybody in or not, a fast stop is then a clean one."""
+        return self.in_recovery and self.dd.control.state is ControlState.IN_ARCHIVE_RECOVERY
+
+    @property
     def timeline(self) -> int:
         return self.dd.timeline
 
@@ -457,7 +462,7 @@ class Server:
         self.sessions.end_all()
         self.dirty()
         self.look_writable()
-        if not was_open:
+        if not was_open and not self.in_recovery_as_standby:
             self._step("immediate", partial(self._exit, 0))
             return
         if not self.in_recovery:

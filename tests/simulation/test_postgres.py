@@ -415,6 +415,41 @@ def test_processes_in_uninterruptible_sleep_are_left_over_and_write_nothing(hand
     assert hands.truth.acknowledged_records == []
 
 
+def test_a_session_that_slept_through_its_servers_end_is_gone_once_it_wakes(hands: Hands) -> None:
+    hands.cluster(1)
+    hands.session("pg1")
+    host, server = hands.hosts["pg1"], hands.server("pg1")
+    for connection in server.connections:
+        host.stick(connection.proc)
+    host.signal_postmaster(signal.SIGQUIT)
+    hands.until(lambda: server.gone)
+    (left,) = host.processes_in("/data/pg1")
+    host.unstick(left)
+    assert not hands.ports["pg1"].leftovers("/data/pg1")
+
+
+def test_a_standby_that_lets_nobody_in_yet_stops_in_good_order_and_hears_whom_to_follow(hands: Hands) -> None:
+    """What it has to reach lies beyond its WAL, as after a rewind."""
+    hands.cluster(1)
+    hands.stop("pg2")
+    host, dd = hands.hosts["pg2"], hands.hosts["pg2"].dd
+    dd.control.state, dd.control.minimum_timeline = ControlState.IN_ARCHIVE_RECOVERY, 1
+    dd.control.minimum = len(dd.records) + 2
+    following, dd.recovery = dd.recovery, None
+    for _ in range(2):
+        host.start_by_hand(standby=True)
+        hands.write(hands.session("pg1"), 2)
+        hands.wait(10.0)
+        assert hands.server("pg2").phase == "starting"
+        hands.stop("pg2")
+        assert dd.control.state is ControlState.SHUT_DOWN_IN_RECOVERY
+    host.start_by_hand(standby=True)
+    hands.wait(10.0)
+    dd.recovery = following
+    hands.do("pg2", lambda: hands.ports["pg2"].reload("/data/pg2"))
+    hands.until(lambda: hands.streams("pg2") and hands.server("pg2").phase == "running")
+
+
 def test_a_crashed_backend_takes_all_sessions_along_and_the_server_comes_back(hands: Hands) -> None:
     hands.cluster(1)
     session, other = hands.session("pg1"), hands.session("pg1")
@@ -510,6 +545,15 @@ def test_a_power_cut_keeps_what_was_flushed_and_a_lying_disk_does_not(hands: Han
     hands.start("pg1", standby=False)
     hands.write(hands.session("pg1"), 10)
     hands.until(lambda: "pg2 mixed" in hands.truth.lines)
+
+
+def test_a_lying_disk_keeps_what_pg_control_names_of_a_standby_as_well(hands: Hands) -> None:
+    """pg_control is younger: with less WAL than that nothing would ever start again."""
+    hands.cluster(1)
+    dd = hands.hosts["pg2"].dd
+    dd.control.minimum = len(dd.records)
+    hands.hosts["pg2"].power_cut(lose=3)
+    assert len(dd.records) == dd.control.minimum
 
 
 def test_a_frozen_host_writes_after_the_thaw_what_was_sent_to_it(hands: Hands) -> None:

@@ -143,12 +143,42 @@ def test_a_stopped_standby_starts() -> None:
 def test_a_start_that_keeps_failing_is_spaced_out() -> None:
     failed = judge(
         following(stopped(), finished=finished("start standby", False, "port in use")),
-        Memory(start_failures=2),
+        Memory(start_failures=2, rejoin=Rejoin(settled_epoch=EPOCH, epoch=EPOCH), last_epoch=EPOCH),
     )
     assert (failed.rule, failed.actions) == ("follow.start-pause", ())
     woken = judge(following(stopped(), now=NOW + 0.1), failed.memory)
     assert woken.rule == "follow.start-pause"
     assert judge(following(stopped(), now=NOW + 11), failed.memory).rule == "follow.start"
+
+
+def test_a_standby_that_never_starts_is_compared_with_the_leader() -> None:
+    """PostgreSQL refuses to start when the newest timeline has not got what it must reach."""
+    stuck = Memory(start_failures=2, start_failed_at=NOW, last_epoch=EPOCH)
+    decision = judge(following(stopped()), stuck)
+    assert (decision.rule, decision.actions) == ("follow.compare", (CheckDivergence("pg0"),))
+    told = finished("compare histories", diverged=True, detail="beyond the switch point", whole=False)
+    assert judge(following(stopped(), finished=told), decision.memory).rule == "rejoin.rewind"
+
+
+def test_a_crashed_standby_is_shut_down_in_good_order_before_it_is_rewound() -> None:
+    """pg_rewind refuses anything else, and single-user mode cannot recover a standby."""
+    crashed = stopped(ControlState.IN_ARCHIVE_RECOVERY)
+    decision = judge(following(crashed), DIVERGED)
+    assert (decision.rule, decision.actions) == ("rejoin.clean-first", (StartStandby(None),))
+    running = judge(following(lost_stream(follows=None), finished=finished("start standby")), decision.memory)
+    assert (running.rule, kinds(running)) == ("follow.stop-diverged", (StopInstance,))
+    assert judge(following(crashed), replace(DIVERGED, start_failures=2)).rule == "rejoin.rewind"
+
+
+def test_a_divergence_that_pg_rewind_does_not_see_needs_a_clone() -> None:
+    """Just promoted, pg_control names the timeline before: pg_rewind finds nothing to do, again and again."""
+    unseen = finished("rewind", needed=False)
+    kept = judge(following(stopped(), finished=unseen), DIVERGED)
+    assert (kept.rule, kept.actions) == ("rejoin.stay-out", ())
+    assert "beyond the switch point" in (kept.memory.note or "")
+    allowed = replace(SETTINGS, remove_data_directory_on_rewind_failure=True)
+    decision = judge(following(stopped(), settings=allowed, finished=unseen), DIVERGED)
+    assert (decision.rule, decision.actions) == ("clone.begin", (Clone("pg0", wipe=True),))
 
 
 def test_a_former_primary_is_rewound_before_it_starts() -> None:
@@ -278,8 +308,43 @@ def test_nothing_is_wiped_while_the_leader_itself_does_not_run() -> None:
 # --- running --------------------------------------------------------------------------------------
 
 
+SILENT = replace(silent(), follows=("10.0.0.0", 5432))
+
+
 def test_a_server_that_does_not_answer_is_waited_for() -> None:
-    assert judge(following(silent())).rule == "follow.no-answer"
+    settled = Memory(rejoin=Rejoin(settled_epoch=EPOCH, epoch=EPOCH), last_epoch=EPOCH)
+    assert judge(following(SILENT), settled).rule == "follow.no-answer"
+
+
+def test_a_standby_that_lets_nobody_in_hears_of_a_new_leader() -> None:
+    """It may wait for WAL which only the leader has: following nobody, it would wait for ever."""
+    decision = judge(following(silent()))
+    assert (decision.rule, decision.actions) == ("follow.leader-unseen", (Follow("pg0"),))
+    assert not judge(following(silent(), leader_is(conn_url=None))).actions
+
+
+def test_a_standby_that_lets_nobody_in_is_compared_with_the_leader() -> None:
+    decision = judge(following(SILENT))
+    assert (decision.rule, decision.actions) == ("follow.compare", (CheckDivergence("pg0"),))
+    assert judge(following(SILENT, leader_is(role="replica"))).rule == "follow.no-answer"
+
+
+def test_a_comparison_of_what_pg_control_names_is_not_the_last_word() -> None:
+    told = finished("compare histories", diverged=False, whole=False)
+    waits = judge(following(SILENT, finished=told), Memory(last_epoch=EPOCH))
+    assert waits.rule == "follow.no-answer"
+    assert waits.memory.rejoin.settled_epoch == 0
+    assert judge(following(SILENT, now=NOW + 61), waits.memory).rule == "follow.compare"
+
+
+def test_a_standby_that_lets_nobody_in_and_has_diverged_is_stopped_to_be_mended() -> None:
+    decision = judge(following(SILENT), DIVERGED)
+    assert (decision.rule, kinds(decision)) == ("follow.stop-diverged", (StopInstance,))
+
+
+def test_a_diverged_standby_does_not_follow_the_leader() -> None:
+    decision = judge(following(lost_stream(follows=None)), DIVERGED)
+    assert decision.rule == "follow.stop-diverged"
 
 
 def test_a_new_leader_is_followed() -> None:

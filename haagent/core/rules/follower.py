@@ -19,7 +19,7 @@ from haagent.core.candidate import claims_unknown, interesting_peers, twin_timel
 from haagent.core.memory import evolve_rejoin
 from haagent.core.model import Decision, Memory, Observation, PeerSilent, evolve
 from haagent.core.rules import common
-from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, slot_name
+from postgres_ctl.facts import ControlData, ControlState, DataDirState, InstanceSample, slot_name
 
 #: A clone waits this long for its slot on the leader before it goes on without, seconds.
 SLOT_WAIT_S = 5.0
@@ -136,6 +136,9 @@ def stopped(obs: Observation, memory: Memory) -> Decision | None:
     if memory.clean_release and successor is not None and successor.role != "primary":
         # The machine may be shared: the promotion goes first, clients wait for it.
         return common.wait("follow.released", f"waiting for {key.name} to be promoted", memory, 0.5)
+    if memory.start_failures >= common.QUICK_STARTS and _compare_now(obs, memory):
+        reason = f"does not start: comparing histories with {key.name}"
+        return Decision("follow.compare", reason, memory, (CheckDivergence(key.name),))
     pause_s = common.start_pause_s(obs, memory)
     if pause_s > 0:
         return common.wait("follow.start-pause", memory.note or "does not start", memory, pause_s)
@@ -158,15 +161,27 @@ def _mend(obs: Observation, memory: Memory, source: str) -> Decision:
     if not common.leader_is_ready(obs):
         return common.wait("rejoin.wait", f"waiting for {source} to be ready for pg_rewind", memory, 1.0)
     failed = memory.rejoin.tries >= REWIND_TRIES
-    allowed = _may_discard(obs) or (failed and obs.settings.remove_data_directory_on_rewind_failure)
+    useless = memory.rejoin.unseen
+    on_failure = (failed or useless) and obs.settings.remove_data_directory_on_rewind_failure
+    allowed = _may_discard(obs) or on_failure
     no_other_way = memory.rejoin.diverged and not allowed
-    if common.rewind_is_possible(obs) and (not failed or no_other_way):
-        return Decision("rejoin.rewind", f"running pg_rewind from {source}", memory, (Rewind(source),))
+    if common.rewind_is_possible(obs) and not useless and (not failed or no_other_way):
+        return _rewind(obs, memory, source)
     if allowed:
         return _clone(obs, memory, wipe=True)
     if memory.rejoin.diverged:
         return _stay_out(memory, memory.rejoin.reason)
     return _try_as_it_is(obs, memory, source)
+
+
+def _rewind(obs: Observation, memory: Memory, source: str) -> Decision:
+    """pg_rewind wants a server that was shut down in good order: a crashed standby runs once more first."""
+    control = obs.instance.control
+    crashed = isinstance(control, ControlData) and control.state is ControlState.IN_ARCHIVE_RECOVERY
+    if crashed and memory.start_failures < common.QUICK_STARTS:
+        reason = "a crashed standby is started, following nobody, and stopped again before pg_rewind"
+        return Decision("rejoin.clean-first", reason, memory, (StartStandby(None),))
+    return Decision("rejoin.rewind", f"running pg_rewind from {source}", memory, (Rewind(source),))
 
 
 def _may_discard(obs: Observation) -> bool:
@@ -211,14 +226,40 @@ def _rewind_again(obs: Observation, memory: Memory) -> Decision:
 
 
 def not_answering(obs: Observation, memory: Memory) -> Decision | None:
+    """A standby lets nobody in before it has the WAL that a rewind, a backup or its own crash owes it.
+
+    Only the leader can give it that, and one whose history has not got it never will."""
     if not common.other_leads(obs) or not obs.instance.alive or obs.instance.answers:
         return None
+    if memory.rejoin.diverged:
+        return _leave_diverged(obs, memory)
+    key = common.leader(obs)
+    assert key is not None
+    member = common.view(obs).member(key.name)
+    target = member.host_port if member is not None else None
+    if target is None:
+        reason = f"PostgreSQL does not answer, and leader {key.name} has published no address yet"
+        return common.wait("follow.no-answer", reason, memory, 1.0)
+    if obs.instance.follows != target:
+        reason = f"PostgreSQL does not answer yet: following new leader {key.name}"
+        return Decision("follow.leader-unseen", reason, memory, (Follow(key.name),), 1.0)
+    if _compare_now(obs, memory):
+        reason = f"PostgreSQL does not answer: comparing histories with {key.name}"
+        return Decision("follow.compare", reason, memory, (CheckDivergence(key.name),))
     return common.wait("follow.no-answer", "PostgreSQL is starting, or does not answer", memory, 1.0)
+
+
+def _compare_now(obs: Observation, memory: Memory) -> bool:
+    """Nothing is known yet of how our history and this leader's fit, and it can be asked."""
+    key = common.leader(obs)
+    assert key is not None
+    settled = memory.rejoin.settled_epoch == key.epoch
+    return not settled and obs.now >= memory.rejoin.not_before and common.leader_is_ready(obs)
 
 
 def wrong_upstream(obs: Observation, memory: Memory) -> Decision | None:
     """Follow the leader; its slot for us is there already (contract 2.3)."""
-    if not common.other_leads(obs) or not obs.instance.serves_as_standby:
+    if not common.other_leads(obs) or not obs.instance.serves_as_standby or memory.rejoin.diverged:
         return None
     key = common.leader(obs)
     assert key is not None
@@ -245,8 +286,7 @@ def diverged(obs: Observation, memory: Memory) -> Decision | None:
     if memory.rejoin.diverged:
         return _leave_diverged(obs, memory)
     since = memory.not_streaming_since
-    waited = since is not None and obs.now >= since + STREAM_WAIT_S and obs.now >= memory.rejoin.not_before
-    if not waited or memory.rejoin.settled_epoch == key.epoch or not common.leader_is_ready(obs):
+    if since is None or obs.now < since + STREAM_WAIT_S or not _compare_now(obs, memory):
         return None
     reason = f"not streaming: comparing histories with {key.name}"
     return Decision("follow.compare", reason, memory, (CheckDivergence(key.name),))
