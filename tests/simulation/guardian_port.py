@@ -498,7 +498,9 @@ class SimGuardianLink:
         answer = self.ask("status", deadline_s)
         if isinstance(answer, types.Refused | types.NoAnswer):
             return answer
-        self._status_key, self._status = self.guardian.status_key(), state_from(answer)
+        # Whoever was frozen on the way holds an answer of before: kept only if nothing has changed since.
+        unchanged = key is not None and key == self.guardian.status_key()
+        self._status_key, self._status = (key if unchanged else None), state_from(answer)
         return self._status
 
 

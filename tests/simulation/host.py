@@ -12,7 +12,6 @@ from __future__ import annotations
 import signal
 
 from haagent.guardian_logic import GuardianLogic
-from postgres_ctl.facts import ControlState
 from tests.simulation.engine import HostClock, Process
 from tests.simulation.guardian_port import GuardianProcess, SimGuardianPort
 from tests.simulation.machine import Machine, Proc
@@ -157,9 +156,7 @@ class SimHost(Machine):
         if dd.state != "valid":
             return
         # pg_control is younger than what it names: without that nothing would start, or on an older timeline.
-        named = dd.control.checkpoint + 1
-        if dd.control.state is ControlState.IN_PRODUCTION:
-            named = max(named, dd.control.minimum)
+        named = max(dd.control.checkpoint + 1, dd.control.minimum)
         keep = max(named, min(dd.durable, len(dd.records) - lying))
         self.discard(dd.cut(keep), "lost")
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from dcs.api import KeyEvent
 from tests.simulation.postgres import Server, Truth
 from tests.simulation.store import Holder
-from tests.simulation.wal import DATA, FIRST_LSN, RECORD_BYTES, Record, in_common
+from tests.simulation.wal import DATA, END_OF_RECOVERY, FIRST_LSN, RECORD_BYTES, Record, in_common
 
 if TYPE_CHECKING:
     from tests.simulation.host import SimHost
@@ -230,7 +230,11 @@ class Invariants(Truth):
             self.unleased.pop(server, None)
 
     def _restarted(self, server: Server) -> None:
-        """Rule 6, H14: a primary that lost WAL does not come back below what was published."""
+        """Rule 6, H14: a primary that lost WAL does not come back below what was published.
+
+        An elected standby may be behind by rule 5: it begins a timeline, nothing diverges silently."""
+        if server.dd.records[-1].kind == END_OF_RECOVERY:
+            return
         status = _json(self.store.raw_get("status")).get("optime")
         if server.dd.end < FIRST_LSN + 2 * RECORD_BYTES or not isinstance(status, int) or self._forced():
             return

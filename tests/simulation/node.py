@@ -131,7 +131,7 @@ class Node:
 
     def break_decide(self, broken: bool) -> None:
         """Every decision raises, as a bug in a rule would (H12)."""
-        if self.agent_is_up:
+        if self.agent_is_up or self.decide_is_broken:
             self.decide_is_broken = broken
             self.agent.decide = _raises if broken else decide
 

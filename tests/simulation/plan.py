@@ -304,7 +304,7 @@ def draw_plan(seed: int) -> Plan:
         seed=seed,
         nodes=nodes,
         dynamic=_dynamic(draw, ttl, loop_wait, retry),
-        tags={name: _tags(rng) for name in draw.names},
+        tags=somebody_may_lead({name: _tags(rng) for name in draw.names}),
         clocks={name: (rng.uniform(0, 1e5), rng.uniform(0.996, 1.004)) for name in draw.names},
         fresh=rng.random() < 0.15,
         faults=faults,
@@ -363,6 +363,13 @@ def _dynamic(draw: Draw, ttl: int, loop_wait: int, retry: int) -> dict[str, Any]
             "remove_data_directory_on_rewind_failure": rng.random() < 0.7,
         },
     }
+
+
+def somebody_may_lead(tags: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A cluster none of whose members may lead has no primary, ever: that is no finding."""
+    if any(not t.get("nofailover") and t.get("failover_priority", 1) > 0 for t in tags.values()):
+        return tags
+    return tags | {next(iter(tags)): {}}
 
 
 def _tags(rng: random.Random) -> dict[str, Any]:

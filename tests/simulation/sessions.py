@@ -94,7 +94,9 @@ class Sessions:
     def end_all(self) -> None:
         for connection in list(self.open):
             self.ends(connection)
-            if not connection.proc.stuck:
+            if connection.proc.stuck:
+                connection.proc.pending.append(signal.SIGTERM)  # it ends once it wakes
+            else:
                 self.server.host.end_proc(connection.proc, 0)
 
     def _signalled(self, connection: Connection, signum: int) -> None:
