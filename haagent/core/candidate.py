@@ -379,8 +379,7 @@ def position_in_my_history(obs: Observation, peer: PeerAnswer) -> Lsn:
 
 
 def _peer_checks(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> tuple[Check, ...]:
-    names = interesting_peers(obs, memory, cluster)
-    answers = [p for n in names if isinstance(p := obs.peers.get(n), PeerAnswer)]
+    answers = _answers(obs, memory, cluster)
     return (
         _no_other_primary(other_primaries(obs, memory, cluster)),
         _owner_lost_in_pause(obs, memory, cluster, answers),
@@ -389,10 +388,15 @@ def _peer_checks(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> 
     )
 
 
+def _answers(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> list[PeerAnswer]:
+    """What still counts: a lost host that is not waited for may have said something else long ago."""
+    peers = (obs.peers.get(name) for name in interesting_peers(obs, memory, cluster))
+    return [p for p in peers if isinstance(p, PeerAnswer) and _fresh(obs, memory, p)]
+
+
 def other_primaries(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> list[str]:
     """Who answered as a running primary."""
-    names = interesting_peers(obs, memory, cluster)
-    return [p.name for n in names if isinstance(p := obs.peers.get(n), PeerAnswer) and p.runs_as_primary]
+    return [p.name for p in _answers(obs, memory, cluster) if p.runs_as_primary]
 
 
 def _no_other_primary(alive: list[str]) -> Check:

@@ -338,6 +338,16 @@ def test_a_lost_host_is_waited_for_shortly_and_a_silent_patroni_fully() -> None:
     assert not standing(wiped, later).may_lead
 
 
+def test_what_a_lost_host_said_long_ago_counts_no_more() -> None:
+    """Nobody asks it again, as its session ran out: its last answer would hold the others up for ever."""
+    old = replace(answers_as_primary("pg0"), asked_at=NOW - 60.0)
+    seen = racing(lost_stream(), left("pg1"), peers=(old,))
+    memory = evolve(REMEMBERS, leader_missing_since=NOW - 9.0, last_members=(member("pg0"), member("pg1")))
+    assert standing(seen, memory).may_lead
+    in_a_pause = evolve(memory, lost_in_pause="pg0")
+    assert [r.rule for r in standing(seen, in_a_pause).refusals] == ["pause.owner-lost"]
+
+
 def test_leadership_is_let_go_only_when_another_member_could_take_it() -> None:
     assert another_could_lead(leading(primary()))
     alone = cluster(
