@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -92,17 +92,22 @@ class World:
         for node in self.nodes.values():
             Writer(self, node)
             self.engine.after(self.engine.rng("start").uniform(0.0, 0.5), node.start_agent)
-        for index, fault in enumerate(plan.faults):
-            self.engine.at(START_S + fault.at, partial(self._strike, index, fault))
+        for fault in plan.faults:
+            self.engine.at(START_S + fault.at, partial(self._strike, fault))
 
     # --- run --------------------------------------------------------------------------------------
 
-    def run(self) -> Result:
-        """The whole schedule. Never raises on what the code under test does."""
+    def run(self, script: Callable[[], None] | None = None) -> Result:
+        """The whole schedule, or `script` (it drives the engine itself) where the plan's length would be.
+
+        Never raises on what the code under test does."""
         result = self.result
         try:
             with self._faults:
-                self.engine.run(START_S + self.plan.length)
+                if script is not None:
+                    script()
+                else:
+                    self.engine.run(START_S + self.plan.length)
                 self._heal()
         except Livelock as fault:
             self.invariants.violated("agent.fault", f"livelock: {fault}")
@@ -181,9 +186,13 @@ class World:
 
     # --- faults -----------------------------------------------------------------------------------
 
-    def _strike(self, index: int, fault: Fault) -> None:
-        if self._faults_over:
-            return
+    def _strike(self, fault: Fault) -> None:
+        if not self._faults_over:
+            self.strike(fault)
+            self._count()
+
+    def strike(self, fault: Fault) -> Undo | None:
+        """It happens now. Returns what ends it before its time, where it lasts."""
         if LEADER in fault.node:
             holder = self.store.leader()
             name = holder.name if holder is not None else self.plan.names[0]
@@ -191,16 +200,16 @@ class World:
         self.result.faults += 1
         self.result.fault_kinds[fault.kind] += 1
         self.trace("*", "fault", str(fault))
-        undo = FAULTS[fault.kind](self, fault)
-        self.undo_later(fault, undo)
-        self._count()
+        return self.undo_later(fault, FAULTS[fault.kind](self, fault))
 
-    def undo_later(self, fault: Fault, undo: Undo | None) -> None:
+    def undo_later(self, fault: Fault, undo: Undo | None) -> Undo | None:
         if undo is None:
-            return
+            return None
         number = id(undo)
         self._undo[number] = undo
-        self.engine.after(fault.duration, partial(self._end_fault, fault, number))
+        end = partial(self._end_fault, fault, number)
+        self.engine.after(fault.duration, end)
+        return end
 
     def _end_fault(self, fault: Fault, number: int) -> None:
         undo = self._undo.pop(number, None)
