@@ -151,8 +151,10 @@ class Invariants(Truth):
         self.look()
 
     def _vacated(self, old: Holder | None) -> Vacancy:
-        # A session that ran out is gone by its own time; a released key leaves its session behind.
-        released = old is not None and old.expires_at > self.engine.now and not self._broke_promise(old)
+        # A session that ran out is gone by now; a released key leaves its session behind.
+        ends_at = self.store.expires_at(old.session) if old is not None else None
+        alive = ends_at is not None and ends_at > self.engine.now
+        released = old is not None and alive and not self._broke_promise(old)
         status, request = _json(self.store.raw_get("status")), _json(self.store.raw_get("failover"))
         optime = status.get("optime")
         if released and old is not None:
