@@ -199,11 +199,20 @@ class LocalInstance:
                 self._postmaster_exited(event)
             on_event(event)
 
-        pg = self.config.postgresql
+        pg, before = self.config.postgresql, self._state
         self.link = self._guardian.connect(pg.state_dir, pg.data_dir, receive)
         self._state = self.link.hello
         self._adopt_stranger()
+        if before is not None and before.postmaster is not None and self._state.postmaster is None:
+            self._end_orphans(before.postmaster.pid)
         return self.link.hello
+
+    def _end_orphans(self, postmaster_pid: int) -> None:
+        """The guardian died, and the postmaster with it: nobody else is left to end what that one left, which
+        may write on beyond the lease (H9, rule 8)."""
+        data_dir = self.config.postgresql.data_dir
+        if self.pg.find_postmaster(data_dir) is None:
+            self._guardian.fence_directly(postmaster_pid, data_dir)
 
     def _postmaster_exited(self, event: guardian.PostmasterExited) -> None:
         with self._exit_seen:
