@@ -103,20 +103,9 @@ def run_search(
     tree: Path, first: int, schedules: int, limit_s: float, expected: Iterable[str], known: Iterable[int]
 ) -> Found:
     """`search` in `tree`, a process of its own."""
-    command = [sys.executable, "-m", "tests.simulation.search"]
-    command += [str(first), str(schedules), str(limit_s), ",".join(expected), *map(str, known)]
-    # Its own directory comes first on the path of `python -m`; nothing else may be found before it.
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    wanted = [str(first), str(schedules), str(limit_s), ",".join(expected), *map(str, known)]
     try:
-        done = subprocess.run(
-            command,
-            cwd=tree,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=limit_s + SLACK_S,
-            check=False,
-        )
+        done = mutate.run_in(tree, "tests.simulation.search", *wanted, timeout_s=limit_s + SLACK_S)
     except subprocess.TimeoutExpired:
         return Found(seconds=limit_s, crash="a schedule does not end")
     if done.returncode != 0:

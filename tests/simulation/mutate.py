@@ -8,7 +8,10 @@ more is an error that names the mutant, the file and the text. The checkout itse
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,9 +50,9 @@ class Mutant:
     edits: tuple[Edit, ...]
 
 
-def mutants() -> tuple[Mutant, ...]:
+def mutants(folder: Path = FOLDER) -> tuple[Mutant, ...]:
     """All of them, by name. Raises BadPatch."""
-    return tuple(read(path.stem, path.read_text()) for path in sorted(FOLDER.glob("*.patch")))
+    return tuple(read(path.stem, path.read_text()) for path in sorted(folder.glob("*.patch")))
 
 
 def read(name: str, text: str) -> Mutant:
@@ -124,3 +127,13 @@ def plant(mutant: Mutant | None, into: Path) -> None:
         (into / path).write_text(text)
         for stale in (into / path).parent.glob(f"__pycache__/{Path(path).stem}.*.pyc"):
             stale.unlink()
+
+
+def run_in(tree: Path, module: str, *arguments: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """`python -m module` of the copy in `tree`, a process of its own. Raises subprocess.TimeoutExpired."""
+    # Its own directory comes first on the path of `python -m`; nothing else may be found before it.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(
+        command, cwd=tree, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
+    )

@@ -1,0 +1,84 @@
+"""Which test covers which hazard beside the scenarios, and why a hazard has no scenario."""
+
+from __future__ import annotations
+
+HAZARDS = tuple(f"H{number}" for number in range(1, 23))
+
+_DCS, _ETCD, _SQLITE = (f"tests/contract/test_{name}.py" for name in ("dcs", "etcd3_faults", "local"))
+_FENCE, _GUARDIAN = "tests/integration/test_guardian_fence.py", "tests/integration/test_guardian_requests.py"
+_QUERIES = "tests/integration/test_postgres_ctl_queries.py"
+
+#: Hazard -> tests on the real store, kernel or server, or of pure code.
+TESTS: dict[str, tuple[str, ...]] = {
+    "H1": (
+        f"{_DCS}::test_renewal_promises_the_ttl_from_before_it_was_sent",
+        f"{_DCS}::test_renewal_is_refused_when_only_the_key_is_gone",
+        f"{_ETCD}::test_a_server_cut_off_from_the_majority_is_left",
+        f"{_ETCD}::test_an_answer_of_an_older_term_is_not_trusted",
+    ),
+    "H3": (f"{_SQLITE}::test_after_a_reboot_every_session_is_over",),
+    "H4": (f"{_DCS}::test_closing_a_client_does_not_end_its_session",),
+    "H5": (
+        f"{_DCS}::test_renewal_is_refused_to_a_namesake",
+        f"{_DCS}::test_moving_the_key_to_a_new_session_keeps_the_epoch",
+        f"{_FENCE}::test_agent_restarted_within_the_lease_finds_everything",
+    ),
+    "H6": (
+        f"{_DCS}::test_release_needs_this_very_handle",
+        f"{_ETCD}::test_a_write_without_reply_is_not_sent_again",
+    ),
+    "H7": (
+        "tests/unit/test_settings.py::test_timings_are_made_to_fit",
+        "tests/unit/test_settings.py::test_timings_below_the_minimum_are_refused_in_a_local_file",
+    ),
+    "H8": (
+        f"{_GUARDIAN}::test_writable_start_needs_an_open_armed_epoch",
+        f"{_GUARDIAN}::test_promotion_that_waited_past_the_deadline_is_refused",
+    ),
+    "H9": (
+        f"{_FENCE}::test_killed_postmaster_is_told_when_its_backends_are_dead",
+        f"{_FENCE}::test_stopped_postmaster_is_fenced_with_its_backends",
+        f"{_FENCE}::test_adopted_and_stopped_primary_is_fenced_with_its_backends",
+        f"{_FENCE}::test_adopted_postmaster_killed_by_others_leaves_no_backend",
+        "tests/integration/test_postgres_ctl_datadir.py::"
+        "test_orphaned_backend_of_a_killed_postmaster_is_a_leftover",
+    ),
+    "H10": (
+        f"{_FENCE}::test_postgresql_dies_with_its_guardian",
+        f"{_FENCE}::test_killed_agent_does_not_stop_the_fence",
+        f"{_FENCE}::test_guardian_frozen_across_the_deadline_fences_on_resume",
+        f"{_FENCE}::test_client_wakes_a_stopped_guardian",
+        f"{_FENCE}::test_agent_fences_alone_when_the_guardian_is_frozen",
+        f"{_GUARDIAN}::test_adoption_checks_whom_it_adopts",
+        f"{_GUARDIAN}::test_newer_controller_wins",
+        f"{_GUARDIAN}::test_log_collector_writes_its_last_words",
+    ),
+    "H16": (
+        "tests/unit/test_facts.py::test_standby_position_is_proven_only_by_streaming_or_waiting",
+        "tests/unit/test_candidate.py::test_each_fact_alone_stops_a_member_and_explain_says_so",
+        f"{_QUERIES}::test_standby_after_restart_has_a_proven_position_only_when_it_read_all_its_wal",
+    ),
+    "H17": ("tests/unit/test_settings.py::test_a_safety_promise_that_is_not_built_is_refused",),
+    "H19": ("tests/unit/test_settings.py::test_a_safety_promise_that_is_not_built_is_refused",),
+    "H21": (
+        "tests/unit/test_ctl_format.py::test_warning_while_patroni_leads_haagent_members",
+        "tests/unit/test_settings.py::test_patronis_minima_hold_while_one_of_its_members_is_there",
+        "tests/unit/test_candidate.py::test_a_lost_host_is_waited_for_shortly_and_a_silent_patroni_fully",
+    ),
+}
+
+#: Hazard -> why the simulator has no scenario of it, or of a part of it.
+REASONS: dict[str, str] = {
+    "H2": "ZooKeeper is not built.",
+    "H3": "Kubernetes is not built; SQLite's boot id is a matter of the real file.",
+    "H4": "Consul is not built.",
+    "H10": "What the kernel does (signals, timers, pipes, reaping) is tried on the real one.",
+    "H11": "A paused virtual machine is not covered without synchronous modes: docs/safety.md, not promised.",
+    "H14": "Strict synchronous mode is not built.",
+    "H16": "A vote that counts too little costs acknowledged writes in synchronous modes, not built: "
+    "elsewhere a standby that has not read its WAL shows less than it has, and a loss stays within rule 5.",
+    "H17": "Synchronous modes are not built: switching them on is refused.",
+    "H19": "Failsafe is not built: switching it on is refused.",
+    "H21": "No Patroni in the simulator: while one leads, rule 1 is not promised (docs/safety.md).",
+    "H22": "Not promised (docs/safety.md): the simulator's writers wait as told and cancel nothing.",
+}
