@@ -274,6 +274,7 @@ class LocalInstance:
             alive=True,
             leftovers=False,
             writable=writable,
+            writable_epoch=postmaster.writable_epoch,
             pid=postmaster.pid,
             control=self._control,
             sample=sample,

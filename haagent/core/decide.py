@@ -28,6 +28,7 @@ RULES: tuple[Rule, ...] = (
     outage.dcs_unreachable,
     shutdown.stopping,
     guards.leader_unreadable,
+    leading.being_promoted,
     pause.paused,
     leading.lease_not_valid,
     requests.operator_request,

@@ -64,6 +64,8 @@ class Instance:
     leftovers: bool = False
     #: The postmaster was started, or promoted, to accept writes (or nobody can exclude it).
     writable: bool = False
+    #: Epoch under which the guardian let it; None of a standby, and where nobody knows.
+    writable_epoch: int | None = None
     pid: int | None = None
     control: ControlData | Unavailable = Unavailable(0.0, "never read")
     sample: InstanceSample | Unavailable = Unavailable(0.0, "never asked")
@@ -87,16 +89,24 @@ class Instance:
         return self.alive and isinstance(self.sample, InstanceSample)
 
     @property
+    def promoting(self) -> bool:
+        """Told to promote and still in recovery: it will accept writes, and nothing but a stop prevents it."""
+        return self.writable and self._in_recovery
+
+    @property
     def serves_as_primary(self) -> bool:
-        """Accepts writes, as far as we can tell: an unanswering writable postmaster counts."""
-        if not self.alive:
-            return False
-        if isinstance(self.sample, InstanceSample):
-            return not self.sample.in_recovery
-        return self.writable
+        """Accepts writes or is about to, as far as we can tell: an unanswering writable postmaster counts."""
+        if self.alive and isinstance(self.sample, InstanceSample) and not self.sample.in_recovery:
+            return True
+        return self.alive and self.writable
 
     @property
     def serves_as_standby(self) -> bool:
+        """Read-only, and nobody told it to be otherwise."""
+        return self._in_recovery and not self.writable
+
+    @property
+    def _in_recovery(self) -> bool:
         return self.alive and isinstance(self.sample, InstanceSample) and self.sample.in_recovery
 
     @property

@@ -62,9 +62,10 @@ def role_text(obs: Observation) -> str:
     if obs.job is not None and obs.job.kind == "promote":
         return PROMOTED
     if obs.instance.serves_as_primary:
-        if epoch is not None and obs.lease.closed_epoch >= epoch:
+        under = obs.instance.writable_epoch or epoch
+        if under is not None and obs.lease.closed_epoch >= under:
             return DEMOTED
-        return PRIMARY
+        return PROMOTED if obs.instance.promoting else PRIMARY
     if not obs.instance.alive and epoch is not None:
         return PRIMARY if obs.lease.holds(obs.now) else DEMOTED
     return REPLICA

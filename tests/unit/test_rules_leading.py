@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from dcs.records import Status
 from haagent.core.actions import (
+    AnswerRequest,
     AskPeers,
     Checkpoint,
     ClearFailover,
@@ -22,7 +23,7 @@ from haagent.core.actions import (
     WriteHistory,
     WriteStatus,
 )
-from haagent.core.model import JobFacts, LastExit, Memory, Unavailable
+from haagent.core.model import JobFacts, LastExit, Memory, OperatorRequest, Unavailable
 from postgres_ctl.facts import ControlState, InstanceSample, Lsn
 from tests.unit.core_facts import (
     DOWN,
@@ -37,6 +38,7 @@ from tests.unit.core_facts import (
     crashed,
     empty,
     finished,
+    following,
     history,
     judge,
     kinds,
@@ -44,6 +46,7 @@ from tests.unit.core_facts import (
     lease,
     lost_stream,
     no_answer,
+    paused,
     primary,
     request,
     sample,
@@ -207,6 +210,37 @@ def test_the_holder_of_the_key_gives_it_back_when_another_has_more_wal() -> None
     decision = judge(seen)
     assert (decision.rule, decision.actions) == ("promote.refused", (ReleaseLeader(EPOCH),))
     assert [r.rule for r in decision.refusals] == ["peer.ahead"]
+
+
+# --- a promotion that an agent before this one began ----------------------------------------------
+
+
+def test_a_promotion_under_way_is_neither_begun_again_nor_given_up() -> None:
+    promoting = lost_stream(writable=True)
+    decision = judge(leading(promoting))
+    assert (decision.rule, decision.actions) == ("promote.under-way", ())
+    failed_lately = Memory(promote_failed_at=NOW - 1)
+    assert judge(leading(promoting), failed_lately).rule == "promote.under-way"
+
+
+def test_nothing_is_done_to_a_server_that_is_being_promoted() -> None:
+    wish = OperatorRequest(3, "restart")
+    decision = judge(leading(lost_stream(writable=True), request=wish))
+    assert decision.rule == "promote.busy"
+    assert decision.actions == (AnswerRequest(3, 503, decision.reason),)
+
+
+def test_a_server_being_promoted_counts_as_writable_once_the_lease_is_gone() -> None:
+    promoting = lost_stream(writable=True)
+    late = judge(leading(promoting, lease=lease(fence_at=NOW - 1, closed_epoch=EPOCH)))
+    assert (late.rule, late.actions) == ("lease.fencing", ())
+    assert judge(following(promoting)).rule == "demote.lost"
+
+
+def test_a_server_being_promoted_in_a_pause_writes_nothing_into_the_store_yet() -> None:
+    seen = leading(lost_stream(writable=True), lease=lease(fence_at=NOW - 1, disarmed=True), settings=paused())
+    decision = judge(seen)
+    assert (decision.rule, decision.actions) == ("pause.leader", ())
 
 
 # --- alive ----------------------------------------------------------------------------------------

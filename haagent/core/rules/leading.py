@@ -6,6 +6,7 @@ from dcs.records import ClusterSnapshot
 from haagent.core import slots
 from haagent.core.actions import (
     Action,
+    AnswerRequest,
     AskPeers,
     Checkpoint,
     ClearFailover,
@@ -123,6 +124,17 @@ def _look_for_successor(obs: Observation, memory: Memory) -> Decision | None:
     )
 
 
+def being_promoted(obs: Observation, memory: Memory) -> Decision | None:
+    """An agent before this one told PostgreSQL to promote: that cannot be taken back, so neither is the key
+    released nor the promotion tried again (rule 2)."""
+    if not common.owns_key(obs) or not obs.instance.promoting or not obs.lease.holds(obs.now):
+        return None
+    reason = "PostgreSQL was told to promote and is not done yet"
+    if obs.request is not None:
+        return Decision("promote.busy", reason, memory, (AnswerRequest(obs.request.id, 503, reason),))
+    return common.wait("promote.under-way", reason, memory, common.SOON_S)
+
+
 def in_recovery(obs: Observation, memory: Memory) -> Decision | None:
     """The key is ours and PostgreSQL is a standby: promote, if every rule of the election still holds."""
     if not common.owns_key(obs) or not obs.instance.serves_as_standby:
@@ -182,7 +194,7 @@ def steady(obs: Observation, memory: Memory) -> Decision | None:
 def maintenance(obs: Observation, memory: Memory) -> tuple[Action, ...]:
     """Writes of contract 1.2 that are due, each only when something changed."""
     sample = obs.instance.sample
-    if not isinstance(sample, InstanceSample) or obs.lease.epoch is None:
+    if not isinstance(sample, InstanceSample) or sample.in_recovery or obs.lease.epoch is None:
         return ()
     cluster, guard = common.view(obs), Guard(epoch=obs.lease.epoch, pid=obs.instance.pid)
     slot_change = slots.plan(obs, memory)
