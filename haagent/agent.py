@@ -35,7 +35,7 @@ from haagent.core.memory import absorb
 from haagent.core.model import Decision, Memory, Observation, Unavailable
 from haagent.core.publish import Addresses, cannot_lead, member_record, role_text, state_text
 from haagent.core.settings import Settings, parse_settings
-from haagent.guardian_spawn import GuardianUnavailable
+from haagent.guardian_spawn import GuardianSilent, GuardianUnavailable
 from haagent.instance import LocalInstance
 from haagent.jobs import JobRunner
 from haagent.lease_keeper import LeaseKeeper
@@ -137,6 +137,8 @@ class Agent:
             self._connect_guardian()
         except (GuardianUnavailable, RestError) as fault:
             log.critical("%s", fault)
+            if isinstance(fault, GuardianSilent) and not self.observer.settings.pause:
+                self.instance.fence_unguarded()
             return 1
         self.keeper.start()
         self.publisher.start()
@@ -220,6 +222,7 @@ class Agent:
                 log.critical("Can't start; there is already a node named '%s' running", self.config.name)
                 self._exit = (1, "duplicate name")
                 return False
+            self.observer.use_settings(snapshot)
             return True
         self._exit = (0, "stopped before the first contact")
         return False

@@ -22,7 +22,7 @@ from typing import Any
 from haagent import guardian_spawn
 from haagent.guardian_direct import fence_directly
 from haagent.guardian_os import boottime
-from haagent.guardian_spawn import GuardianUnavailable, encode
+from haagent.guardian_spawn import GuardianSilent, GuardianUnavailable, encode
 from haagent.guardian_types import (
     Armed,
     ArmedState,
@@ -55,6 +55,7 @@ __all__ = [
     "GuardianEvent",
     "GuardianLink",
     "GuardianLost",
+    "GuardianSilent",
     "GuardianState",
     "GuardianUnavailable",
     "Handle",

@@ -38,6 +38,10 @@ class GuardianUnavailable(Exception):
     """No guardian could be reached or started; one line says why."""
 
 
+class GuardianSilent(GuardianUnavailable):
+    """There is one, and it does not answer: nobody knows whether it will fence."""
+
+
 def encode(message: dict[str, Any]) -> bytes:
     """One packet."""
     return json.dumps({"v": PROTOCOL, **message}).encode()
@@ -96,6 +100,9 @@ def _dial(directory_fd: int, deadline: float) -> socket.socket | None:
     except (FileNotFoundError, ConnectionRefusedError):
         sock.close()
         return None
+    except BlockingIOError:
+        sock.close()
+        raise GuardianSilent("the guardian takes no connection") from None
     except OSError as fault:
         sock.close()
         raise GuardianUnavailable(f"guardian socket: {fault.strerror or fault}") from None
@@ -116,7 +123,7 @@ def _greet(sock: socket.socket, instance: str, deadline: float) -> GuardianState
             raw = sock.recv(MAX_MESSAGE_BYTES)
     except TimeoutError:
         sock.close()
-        raise GuardianUnavailable(f"the guardian (pid {pid}) does not answer") from None
+        raise GuardianSilent(f"the guardian (pid {pid}) does not answer") from None
     except OSError:
         raw = b""
     if not raw:

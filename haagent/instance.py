@@ -214,6 +214,16 @@ class LocalInstance:
         if self.pg.find_postmaster(data_dir) is None:
             self._guardian.fence_directly(postmaster_pid, data_dir)
 
+    def fence_unguarded(self) -> None:
+        """The guardian does not answer, and only it knows until when PostgreSQL may write: in doubt no longer
+        (rule 10). A standby is left alone."""
+        data_dir = self.config.postgresql.data_dir
+        found = self.pg.find_postmaster(data_dir)
+        if found is None or self._has_signal_file():
+            return
+        log.critical("the guardian does not answer: PostgreSQL (pid %s) is ended", found[0])
+        self._guardian.fence_directly(found[0], data_dir)
+
     def _postmaster_exited(self, event: guardian.PostmasterExited) -> None:
         with self._exit_seen:
             self._last_exit = LastExit(fenced=event.fenced, watched=True)

@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 #: The guardian answers from memory; longer than this means it is frozen, seconds.
 GUARDIAN_ANSWER_S = 1.0
+#: The same at the deadline, when the stop budget (0.5 s and more) runs already, seconds.
+FENCING_ANSWER_S = 0.1
 
 
 class Fence(Protocol):
@@ -51,6 +53,8 @@ class Fence(Protocol):
     def disarm(self, deadline_s: float) -> guardian.Simple: ...
 
     def close_epoch(self, epoch: int, deadline_s: float) -> guardian.Simple: ...
+
+    def status(self, deadline_s: float) -> guardian.GuardianState | guardian.Refused | guardian.NoAnswer: ...
 
 
 class LeaseKeeper:
@@ -191,6 +195,7 @@ class LeaseKeeper:
         if not isinstance(answer, guardian.Done):
             log.warning("the guardian did not close epoch %s: %s", epoch, answer)
             return False
+        self._acknowledged_fence_at = None  # what runs is harmless
         self.fenced(epoch)
         return True
 
@@ -240,18 +245,35 @@ class LeaseKeeper:
             with self._changed:
                 if self._ended:
                     return
-                due = None if self._guardian_ok or self._disarmed else self._acknowledged_fence_at
+                due = None if self._disarmed else self._acknowledged_fence_at
                 now = self._now()
                 if due is None or now < due:
                     self._changed.wait(None if due is None else due - now)
                     continue
                 self._acknowledged_fence_at = None
-                epoch = self._lease.epoch
-            log.critical("the lease ran out and the guardian does not answer: fencing PostgreSQL directly")
-            self._fence_directly()
-            if epoch is not None:
-                self.fenced(epoch)
-            self._on_change()
+                epoch, fence = self._lease.epoch, self._fence if self._guardian_ok else None
+            if fence is None or not self._guardian_fences(fence):
+                self._fence_ourselves(epoch)
+
+    def _guardian_fences(self, fence: Fence) -> bool:
+        """It is at work on the deadline that passed, or has done it. While nothing had to be armed (the store
+        was out of reach), nobody could notice that it is frozen; so it is asked, until it is done."""
+        state = fence.status(FENCING_ANSWER_S)
+        with self._changed:
+            if isinstance(state, guardian.NoAnswer):
+                self._guardian_ok = self._acknowledged_fence_at is not None  # acknowledged meanwhile
+                return self._guardian_ok
+            at_work = isinstance(state, guardian.GuardianState) and state.fencing
+            if at_work and self._acknowledged_fence_at is None:
+                self._acknowledged_fence_at = self._now() + FENCING_ANSWER_S
+        return True
+
+    def _fence_ourselves(self, epoch: int | None) -> None:
+        log.critical("the lease ran out and the guardian does not answer: fencing PostgreSQL directly")
+        self._fence_directly()
+        if epoch is not None:
+            self.fenced(epoch)
+        self._on_change()
 
     def guardian_lost(self) -> None:
         """Nobody holds the deadline any more: it is unproven until another guardian has it (H10)."""

@@ -61,7 +61,7 @@ class Observer:
         """Every fact of this step. Never raises on what a store or a server may say."""
         cluster = self._cluster()
         if isinstance(cluster, ClusterSnapshot):
-            self._use_settings(cluster)
+            self.use_settings(cluster)
             self.keeper.recognise(cluster.leader)
         job, background = self.runner.facts()
         finished = self.runner.collect()
@@ -93,7 +93,7 @@ class Observer:
             self._warn(f"key {broken.key} in the DCS cannot be understood and is ignored: {broken.cause}")
         return snapshot
 
-    def _use_settings(self, cluster: ClusterSnapshot) -> None:
+    def use_settings(self, cluster: ClusterSnapshot) -> None:
         """The dynamic configuration in force; a broken one keeps the last good (contract 1.3)."""
         mixed = any(not m.is_haagent for m in cluster.members)
         data = dict(cluster.config.data) if cluster.config is not None else None

@@ -180,7 +180,7 @@ class GuardianPort(Protocol):
     def connect(
         self, state_dir: str, data_dir: str, on_event: Callable[[guardian.GuardianEvent], None]
     ) -> GuardianLink:
-        """Find it, or start one. Raises GuardianUnavailable."""
+        """Find it, or start one. Raises GuardianUnavailable; GuardianSilent when it does not answer."""
 
     def fence_directly(self, postmaster_pid: int, data_dir: str) -> list[int]:
         """End PostgreSQL without the guardian; pids that still live (H10)."""

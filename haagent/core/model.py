@@ -90,7 +90,7 @@ class Instance:
 
     @property
     def promoting(self) -> bool:
-        """Told to promote and still in recovery: it will accept writes, and nothing but a stop prevents it."""
+        """Told to promote and still in recovery: it will accept writes, only a stop prevents that."""
         return self.writable and self._in_recovery
 
     @property

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from haagent import guardian_types as types
-from haagent.guardian_client import GuardianUnavailable
+from haagent.guardian_client import GuardianSilent, GuardianUnavailable
 from haagent.guardian_kernel import ABOUT_TO_EXEC, Held, Message, StartOrder
 from haagent.guardian_logic import GuardianLogic
 from haagent.guardian_types import event_from, state_from
@@ -525,7 +525,7 @@ class SimGuardianPort:
                 return link
             link.close()
             if guardian.process.alive or self.host.engine.now >= end:
-                raise GuardianUnavailable(f"the guardian (pid {guardian.proc.pid}) does not answer")
+                raise GuardianSilent(f"the guardian (pid {guardian.proc.pid}) does not answer")
 
     def _spawn(self, state_dir: str) -> GuardianProcess:
         delay_s, fail = self.host.trouble("guardian.spawn")

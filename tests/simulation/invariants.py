@@ -287,7 +287,10 @@ class Invariants(Truth):
     # --- WAL --------------------------------------------------------------------------------------
 
     def acknowledged(self, server: Server, record: Record) -> None:
-        self.acknowledged_records.append(record)
+        """What a server acknowledges that nothing could end in time, beside the holder of the key, nobody
+        promises to keep (docs/safety.md)."""
+        if self._holds(server) or not self._unreliable(server):
+            self.acknowledged_records.append(record)
 
     def promoted(self, server: Server, timeline: int, count: int) -> None:
         self.world.trace(server.member, "postgres", f"promoted to timeline {timeline}")

@@ -44,6 +44,8 @@ class Node:
         self.agent_process.kill()
         self.agent: Agent
         self.agent_is_up = False
+        #: The agent has met the store: from then on it does what it promises.
+        self.can_act = False
         self.decide_is_broken = False
         self.open_requests = 0
         self._postgres: SimPostgres | None = None
@@ -75,7 +77,7 @@ class Node:
             journal=SimJournal(self),
             rest=lambda operations, config: SimRest(self),
         )
-        self.agent_is_up = False
+        self.agent_is_up = self.can_act = False
         self.decide_is_broken = False
         process.spawn(partial(self._live, ports), "loop")
         if self.host.frozen:
@@ -109,6 +111,7 @@ class Node:
         self.held_down = True
         process = self.agent_process
         self._ended(process)
+        self.world.unreliable(self)
         self.world.engine.after(for_s, self._release)
 
     def stop_agent(self, for_s: float) -> None:

@@ -49,7 +49,8 @@ class SimRest:
         self._node = node
 
     def start(self) -> None:
-        self._node.agent_is_up = True
+        self._node.agent_is_up = self._node.can_act = True
+        self._node.world.unreliable(self._node)
 
     def stop(self) -> None:
         self._node.agent_is_up = False

@@ -19,6 +19,7 @@ from postgres_ctl.facts import ControlState, Lsn, TimelineSwitch
 from tests.simulation.client import Writer
 from tests.simulation.engine import START_S, Crash, Engine, HostClock, Livelock, Process
 from tests.simulation.faults import FAULTS, Trigger, Undo
+from tests.simulation.guardian_port import CONNECT_S
 from tests.simulation.invariants import Invariants, Violation
 from tests.simulation.network import Network
 from tests.simulation.node import Node
@@ -232,19 +233,21 @@ class World:
 
     def unreliable(self, node: Node) -> None:
         """Called after every change: while agent and guardian of a member are both unable to act, and until
-        the guardian has acted afterwards, nothing keeps its server from writing (design section 2)."""
+        one of them has acted afterwards, nothing keeps its server from writing (design section 2). An agent
+        that was just started first has to find out that its guardian does not answer."""
         host = node.host
         guardian = host.guardian
         guardian_out = guardian is None or not guardian.process.runs
         # A dead guardian takes its own server along; an adopted one only the agent can end.
         if guardian is None and not any(not s.gone for s in host.servers):
             return
-        if guardian_out and not node.agent_process.runs:
+        if guardian_out and not (node.agent_process.runs and node.can_act):
             self.invariants.host_unreliable(node.name, float("inf"))
         elif self.invariants.excused_until.get(node.name) == float("inf"):
             self.invariants.excused_until[node.name] = 0.0
             budget = max(0.5, self.plan.ttl_s / 6)
-            self.invariants.host_unreliable(node.name, self.engine.now + budget + 1.0)
+            connect_s = CONNECT_S if guardian_out and node.agent.instance.link is None else 0.0
+            self.invariants.host_unreliable(node.name, self.engine.now + connect_s + budget + 1.0)
 
     # --- what is told -----------------------------------------------------------------------------
 

@@ -173,11 +173,10 @@ def crashed(**changes: Any) -> Instance:
     return stopped(ControlState.IN_PRODUCTION, **{"last_exit": WATCHED_EXIT, **changes})
 
 
-def silent(writable: bool = False) -> Instance:
+def silent(writable: bool = False, epoch: int | None = None) -> Instance:
     """A postmaster that lives and does not answer."""
-    return Instance(
-        alive=True, writable=writable, pid=77, control=control(), sample=Unavailable(NOW - 2, "timeout")
-    )
+    known = Instance(alive=True, writable=writable, writable_epoch=epoch, pid=77, control=control())
+    return replace(known, sample=Unavailable(NOW - 2, "timeout"))
 
 
 def empty() -> Instance:

@@ -92,7 +92,7 @@ def test_a_primary_that_died_with_its_key_is_crashed() -> None:
         (primary(), CLOSED, "demoted"),
         (silent(writable=True), CLOSED, "demoted"),
         # Fenced, and it cannot be ended (H13): the key is long gone, or another agent looks at it.
-        (replace(silent(writable=True), writable_epoch=EPOCH), replace(NO_LEASE, closed_epoch=EPOCH), "demoted"),
+        (silent(writable=True, epoch=EPOCH), replace(NO_LEASE, closed_epoch=EPOCH), "demoted"),
         (primary(writable_epoch=EPOCH), replace(NO_LEASE, closed_epoch=EPOCH), "demoted"),
         (primary(writable_epoch=EPOCH + 1), lease(epoch=EPOCH + 1, closed_epoch=EPOCH), "primary"),
         (primary(), replace(NO_LEASE, closed_epoch=EPOCH), "primary"),

@@ -238,7 +238,9 @@ def test_a_server_being_promoted_counts_as_writable_once_the_lease_is_gone() -> 
 
 
 def test_a_server_being_promoted_in_a_pause_writes_nothing_into_the_store_yet() -> None:
-    seen = leading(lost_stream(writable=True), lease=lease(fence_at=NOW - 1, disarmed=True), settings=paused())
+    seen = leading(
+        lost_stream(writable=True), lease=lease(fence_at=NOW - 1, disarmed=True), settings=paused()
+    )
     decision = judge(seen)
     assert (decision.rule, decision.actions) == ("pause.leader", ())
 
