@@ -295,7 +295,7 @@ class Interpreter:
         return self.runner.start("initdb", self.jobs.initdb)
 
     def _clone(self, action: a.Clone) -> bool:
-        body = partial(self.jobs.clone, action.source, action.wipe)
+        body = partial(self.jobs.clone, action.source, action.leader, action.wipe)
         return self.runner.start("clone", body, f"from {action.source}")
 
     def _start_primary(self, action: a.StartPrimary) -> bool:

@@ -37,6 +37,7 @@ _SHUT_DOWN = (ControlState.SHUT_DOWN, ControlState.SHUT_DOWN_IN_RECOVERY)
 #: Long copies end by themselves or by cancellation, not by this; seconds.
 COPY_S = 7 * 24 * 3600.0
 INITDB_S = 300.0
+IDENTIFY_S = 3.0
 CHECKPOINT_S = 3600.0
 REWIND_S = 24 * 3600.0
 
@@ -280,12 +281,13 @@ class InstanceJobs:
             self._pg.append_hba(pg.data_dir, lines)  # to the end of initdb's file
         return {}
 
-    def clone(self, source: str, wipe: bool, cancel: Cancellation) -> dict[str, Any]:
+    def clone(self, source: str, leader: str, wipe: bool, cancel: Cancellation) -> dict[str, Any]:
         """Base backup; with `wipe` PostgreSQL is stopped and its directory discarded first (rule 7)."""
         host_port = self._upstream(source)
         assert host_port is not None
         pg = self.instance.effective.config
         if wipe:
+            self._prove_another_copy(leader)
             self._stop("immediate")
             self._pg.wipe(pg.data_dir)
             self._pg.forget_rewind(pg.data_dir)
@@ -304,6 +306,12 @@ class InstanceJobs:
         log.info("replica has been created using basebackup")
         return {"source": source}
 
+    def _prove_another_copy(self, leader: str) -> None:
+        """Rule 7: the leader's server answers now; its key outlives it. Raises PostgresError, Failed."""
+        host_port = self._upstream(leader)
+        assert host_port is not None
+        self._pg.identify_system(self.instance.peer_target(*host_port, "replication"), IDENTIFY_S)
+
     # --- histories
 
     def compare_histories(self, source: str, cancel: Cancellation) -> dict[str, Any]:
@@ -313,7 +321,7 @@ class InstanceJobs:
         host_port = self._upstream(source)
         assert host_port is not None
         target = self.instance.peer_target(*host_port, "replication")
-        theirs = self._pg.identify_system(target, 3.0)
+        theirs = self._pg.identify_system(target, IDENTIFY_S)
         answered = self._end_of_replay()
         timeline, position = answered or self._end_in_control()
         verdict = self._divergence(timeline, position, theirs.timeline, target)
@@ -339,7 +347,7 @@ class InstanceJobs:
             return None
         if mine > theirs:
             return f"on timeline {mine}, the leader is on {theirs}"
-        history = self._pg.timeline_history(target, theirs, 3.0)
+        history = self._pg.timeline_history(target, theirs, IDENTIFY_S)
         switch = _switch_from(history, mine)
         if switch is None:
             return f"timeline {mine} is no part of the leader's history"
@@ -372,10 +380,10 @@ class InstanceJobs:
     def _keep_aside(self, control: ControlData, target: ConnectionTarget) -> str:
         """What pg_rewind will discard, kept beside the data directory; one line for people."""
         data_dir = self.instance.config.postgresql.data_dir
-        theirs = self._pg.identify_system(target, 3.0)
+        theirs = self._pg.identify_system(target, IDENTIFY_S)
         if theirs.timeline <= control.timeline:
             return "same timeline as the leader"
-        history = self._pg.timeline_history(target, theirs.timeline, 3.0)
+        history = self._pg.timeline_history(target, theirs.timeline, IDENTIFY_S)
         switch = _switch_from(history, control.timeline)
         if switch is None:
             return f"timeline {control.timeline} is no part of the leader's history"

@@ -150,9 +150,11 @@ class Initdb:
 
 @dataclass(frozen=True)
 class Clone:
-    """Job: base backup from `source`; `wipe` discards what is there first (rule 7)."""
+    """Job: base backup from `source`; `wipe` discards what is there first, once `leader` has answered: the
+    store may know only later that it is gone (rule 7)."""
 
     source: str
+    leader: str
     wipe: bool = False
 
 

@@ -179,6 +179,7 @@ def the_last_copy_is_never_wiped(obs: Observation, decision: Decision) -> None:
         assert obs.cluster.leader is not None
         assert obs.cluster.leader.name != obs.me.name
         assert action.source != obs.me.name
+        assert action.leader == obs.cluster.leader.name
         assert not obs.instance.serves_as_primary
         assert obs.instance.data_dir is not DataDirState.FOREIGN or obs.request is not None
         leader = obs.cluster.member(obs.cluster.leader.name)
@@ -266,7 +267,7 @@ BAD: dict[Callable[[Observation, Decision], None], tuple[Observation, tuple[a.Ac
     nothing_starts_beside_a_living_server: (HELD, (a.StartStandby(None),)),
     nobody_takes_a_key_that_is_held: (obs("pg1", standby()), (a.TakeLeader(),)),
     the_key_goes_only_when_nothing_can_write: (HELD, (a.ReleaseLeader(5),)),
-    the_last_copy_is_never_wiped: (obs("pg1", stopped(), view("pg1")), (a.Clone("pg0", True),)),
+    the_last_copy_is_never_wiped: (obs("pg1", stopped(), view("pg1")), (a.Clone("pg0", "pg0", True),)),
     data_is_rewound_only_from_another_primary: (obs("pg1", standby()), (a.Rewind("pg0"),)),
     paused_means_hands_off: (
         replace(HELD, settings=Settings(pause=True)),

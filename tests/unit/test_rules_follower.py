@@ -91,12 +91,12 @@ def test_a_silent_server_that_may_write_is_stopped_when_another_leads() -> None:
 
 def test_an_empty_member_clones_from_the_leader() -> None:
     decision = judge(following(empty()))
-    assert (decision.rule, decision.actions) == ("clone.begin", (Clone("pg0", wipe=False),))
+    assert (decision.rule, decision.actions) == ("clone.begin", (Clone("pg0", "pg0", wipe=False),))
 
 
 def test_a_member_that_offers_clones_is_preferred() -> None:
     view = cluster(members=(member("pg0"), member("pg1"), member("pg2", tags=tags(clonefrom=True))))
-    assert judge(following(empty(), view)).actions == (Clone("pg2", wipe=False),)
+    assert judge(following(empty(), view)).actions == (Clone("pg2", "pg0", wipe=False),)
 
 
 def test_a_clone_waits_for_its_slot_but_not_for_ever() -> None:
@@ -129,7 +129,7 @@ def test_a_directory_that_is_not_ours_is_never_cloned_over() -> None:
 
 def test_a_clone_into_an_emptied_directory_forgets_the_rewind_that_was_interrupted_there() -> None:
     decision = judge(following(replace(empty(), unfinished="rewind")))
-    assert decision.actions == (Clone("pg0", wipe=True),)
+    assert decision.actions == (Clone("pg0", "pg0", wipe=True),)
 
 
 # --- stopped --------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def test_a_divergence_that_pg_rewind_does_not_see_needs_a_clone() -> None:
     assert "beyond the switch point" in (kept.memory.note or "")
     allowed = replace(SETTINGS, remove_data_directory_on_rewind_failure=True)
     decision = judge(following(stopped(), settings=allowed, finished=unseen), DIVERGED)
-    assert (decision.rule, decision.actions) == ("clone.begin", (Clone("pg0", wipe=True),))
+    assert (decision.rule, decision.actions) == ("clone.begin", (Clone("pg0", "pg0", wipe=True),))
 
 
 def test_a_former_primary_is_rewound_before_it_starts() -> None:
@@ -217,7 +217,7 @@ def test_failed_rewinds_are_spaced_out() -> None:
 def test_when_rewinds_failed_the_directory_is_discarded_only_if_allowed() -> None:
     memory = Memory(rejoin=Rejoin(tries=3, epoch=EPOCH))
     allowed = replace(SETTINGS, remove_data_directory_on_rewind_failure=True)
-    assert judge(following(EX_PRIMARY, settings=allowed), memory).actions == (Clone("pg0", wipe=True),)
+    assert judge(following(EX_PRIMARY, settings=allowed), memory).actions == (Clone("pg0", "pg0", wipe=True),)
     assert judge(following(EX_PRIMARY), memory).rule == "rejoin.as-it-is"
 
 
@@ -247,7 +247,9 @@ def test_an_interrupted_rewind_is_never_given_up() -> None:
 def test_an_interrupted_rewind_that_fails_is_replaced_by_a_clone_if_allowed() -> None:
     allowed = replace(SETTINGS, remove_data_directory_on_rewind_failure=True)
     tired = Memory(rejoin=Rejoin(tries=3, epoch=EPOCH))
-    assert judge(following(HALF_REWOUND, settings=allowed), tired).actions == (Clone("pg0", wipe=True),)
+    assert judge(following(HALF_REWOUND, settings=allowed), tired).actions == (
+        Clone("pg0", "pg0", wipe=True),
+    )
 
 
 def test_without_pg_rewind_a_former_primary_starts_as_it_is() -> None:
@@ -295,7 +297,7 @@ def test_a_timeline_claimed_twice_is_never_started() -> None:
 
 def test_a_timeline_claimed_twice_is_cloned_anew_when_allowed() -> None:
     decision = judge(following(stopped(claimed=((1, 3),)), TWIN, settings=MAY_DISCARD))
-    assert decision.actions == (Clone("pg0", wipe=True),)
+    assert decision.actions == (Clone("pg0", "pg0", wipe=True),)
 
 
 def test_nothing_is_wiped_while_the_leader_itself_does_not_run() -> None:

@@ -179,14 +179,14 @@ def test_a_primary_without_a_proven_lease_is_not_restarted() -> None:
 def test_a_replica_is_reinitialized_on_request() -> None:
     decision = judge(following(standby(), request=REINIT))
     assert decision.rule == "request.reinitialize"
-    assert decision.actions == (AnswerRequest(4, 200, "reinitialize started"), Clone("pg0", wipe=True))
+    assert decision.actions == (AnswerRequest(4, 200, "reinitialize started"), Clone("pg0", "pg0", wipe=True))
 
 
 def test_a_reinitialization_may_insist_on_the_leader() -> None:
     view = cluster(members=(member("pg0"), member("pg1"), member("pg2", tags=tags(clonefrom=True))))
-    assert Clone("pg2", True) in judge(following(standby(), view, request=REINIT)).actions
+    assert Clone("pg2", "pg0", wipe=True) in judge(following(standby(), view, request=REINIT)).actions
     insists = replace(REINIT, from_leader=True)
-    assert Clone("pg0", True) in judge(following(standby(), view, request=insists)).actions
+    assert Clone("pg0", "pg0", wipe=True) in judge(following(standby(), view, request=insists)).actions
 
 
 def test_the_leader_is_never_reinitialized() -> None:

@@ -104,7 +104,7 @@ def _clone(obs: Observation, memory: Memory, wipe: bool) -> Decision:
         return common.wait("clone.slot", f"waiting for my slot on {key.name}", waiting, common.SOON_S)
     source = clone_source(obs)
     reason = f"trying to bootstrap from leader '{source}'" if source == key.name else f"cloning from {source}"
-    return Decision("clone.begin", reason, evolve(memory, bootstrap=None), (Clone(source, wipe),))
+    return Decision("clone.begin", reason, evolve(memory, bootstrap=None), (Clone(source, key.name, wipe),))
 
 
 def _slot_is_there(obs: Observation) -> bool:

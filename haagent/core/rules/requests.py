@@ -49,5 +49,5 @@ def _reinitialize(obs: Observation, memory: Memory, request: OperatorRequest) ->
             request, f"leader {key.name} is not a running primary yet, can not reinitialize", memory
         )
     source = key.name if request.from_leader else clone_source(obs)
-    actions = (AnswerRequest(request.id, 200, "reinitialize started"), Clone(source, wipe=True))
+    actions = (AnswerRequest(request.id, 200, "reinitialize started"), Clone(source, key.name, wipe=True))
     return Decision("request.reinitialize", f"reinitializing from {source} on request", memory, actions)
