@@ -253,8 +253,7 @@ class Interpreter:
 
     def _follow(self, action: a.Follow) -> bool:
         upstream = self._address(action.upstream) if action.upstream is not None else None
-        self.instance.write_files(False, upstream)
-        self.instance.reload()
+        self.instance.apply_files(False, upstream, always=True)
         return True
 
     def _retry_stream(self, action: a.RetryStream) -> bool:
@@ -263,12 +262,8 @@ class Interpreter:
 
     def _apply_config(self, action: a.ApplyConfig) -> bool:
         assert self._obs is not None
-        facts, asked_for = self._obs.instance, self.instance.must_reload
-        changed = self.instance.write_files(facts.serves_as_primary, facts.follows)
-        if changed or asked_for:
-            what = f"{', '.join(sorted(changed))} changed" if changed else "no file changed"
-            log.info("reloading PostgreSQL configuration: %s", what)
-            self.instance.reload()
+        facts = self._obs.instance
+        self.instance.apply_files(facts.serves_as_primary, facts.follows)
         return True
 
     def _sync_slots(self, action: a.SyncSlots) -> bool:

@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from haagent import guardian_types as guardian
@@ -21,6 +22,7 @@ from haagent.core.model import Instance, LastExit, Unavailable
 from haagent.core.settings import Settings
 from haagent.ports import GuardianLink, GuardianPort, Postgres, Session
 from haagent.runtime import Runtime
+from haagent.storage import Storage
 from postgres_ctl import config_files, gucs, process, standby
 from postgres_ctl.api import ConnectionTarget, clean_environment
 from postgres_ctl.errors import PostgresError
@@ -156,6 +158,8 @@ class LocalInstance:
         self._applied: Applied | None = None
         self._server: config_files.ServerConfig | None = None
         self._claims: tuple[tuple[int, int], ...] | None = None
+        self._kept: Mapping[str, Any] | None = None
+        self.storage = Storage(runtime, on_change)
         self.settings: Settings = Settings.default()
         self.effective: EffectivePostgres = effective_postgresql(config, self.settings)
         self._warned: set[str] = set()
@@ -292,6 +296,7 @@ class LocalInstance:
             claimed=self.claims(),
             unfinished=self._unfinished(),
             follows=self._follows(sample),
+            storage_hangs=self.storage.hangs is not None,
         )
         return replace(facts, history=self._history_of(facts.timeline), config_outdated=self._outdated(facts))
 
@@ -312,6 +317,7 @@ class LocalInstance:
             last_exit=self._last_exit_facts(state),
             claimed=self.claims(),
             unfinished=self._unfinished(),
+            storage_hangs=self.storage.hangs is not None,
         )
         return replace(facts, history=self._history_of(facts.timeline))
 
@@ -458,28 +464,43 @@ class LocalInstance:
         return cached if cached else dict(self.config.bootstrap.dcs)
 
     def keep_dynamic(self, data: Mapping[str, Any]) -> None:
-        """patroni.dynamic.json in PGDATA (contract 5.1), once there is a PGDATA."""
-        data_dir = self.config.postgresql.data_dir
-        if self.pg.data_dir_state(data_dir) is DataDirState.VALID:
-            self.pg.write_dynamic_cache(data_dir, data)
+        """patroni.dynamic.json in PGDATA (contract 5.1), once there is a PGDATA and no job works on it.
 
-    def write_files(self, primary: bool, upstream: tuple[str, int] | None) -> frozenset[str]:
+        A copy for the next start only: when it cannot be written now it is tried again with the next step."""
+        data_dir = self.config.postgresql.data_dir
+        if data == self._kept or self.storage.hangs is not None:
+            return
+        try:
+            if self.pg.data_dir_state(data_dir) is DataDirState.VALID:
+                write = partial(self.pg.write_dynamic_cache, data_dir, dict(data))
+                self.storage.write("copying the dynamic configuration", write)
+                self._kept = data
+        except PostgresError as fault:
+            self._warn((f"the dynamic configuration is not copied to {data_dir}: {fault}",))
+
+    def _write_files(self, server: config_files.ServerConfig, wanted: Applied) -> frozenset[str]:
         """Write what the role needs; names of the files that changed. Raises ConfigFileError."""
-        server = self.server_config()
+        upstream = wanted.upstream
         if upstream is not None:
             replication = self.peer_target(*upstream, "replication")
             self.pg.write_pgpass(
                 self.effective.config.pgpass, [replication, self.peer_target(*upstream, "rewind")]
             )
-        recovery = None if primary else self.recovery_config(upstream)
-        changed = self.pg.write_config(server, recovery)
-        self._applied = self._wanted(primary, upstream)
-        return changed
+        return self.pg.write_config(server, None if wanted.primary else self.recovery_config(upstream))
 
-    @property
-    def must_reload(self) -> bool:
-        """The server is to read its files again, whether they change or not."""
-        return self._applied is None
+    def apply_files(self, primary: bool, upstream: tuple[str, int] | None, always: bool = False) -> None:
+        """Files of the running server as they should be, and read by it; `always`: even without a change.
+
+        Until both are done the next try writes and tells anew. Raises PostgresError, StorageHangs."""
+        wanted, told = self._wanted(primary, upstream), self._applied is not None
+        self._applied = None
+        write = partial(self._write_files, wanted.files, wanted)
+        changed = self.storage.write("writing the configuration files", write)
+        if changed or always or not told:
+            what = f"{', '.join(sorted(changed))} changed" if changed else "no file changed"
+            log.info("reloading PostgreSQL configuration: %s", what)
+            self.reload()
+        self._applied = wanted
 
     def rewrite_files(self) -> None:
         """The next ApplyConfig writes and reloads, even without a change (contract 7.1)."""
@@ -498,7 +519,9 @@ class LocalInstance:
         pg = self.effective.config
         self._control = self._read_control()
         self._server = None  # the programs may be newer ones since the last start
-        self.write_files(writable, upstream)
+        wanted = self._wanted(writable, upstream)
+        self._write_files(wanted.files, wanted)
+        self._applied = wanted
         if writable:
             self.pg.remove_standby_signal(pg.data_dir)
         else:

@@ -161,7 +161,14 @@ class InstanceJobs:
         self._save_backups()
         return {}
 
+    def _require_storage(self) -> None:
+        """A write that wakes up late must not meet another data directory. Raises Failed."""
+        late = self.instance.storage.hangs
+        if late is not None:
+            raise Failed(f"{late}: the storage has not answered yet")
+
     def _start(self, writable: bool, epoch: int | None, upstream: tuple[str, int] | None) -> None:
+        self._require_storage()
         self.instance.begin_watching_exit()
         refused = self.instance.start(writable, epoch, upstream)
         if refused is not None:
@@ -261,6 +268,7 @@ class InstanceJobs:
 
     def initdb(self, cancel: Cancellation) -> dict[str, Any]:
         """New cluster with its roles; nothing listens. A failure leaves `<data_dir>.failed`."""
+        self._require_storage()
         config = self.instance.config
         pg, auth = config.postgresql, config.postgresql.authentication
         roles = [bootstrap.RoleSpec(auth.replication.username, auth.replication.password, replication=True)]
@@ -283,6 +291,7 @@ class InstanceJobs:
 
     def clone(self, source: str, leader: str, wipe: bool, cancel: Cancellation) -> dict[str, Any]:
         """Base backup; with `wipe` PostgreSQL is stopped and its directory discarded first (rule 7)."""
+        self._require_storage()
         host_port = self._upstream(source)
         assert host_port is not None
         pg = self.instance.effective.config
@@ -357,6 +366,7 @@ class InstanceJobs:
 
     def rewind(self, source: str, cancel: Cancellation) -> dict[str, Any]:
         """Clean shutdown where due, keep aside what is discarded, pg_rewind (contract 2.9, rule 7)."""
+        self._require_storage()
         host_port = self._upstream(source)
         assert host_port is not None
         pg = self.instance.effective.config

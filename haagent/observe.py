@@ -65,6 +65,8 @@ class Observer:
             self.keeper.recognise(cluster.leader)
         job, background = self.runner.facts()
         finished = self.runner.collect()
+        if job is None and isinstance(cluster, ClusterSnapshot) and cluster.config is not None:
+            self.instance.keep_dynamic(cluster.config.data)
         instance = self.instance.facts(SAMPLE_WAIT_S, busy=job is not None)
         lease = self.keeper.facts()
         return Observation(
@@ -108,8 +110,6 @@ class Observer:
             self._warn(warning)
         self.settings = self.instance.use(self.config, settings)
         self.keeper.use_settings(self.settings)
-        if data is not None:
-            self.instance.keep_dynamic(data)
         self._config_seen, self._local_seen = seen, self.config
 
     def _warn(self, text: str) -> None:

@@ -111,6 +111,12 @@ def local_checks(obs: Observation, memory: Memory) -> tuple[Check, ...]:
             "this member carries the tag nofailover",
         ),
         _check(
+            "storage.answers",
+            not instance.storage_hangs,
+            "its storage takes what is written to it",
+            "its storage does not answer: a write to it is overdue",
+        ),
+        _check(
             "postgres.answers",
             instance.answers,
             "PostgreSQL runs and answers",

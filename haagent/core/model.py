@@ -78,6 +78,8 @@ class Instance:
     config_outdated: bool = False
     #: Host and port a standby follows now; None when nobody.
     follows: tuple[str, int] | None = None
+    #: A write of this agent to the storage is overdue, and still under way.
+    storage_hangs: bool = False
 
     @property
     def stopped(self) -> bool:

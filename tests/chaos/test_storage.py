@@ -103,6 +103,16 @@ def is_ended_but_for_sleepers(node: Node) -> bool:
     return bool(left) and left == waiting_for_disk(node)
 
 
+def change_settings(node: Node) -> None:
+    """Something that every agent has to write to its data directory."""
+    change = {"postgresql": {"parameters": {"work_mem": "5MB"}}}
+    assert node.rest("/config", "PATCH", change)[0] == 200
+
+
+def says_that_it_hangs(node: Node) -> bool:
+    return "storage.answers" in str(node.rest("/patroni")[1]["haagent"]["cannot_lead"])
+
+
 def keep_alive(cluster: Cluster, lease: int) -> None:
     """Prolong the lease of the leader key past its holder: then nothing but a release can remove the key."""
     assert cluster.etcd is not None
@@ -190,9 +200,10 @@ def test_hung_former_primary_holds_nobody_up(state_too: bool) -> None:
 
 @pytest.mark.slow
 def test_hung_standby_is_no_candidate_and_holds_nobody_up() -> None:
-    """The primary goes on. A switchover to the hung one fails and the primary is back; to any other it works,
-    and so does a failover. Known: the lag of a standby that hung a moment ago is small, so the primary stops
-    before it learns that the candidate does not get the shutdown checkpoint: some seconds without writes."""
+    """The primary goes on, the agent of the hung one, too. A switchover to the hung one fails and the primary
+    is back; to any other it works, and so does a failover. Known: the lag of a standby that hung a moment ago
+    is small, so the primary stops before it learns that the candidate does not get the shutdown checkpoint:
+    some seconds without writes."""
     with cluster_on_disk(1) as (cluster, hung, disk), Writers(cluster) as writers:
         primary = cluster.wait_streaming(2)
         writers.wait_acknowledged(50)
@@ -213,6 +224,10 @@ def test_hung_standby_is_no_candidate_and_holds_nobody_up() -> None:
         assert second is not hung
         cluster.wait_for(primary.is_streaming, HEALED_S, f"{primary.name} streams from {second.name}")
 
+        change_settings(second)
+        cluster.wait_for(
+            lambda: says_that_it_hangs(hung), HEALED_S, "the hung one's loop goes on, and says so"
+        )
         second.kill_agent()
         assert wait_successor(cluster, writers, second) is primary
         disk.resume()

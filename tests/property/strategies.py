@@ -195,6 +195,7 @@ instances = st.builds(
     last_exit=st.none() | st.builds(LastExit, booleans, booleans),
     claimed=claimed,
     config_outdated=booleans,
+    storage_hangs=booleans,
     follows=st.sampled_from([None, ("10.0.0.0", 5432)]),
 )
 

@@ -91,6 +91,7 @@ REFUSALS: dict[str, tuple[Observation, Memory]] = {
     "tag.nofailover": (nofailover(), REMEMBERS),
     "postgres.wal-read": (unread_wal(), REMEMBERS),
     "promote.failed": (racing(lost_stream()), evolve(REMEMBERS, promote_failed_at=NOW - 1)),
+    "storage.answers": (racing(lost_stream(storage_hangs=True)), REMEMBERS),
     "timeline.twin": (claimed_twice(), REMEMBERS),
     "lag": (racing(lost_stream(OPTIME - LIMIT - 1), peers=(answer("pg2", OPTIME - LIMIT - 1),)), REMEMBERS),
     "lag unreadable": (broken_status(), REMEMBERS),

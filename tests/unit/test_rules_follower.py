@@ -355,6 +355,14 @@ def test_a_new_leader_is_followed() -> None:
     assert (decision.rule, decision.actions) == ("follow.leader", (Follow("pg2"),))
 
 
+def test_on_storage_that_hangs_no_further_write_is_tried() -> None:
+    view = cluster("pg2", 6, members=(member("pg1"), member("pg2", role="primary")))
+    decision = judge(following(standby(storage_hangs=True), view))
+    assert (decision.rule, decision.actions, decision.again_in_s) == ("follow.storage-hangs", (), 1.0)
+    assert judge(following(replace(silent(), storage_hangs=True), view)).rule == "follow.storage-hangs"
+    assert judge(following(standby(storage_hangs=True, config_outdated=True))).actions == ()
+
+
 def test_a_leader_without_address_is_waited_for() -> None:
     assert judge(following(standby(), leader_is(conn_url=None))).rule == "follow.no-address"
 

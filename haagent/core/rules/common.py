@@ -102,7 +102,9 @@ def start_pause_s(obs: Observation, memory: Memory) -> float:
 
 
 def outdated_config(obs: Observation) -> tuple[Action, ...]:
-    return (ApplyConfig(),) if obs.instance.config_outdated and obs.instance.answers else ()
+    instance = obs.instance
+    due = instance.config_outdated and instance.answers and not instance.storage_hangs
+    return (ApplyConfig(),) if due else ()
 
 
 def wait(rule: str, reason: str, memory: Memory, again_in_s: float | None = None) -> Decision:

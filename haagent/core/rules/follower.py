@@ -241,6 +241,8 @@ def not_answering(obs: Observation, memory: Memory) -> Decision | None:
         reason = f"PostgreSQL does not answer, and leader {key.name} has published no address yet"
         return common.wait("follow.no-answer", reason, memory, 1.0)
     if obs.instance.follows != target:
+        if obs.instance.storage_hangs:
+            return _storage_hangs(memory, key.name)
         reason = f"PostgreSQL does not answer yet: following new leader {key.name}"
         return Decision("follow.leader-unseen", reason, memory, (Follow(key.name),), 1.0)
     if _compare_now(obs, memory):
@@ -274,7 +276,15 @@ def wrong_upstream(obs: Observation, memory: Memory) -> Decision | None:
     same_slot = not isinstance(sample, InstanceSample) or (sample.primary_slot_name or None) == slot
     if obs.instance.follows == target and same_slot:
         return None
+    if obs.instance.storage_hangs:
+        return _storage_hangs(memory, key.name)
     return Decision("follow.leader", f"following new leader {key.name}", memory, (Follow(key.name),), 1.0)
+
+
+def _storage_hangs(memory: Memory, leader_name: str) -> Decision:
+    """An earlier write is under way: another one would only wait behind it."""
+    reason = f"the storage does not answer: cannot follow {leader_name} yet"
+    return common.wait("follow.storage-hangs", reason, memory, 1.0)
 
 
 def diverged(obs: Observation, memory: Memory) -> Decision | None:
