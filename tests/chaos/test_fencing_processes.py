@@ -3,7 +3,8 @@
 Clients write on every server all the time, through sessions opened before the fault and after it. Whatever
 was done to the primary, no write sent to it after its successor's first acknowledgement may be acknowledged;
 then the cluster must heal. The last test takes both fences away and expects the same clients to see two
-writable servers: a check that cannot fail proves nothing.
+writable servers: a check that cannot fail proves nothing. The short set in `test_torture.py` covers the same
+faults in every run; here each is followed step by step.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import pytest
 from tests.support import processes
 from tests.support.cluster import Cluster, Node
 from tests.support.writers import Writers
+
+pytestmark = pytest.mark.slow
 
 #: Short, so that a failover takes a few seconds; the proof does not depend on it.
 TTL_S = 4

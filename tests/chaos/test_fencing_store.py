@@ -29,6 +29,7 @@ def assert_one_writable(writers: Writers, fault: str) -> None:
     assert overlaps == [], f"{fault}: {len(overlaps)} writes on two servers, first {overlaps[0]}"
 
 
+@pytest.mark.slow
 def test_leader_alone_loses_the_store(cluster: Cluster) -> None:
     with Writers(cluster) as writers:
         for fault in ("refused", "silent"):

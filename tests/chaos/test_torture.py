@@ -17,7 +17,7 @@ from tests.chaos.torture.faults import ALL
 from tests.chaos.torture.plan import Round
 from tests.chaos.torture.rounds import Result, Runner, wait_successor, wait_two_writable
 from tests.chaos.torture.stage import Stage
-from tests.support import netns
+from tests.support import netns, storage
 from tests.support.cluster import Node
 from tests.support.wait import holds_for
 from tests.support.writers import Writers
@@ -27,13 +27,28 @@ TTL_S = 6.0
 Until = Callable[[Writers, Node], None]
 
 
-@pytest.fixture
-def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
-    """Three servers; the parameter says how many etcd members, one without."""
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Stage]:
+    """One cluster for the short set: three servers, three etcd members. Every round leaves it whole."""
     lacking = netns.missing()
     if lacking:
         pytest.skip(lacking)
-    with Stage(nodes=3, etcds=getattr(request, "param", 1), ttl=TTL_S) as stage:
+    with Stage(nodes=3, etcds=3, ttl=TTL_S) as stage:
+        yield stage
+
+
+@pytest.fixture
+def runner(shared: Stage) -> Runner:
+    return Runner(shared, random.Random(1))
+
+
+@pytest.fixture
+def runner_on_disks() -> Iterator[Runner]:
+    """A cluster of its own, whose nodes have disks that can hang and fill up."""
+    lacking = netns.missing() or storage.unavailable()
+    if lacking:
+        pytest.skip(lacking)
+    with Stage(nodes=3, etcds=3, ttl=TTL_S, disks=True) as stage:
         yield Runner(stage, random.Random(1))
 
 
@@ -56,21 +71,22 @@ def goes_on(runner: Runner, *faults: str) -> None:
     assert len({server for server, _ in result.tenures}) == 1, faults
 
 
-def test_packets_of_the_primary_lost(runner: Runner) -> None:
-    fails_over(runner, "isolate")
-    fails_over(runner, "lose what it sends to etcd")
-    goes_on(runner, "cut replication")
-    goes_on(runner, "cut agents from each other")
-
-
 def test_processes_of_the_primary_killed_and_frozen(runner: Runner) -> None:
     fails_over(runner, "kill agent and guardian")
+    fails_over(runner, "freeze agent")
     fails_over(runner, "freeze postmaster", "kill agent")
+    goes_on(runner, "kill guardian")
+    goes_on(runner, "freeze guardian", "freeze a backend")
     goes_on(runner, "kill a backend")
 
 
-@pytest.mark.parametrize("runner", [3], indirect=True)
-def test_planned_switchover_loses_nothing_and_etcd_members_come_and_go(runner: Runner) -> None:
+def test_packets_of_the_primary_lost(runner: Runner) -> None:
+    fails_over(runner, "isolate")
+    fails_over(runner, "lose what it sends to etcd")
+    goes_on(runner, "cut replication", "cut agents from each other")
+
+
+def test_planned_operations_lose_nothing_and_etcd_members_come_and_go(runner: Runner) -> None:
     result = survive(runner, plan.single("switchover", lasts_s=0.0))
     assert result.plan.planned
     assert len(result.tenures) == 2
@@ -90,13 +106,12 @@ def test_without_a_fence_the_checker_sees_two_writable_servers(runner: Runner) -
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
-@pytest.mark.parametrize("runner", [3], indirect=True)
-def test_every_fault_alone_is_survived(runner: Runner) -> None:
+@pytest.mark.timeout(2400)
+def test_every_fault_alone_is_survived(runner_on_disks: Runner) -> None:
     for fault in ALL.values():
         standby = 0 if fault.role == "standby" else None
         lasts_s = 0.0 if fault.planned else 1.5 * TTL_S
-        survive(runner, plan.single(fault.name, lasts_s=lasts_s, standby=standby))
+        survive(runner_on_disks, plan.single(fault.name, lasts_s=lasts_s, standby=standby))
 
 
 @pytest.mark.slow

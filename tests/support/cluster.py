@@ -43,7 +43,7 @@ import psycopg
 import pytest
 import yaml
 
-from tests.support import processes
+from tests.support import processes, shared_memory
 from tests.support.etcd import EtcdServer, free_port
 from tests.support.netns import Host
 from tests.support.tcp_proxy import TcpProxy
@@ -53,6 +53,8 @@ T = TypeVar("T")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ("haagent", "dcs", "postgres_ctl")
+#: A killed process that is not gone after this waits for a disk, seconds.
+SLEEPER_S = 3.0
 #: How much of each log goes into a failure report, bytes.
 TAIL_BYTES = 6000
 _PREFIX = "haagent-cluster-"
@@ -140,6 +142,7 @@ class Node:
         #: Laid over the generated file at the next `write_config` (nested; None removes).
         self.config_changes: dict[str, Any] = {}
         self._process: subprocess.Popen[bytes] | None = None
+        self._killed = False
         self.root.mkdir(mode=0o700)
         _give_to_agent_user(self.root)
 
@@ -185,6 +188,8 @@ class Node:
                     "unix_socket_directories": str(self.root),
                     "fsync": "off",
                     "shared_buffers": "16MB",
+                    # What a killed server had of it goes with its directory.
+                    "dynamic_shared_memory_type": "mmap",
                     **cluster.parameters,
                 },
             },
@@ -210,6 +215,9 @@ class Node:
     def start(self, *arguments: str) -> None:
         """Start the agent (again), and return at once; its log goes on in the same file."""
         assert not self.agent_running, f"{self.name}: the agent runs already"
+        if self._process is not None:
+            self._process.wait(DEADLINE_S)
+        self._killed = False
         self.write_config()
         environment = {
             "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
@@ -233,7 +241,7 @@ class Node:
 
     @property
     def agent_running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return self._process is not None and not self._killed and self._process.poll() is None
 
     @property
     def agent_exit(self) -> int | None:
@@ -251,11 +259,19 @@ class Node:
         self._process.terminate()
         return self._process.wait(deadline_s)
 
-    def kill_agent(self) -> None:
-        """kill -9, and reaped: the agent is gone on return; guardian and PostgreSQL are not touched."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+    def kill_agent(self, *, but_sleepers: bool = False) -> None:
+        """kill -9, and reaped: the agent is gone on return; guardian and PostgreSQL are not touched.
+
+        but_sleepers: it may have a thread that waits for a disk that hangs, and ends when that answers."""
+        if self._process is None:
+            return
+        self._killed = True
+        self._process.kill()
+        try:
+            self._process.wait(SLEEPER_S if but_sleepers else DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            if not but_sleepers:
+                raise
 
     def freeze_agent(self) -> None:
         processes.send(self.agent_pid, signal.SIGSTOP)
@@ -296,11 +312,11 @@ class Node:
         for pid in self.all_pids():
             processes.send(pid, signum)
 
-    def kill_all(self) -> None:
-        """The whole node is gone on return."""
+    def kill_all(self, *, but_sleepers: bool = False) -> None:
+        """The whole node is gone on return; `but_sleepers`: except who waits for a disk that hangs."""
         self.signal_all(signal.SIGKILL)
-        processes.kill_all_of(self.root)
-        self.kill_agent()
+        processes.kill_all_of(self.root, but_sleepers=but_sleepers)
+        self.kill_agent(but_sleepers=but_sleepers)
 
     # --- asking -----------------------------------------------------------------------------------
 
@@ -486,6 +502,7 @@ class Cluster:
         finally:
             if self._own_etcd and self.etcd is not None:
                 self.etcd.close()
+            shared_memory.remove_below(self.root)
             shutil.rmtree(self.root, ignore_errors=True)
             os.close(self._lock_fd)
 
@@ -663,6 +680,7 @@ def sweep_abandoned() -> None:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             processes.kill_all_of(root)
+            shared_memory.remove_below(root)
             shutil.rmtree(root, ignore_errors=True)
         except BlockingIOError:
             pass

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import psycopg
 import pytest
 
-from tests.support import wait
+from tests.support import shared_memory, wait
 
 BIN_DIR = os.environ.get("HAAGENT_TEST_PG_BIN", "/usr/lib/postgresql/15/bin")
 #: Generous: a busy two-core machine must not make a test fail.
@@ -121,6 +121,7 @@ wal_keep_size = 64MB
 wal_level = replica
 wal_retrieve_retry_interval = 100ms
 autovacuum = off
+dynamic_shared_memory_type = mmap
 log_line_prefix = '%m [%p] '
 """
 
@@ -238,6 +239,8 @@ class Server:
         for pid in pids_in(self.data_dir):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not pids_in(self.data_dir), "every process of the server is gone")
+        shared_memory.remove_of(self.data_dir)
         shutil.rmtree(self.root, ignore_errors=True)
 
 

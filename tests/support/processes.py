@@ -82,11 +82,18 @@ def send(pid: int | None, signum: signal.Signals) -> None:
             os.kill(pid, signum)
 
 
-def kill_all_of(directory: Path) -> None:
-    """SIGKILL every process of `directory`, again and again until none is left (they fork meanwhile)."""
+def sleeps(pid: int) -> bool:
+    """In uninterruptible sleep: a signal, SIGKILL too, is heard when what it waits for has come."""
+    return state(pid) == "D"
+
+
+def kill_all_of(directory: Path, *, but_sleepers: bool = False) -> None:
+    """SIGKILL every process of `directory`, again and again until none is left (they fork meanwhile).
+
+    but_sleepers: those in uninterruptible sleep are killed, and not waited for."""
     for _ in range(_ROUNDS):
         pids = processes_of(directory)
-        if not pids:
+        if not pids or (but_sleepers and all(map(sleeps, pids))):
             return
         for pid in pids:
             send(pid, signal.SIGKILL)

@@ -57,10 +57,14 @@ def unavailable() -> str | None:
 
 
 class Disk:
-    """A filesystem at `mount_point`, owned by the user of PostgreSQL; `with` mounts it and takes it away."""
+    """A filesystem at `mount_point`, owned by the user of PostgreSQL; `with` mounts it and takes it away.
 
-    def __init__(self, mount_point: Path, size_bytes: int = SIZE_BYTES) -> None:
+    noatime: to read what is in the page cache never writes, so that it can be looked at while the disk hangs.
+    """
+
+    def __init__(self, mount_point: Path, size_bytes: int = SIZE_BYTES, *, noatime: bool = False) -> None:
         self.mount_point, self.size_bytes = mount_point, size_bytes
+        self._options = "loop,noatime" if noatime else "loop"
         self._home: Path | None = None
         self._lock_fd = -1
         self._device: subprocess.Popen[bytes] | None = None
@@ -87,7 +91,7 @@ class Disk:
         # Without a reserve for root, who fills it up.
         _run("mkfs.ext4", "-q", "-F", "-m", "0", str(device))
         self.mount_point.mkdir(mode=0o700, exist_ok=True)
-        _run("mount", "-o", "loop", str(device), str(self.mount_point))
+        _run("mount", "-o", self._options, str(device), str(self.mount_point))
         (self.mount_point / "lost+found").rmdir()
         user = pwd.getpwnam("postgres")
         os.chown(self.mount_point, user.pw_uid, user.pw_gid)
@@ -128,16 +132,23 @@ class Disk:
         """From now on the disk answers nobody."""
         assert self._device is not None
         pid = self._device.pid
+        if self._limit is not None:
+            self._limit.cancel()
         self._limit = threading.Timer(LIMIT_S, processes.send, (pid, signal.SIGCONT))
         self._limit.daemon = True
         self._limit.start()
         processes.send(pid, signal.SIGSTOP)
         wait_for(lambda: processes.state(pid) == "T", DEADLINE_S, "the disk hangs")
 
+    @property
+    def hangs(self) -> bool:
+        return self._limit is not None
+
     def resume(self) -> None:
         """Everything that waited goes on, as if it had been slow."""
         if self._limit is not None:
             self._limit.cancel()
+            self._limit = None
         if self._device is not None:
             processes.send(self._device.pid, signal.SIGCONT)
 

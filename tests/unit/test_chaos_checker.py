@@ -105,6 +105,44 @@ def test_an_asynchronous_loss_beyond_lag_and_status_is_a_violation() -> None:
     assert check(history, replace(ASYNC, maximum_lag_bytes=1_000_000)) == []
 
 
+def _failed_over(lost_rows: int, report: str | None) -> list[checker.Violation]:
+    writes = _tenure(1_000_000)
+    told = {2: report} if report is not None else {}
+    history = facts(*writes, write("b", 2, 20, 20.1), lost=tuple(writes[-lost_rows:]))
+    return check(replace(history, reports=told), replace(ASYNC, maximum_lag_bytes=1_000_000))
+
+
+_SINCE = "at most what the last primary wrote after its last status"
+
+
+@pytest.mark.parametrize(
+    ("lost_rows", "report"),
+    [
+        (4, f"expected loss: {_SINCE}; all WAL it published is here"),
+        (8, f"expected loss: 300000 bytes of WAL, and {_SINCE}"),
+    ],
+)
+def test_a_loss_that_was_announced_is_no_violation(lost_rows: int, report: str) -> None:
+    assert _failed_over(lost_rows, report) == []
+
+
+@pytest.mark.parametrize("report", [None, "planned: nothing lost", "expected loss: unknown"])
+def test_a_loss_that_nobody_announced_is_a_violation(report: str | None) -> None:
+    assert rules(_failed_over(3, report)) == {"unreported": 3}
+
+
+def test_a_loss_beyond_what_was_announced_is_a_violation() -> None:
+    said = f"expected loss: 100000 bytes of WAL, and {_SINCE}"
+    assert rules(_failed_over(8, said)) == {"unreported": 8}
+
+
+def test_a_later_promotion_does_not_speak_for_this_loss() -> None:
+    writes = _tenure(1_000_000)
+    said = f"expected loss: {_SINCE}"
+    history = facts(*writes, write("b", 2, 20, 20.1), lost=tuple(writes[-2:]))
+    assert rules(check(replace(history, reports={3: said}), ASYNC)) == {"unreported": 2}
+
+
 def test_a_loss_of_everything_is_measured_from_the_first_write() -> None:
     writes = _tenure(1_000_000)
     (loss,) = checker.losses(facts(*writes, lost=tuple(writes)), 5.0)

@@ -63,6 +63,12 @@ def test_every_fault_is_drawn_and_only_where_it_can_act() -> None:
     assert roles == everywhere | {("leader", True), ("standby", False), ("etcd", True)}
 
 
+def test_without_disks_nothing_is_done_to_them() -> None:
+    dice = random.Random(1)
+    drawn = [plan.draw(dice, ttl_s=5, standbys=2, disks=False) for _ in range(ROUNDS)]
+    assert not any(step.fault.disk for a_round in drawn for step in a_round.steps)
+
+
 def test_a_round_promises_to_lose_nothing_only_when_all_of_it_was_planned() -> None:
     assert plan.single("switchover", lasts_s=0).planned
     assert not plan.single("switchover", "kill agent", lasts_s=0).planned

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from tests.chaos.torture import report
 from tests.chaos.torture.campaign import Campaign, run
-from tests.support import cluster, netns
+from tests.support import cluster, netns, storage
 
 REPORT = Path(__file__).resolve().parents[3] / "docs" / "chaos-report.md"
 
@@ -36,7 +36,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _leave)
     cluster.sweep_abandoned()
     seed = random.randrange(1_000_000) if options.seed is None else options.seed
-    campaign = Campaign(seed, options.minutes, options.ttl, options.nodes, options.etcds)
+    disks = storage.unavailable() is None
+    campaign = Campaign(seed, options.minutes, options.ttl, options.nodes, options.etcds, disks)
     run(campaign, console)
     report.write(campaign, options.report)
     verdict = "[green]passed[/]" if campaign.passed else "[red]FAILED[/]"

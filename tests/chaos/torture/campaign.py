@@ -41,6 +41,8 @@ class Campaign:
     ttl_s: float = 5.0
     nodes: int = 3
     etcds: int = 3
+    #: Every node has a disk of its own, which can hang and fill up.
+    disks: bool = True
     control: Result | None = None
     results: list[Result] = field(default_factory=list)
     #: Faults of the harness or of the cluster that no result could be made of, as text.
@@ -48,6 +50,8 @@ class Campaign:
     #: Where logs of failed rounds were kept.
     kept: list[Path] = field(default_factory=list)
     took_s: float = 0.0
+    #: CLOCK_MONOTONIC, seconds.
+    began_at: float = 0.0
 
     @property
     def violations(self) -> int:
@@ -65,17 +69,20 @@ class Campaign:
 def run(campaign: Campaign, console: Console) -> None:
     """Rounds until the minutes are over; the one that runs is finished. Fills `campaign`."""
     dice = random.Random(campaign.seed)
-    began = time.monotonic()
-    end = began + campaign.minutes * 60
-    console.print(f"chaos: seed {campaign.seed}, {campaign.minutes:g} minutes, ttl {campaign.ttl_s:g} s")
+    campaign.began_at = time.monotonic()
+    end = campaign.began_at + campaign.minutes * 60
+    disks = "" if campaign.disks else ", no disks that hang or fill up (this machine cannot make them)"
+    console.print(
+        f"chaos: seed {campaign.seed}, {campaign.minutes:g} minutes, ttl {campaign.ttl_s:g} s{disks}"
+    )
     while time.monotonic() < end and not campaign.broken:
         _one_stage(campaign, dice, end, console)
-    campaign.took_s = time.monotonic() - began
+    campaign.took_s = time.monotonic() - campaign.began_at
 
 
 def _one_stage(campaign: Campaign, dice: random.Random, end: float, console: Console) -> None:
     try:
-        with Stage(campaign.nodes, campaign.etcds, ttl=campaign.ttl_s) as stage:
+        with Stage(campaign.nodes, campaign.etcds, ttl=campaign.ttl_s, disks=campaign.disks) as stage:
             _rounds_on(stage, campaign, dice, end, console)
     except _FAULTS:
         campaign.broken.append(f"setting up\n{traceback.format_exc()}")
@@ -93,7 +100,7 @@ def _rounds_on(stage: Stage, campaign: Campaign, dice: random.Random, end: float
         for drawn in _rounds(campaign, dice, end):
             result = runner.run(drawn)
             campaign.results.append(result)
-            console.print(f"{len(campaign.results):4d}  {line(result)}")
+            console.print(f"{_progress(campaign)}  {line(result)}")
             if result.violations:
                 _keep(stage, campaign, str(drawn), console)
                 return
@@ -107,7 +114,7 @@ def _rounds(campaign: Campaign, dice: random.Random, end: float) -> Iterator[Rou
     for _ in range(_ROUNDS_PER_STAGE):
         if time.monotonic() >= end:
             return
-        yield plan.draw(dice, campaign.ttl_s, campaign.nodes - 1)
+        yield plan.draw(dice, campaign.ttl_s, campaign.nodes - 1, disks=campaign.disks)
 
 
 # --- words ----------------------------------------------------------------------------------------
@@ -121,6 +128,12 @@ def line(result: Result) -> str:
     verdict = "[green]ok[/]" if not result.violations else "[red]VIOLATION[/]"
     details = "".join(f"\n      [red]{v.rule}[/] ×{v.count}: {v.detail}" for v in result.violations)
     return f"{verdict}  {text}  {result.plan}{details}"
+
+
+def _progress(campaign: Campaign) -> str:
+    """Minutes of how many, and the number of the round."""
+    minutes = (time.monotonic() - campaign.began_at) / 60
+    return f"{minutes:4.1f}/{campaign.minutes:g} min {len(campaign.results):4d}"
 
 
 def _control_line(control: Result) -> str:

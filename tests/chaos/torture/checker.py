@@ -8,6 +8,7 @@ lower timeline is the older, and one timeline has one server. What is promised:
   servers, and an old primary that was frozen, woke up and executed what had been sent to it long before;
 - lost: every acknowledged row is in the surviving table, unless the round broke an asynchronous primary. Then
   the loss is counted and has a limit: `maximum_lag_on_failover` plus the WAL since the last status (rule 5);
+- unreported: whoever took over said before what that may cost, and it did not cost more (rule 5);
 - recovery: after the last fault was healed one primary leads and all others stream, within a limit.
 
 An acknowledgement that was sent before and read after the successor's first one proves nothing: the reply may
@@ -16,14 +17,15 @@ have waited in a buffer while the server was already dead.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
 from tests.support.writers import Write
 
-Rule = Literal["late-ack", "two-servers", "lost", "recovery"]
+Rule = Literal["late-ack", "two-servers", "lost", "unreported", "recovery"]
 #: A record, its commit and a page header lie between the position a write told and where it ended, bytes.
 _POSITION_SLACK_BYTES = 16384
 
@@ -48,6 +50,8 @@ class Facts:
     healed_at: float
     #: One primary, the others streaming; None: not in the time it was waited for.
     recovered_at: float | None
+    #: Timeline -> what its promotion said it may lose; None: not asked, so nothing is judged.
+    reports: Mapping[int, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Loss:
 def check(facts: Facts, limits: Limits) -> list[Violation]:
     """Every broken promise of the round, [] when there is none."""
     found = [*_late(facts.writes), *_two_servers(facts.writes), *_lost(facts, limits)]
-    return found + list(_recovery(facts, limits))
+    return [*found, *_unreported(facts, limits), *_recovery(facts, limits)]
 
 
 def double_acknowledgements(writes: Iterable[Write]) -> int:
@@ -187,6 +191,38 @@ def _lost(facts: Facts, limits: Limits) -> Iterator[Violation]:
             yield Violation(
                 "lost", loss.rows, f"{what}, more than the {allowed} bytes that an election allows"
             )
+
+
+_REPORTED = re.compile(r"(\d+) bytes of WAL, and at most what the last primary wrote after its last status")
+_NOTHING_PUBLISHED = "at most what the last primary wrote after its last status"
+
+
+def _unreported(facts: Facts, limits: Limits) -> Iterator[Violation]:
+    """A loss that the promotions right after the tenure did not announce, or announced as smaller."""
+    for loss in losses(facts, limits.status_age_s) if facts.reports is not None else ():
+        later = (w.timeline for w in facts.writes if w.timeline > loss.timeline)
+        said = _said(facts.reports or {}, loss.timeline, min(later, default=None))
+        what = f"{loss.rows} rows ({loss.size_bytes} bytes) of {loss.server} on timeline {loss.timeline}"
+        known = [size for size in map(_announced_bytes, said) if size is not None]
+        if not known:
+            yield Violation("unreported", loss.rows, f"{what} were lost, and the promotions said {said}")
+            continue
+        allowed = sum(known) + loss.since_status_bytes + _POSITION_SLACK_BYTES
+        if loss.size_bytes > allowed:
+            yield Violation("unreported", loss.rows, f"{what} were lost, announced were {allowed}: {said}")
+
+
+def _said(reports: Mapping[int, str], after: int, until: int | None) -> list[str]:
+    """By the promotions from the end of this tenure to the next one that acknowledged anything."""
+    return [reports[t] for t in sorted(reports) if t > after and (until is None or t <= until)]
+
+
+def _announced_bytes(report: str) -> int | None:
+    """What is known to be missing, beside what was written after the last status; None: no loss was said."""
+    found = _REPORTED.search(report)
+    if found is not None:
+        return int(found[1])
+    return 0 if _NOTHING_PUBLISHED in report else None
 
 
 # --- recovery -------------------------------------------------------------------------------------

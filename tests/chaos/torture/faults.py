@@ -1,4 +1,4 @@
-"""What is done to the hosts: processes killed or stopped, packets lost, a planned switchover.
+"""What is done to the hosts: processes killed or stopped, packets lost, disks hung or full, planned work.
 
 Each fault has a name, says which part of a node it takes away (`plan` keeps to what is promised), and acts on
 one node: the leader or a standby. Etcd's faults act on the members, whatever the node.
@@ -6,6 +6,7 @@ one node: the leader or a standby. Etcd's faults act on the members, whatever th
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 from collections.abc import Callable, Iterable
@@ -16,6 +17,7 @@ from typing import Literal
 from tests.chaos.torture.stage import Stage
 from tests.support import processes
 from tests.support.cluster import Node
+from tests.support.etcd import EtcdServer
 
 #: What a fault may be done to.
 Role = Literal["leader", "standby", "any", "etcd"]
@@ -37,16 +39,18 @@ class Fault:
     role: Role = "any"
     #: Planned: no acknowledged write may be lost by it.
     planned: bool = False
+    #: It needs a disk of its own under the node.
+    disk: bool = False
 
 
 ALL: dict[str, Fault] = {}
 
 
 def _fault(
-    name: str, *effects: Effect, role: Role = "any", planned: bool = False
+    name: str, *effects: Effect, role: Role = "any", planned: bool = False, disk: bool = False
 ) -> Callable[[Apply], Apply]:
     def register(apply: Apply) -> Apply:
-        ALL[name] = Fault(name, apply, frozenset(effects), role, planned)
+        ALL[name] = Fault(name, apply, frozenset(effects), role, planned, disk)
         return apply
 
     return register
@@ -57,14 +61,15 @@ def _fault(
 
 @_fault("kill agent", "agent dead")
 def _kill_agent(stage: Stage, node: Node, dice: random.Random) -> None:
-    node.kill_agent()
+    node.kill_agent(but_sleepers=True)
 
 
 @_fault("restart agent", "agent dead")
 def _restart_agent(stage: Stage, node: Node, dice: random.Random) -> None:
     """Killed and started again at once, as systemd does."""
-    node.kill_agent()
-    node.start()
+    node.kill_agent(but_sleepers=True)
+    if node.agent_exit is not None:
+        node.start()
 
 
 @_fault("freeze agent", "agent frozen")
@@ -89,7 +94,7 @@ def _kill_both(stage: Stage, node: Node, dice: random.Random) -> None:
     if node.agent_running:
         processes.send(node.agent_pid, signal.SIGKILL)
     processes.send(guardian, signal.SIGKILL)
-    node.kill_agent()
+    node.kill_agent(but_sleepers=True)
 
 
 @_fault("kill postmaster")
@@ -111,7 +116,7 @@ def _freeze_postgres(stage: Stage, node: Node, dice: random.Random) -> None:
 
 @_fault("kill node", "agent dead", "guardian dead")
 def _kill_node(stage: Stage, node: Node, dice: random.Random) -> None:
-    node.kill_all()
+    node.kill_all(but_sleepers=True)
 
 
 def _titles(node: Node, words: Iterable[str]) -> list[int]:
@@ -128,8 +133,9 @@ def _titles(node: Node, words: Iterable[str]) -> list[int]:
     return found
 
 
-#: Words of process titles: sessions of clients and of the agent itself; replication's two ends.
+#: Words of process titles: sessions of clients and of the agent itself; replication's two ends; the rest.
 _SESSION, _SENDER, _RECEIVER = ("postgres postgres",), ("walsender",), ("walreceiver", "startup")
+_BACKGROUND = ("checkpointer", "background writer", "walwriter", "logger", "launcher")
 
 
 def _signal_one(node: Node, words: Iterable[str], signum: signal.Signals, dice: random.Random) -> None:
@@ -158,6 +164,28 @@ def _freeze_sender(stage: Stage, node: Node, dice: random.Random) -> None:
 @_fault("freeze a walreceiver or startup process", role="standby")
 def _freeze_receiver(stage: Stage, node: Node, dice: random.Random) -> None:
     _signal_one(node, _RECEIVER, signal.SIGSTOP, dice)
+
+
+@_fault("kill a walsender", role="leader")
+def _kill_sender(stage: Stage, node: Node, dice: random.Random) -> None:
+    _signal_one(node, _SENDER, signal.SIGKILL, dice)
+
+
+@_fault("kill a walreceiver or startup process", role="standby")
+def _kill_receiver(stage: Stage, node: Node, dice: random.Random) -> None:
+    """Without its startup process the postmaster ends, too."""
+    _signal_one(node, _RECEIVER, signal.SIGKILL, dice)
+
+
+@_fault("kill a background process")
+def _kill_background(stage: Stage, node: Node, dice: random.Random) -> None:
+    _signal_one(node, _BACKGROUND, signal.SIGKILL, dice)
+
+
+@_fault("freeze a background process")
+def _freeze_background(stage: Stage, node: Node, dice: random.Random) -> None:
+    """Without a checkpointer no checkpoint ends, the shutdown one neither."""
+    _signal_one(node, _BACKGROUND, signal.SIGSTOP, dice)
 
 
 # --- packets --------------------------------------------------------------------------------------
@@ -218,6 +246,15 @@ def _mute_replication(stage: Stage, node: Node, dice: random.Random) -> None:
             stage.network.drop(stage.host(other.name), stage.host(node.name), ports)
 
 
+@_fault("lose what replication sends", role="leader")
+def _mute_senders(stage: Stage, node: Node, dice: random.Random) -> None:
+    """WAL leaves this node and never arrives, and the walsenders are not told."""
+    for other in stage.nodes:
+        if other is not node:
+            ports = (node.sql_port, other.sql_port)
+            stage.network.drop(stage.host(node.name), stage.host(other.name), ports)
+
+
 @_fault("cut agents from each other")
 def _cut_peers(stage: Stage, node: Node, dice: random.Random) -> None:
     """The REST API between nodes: an election hears no peers."""
@@ -227,6 +264,22 @@ def _cut_peers(stage: Stage, node: Node, dice: random.Random) -> None:
             stage.network.cut(stage.host(node.name), stage.host(other.name), ports)
 
 
+# --- disks ----------------------------------------------------------------------------------------
+
+
+@_fault("hang the disk", "postgres frozen", disk=True)
+def _hang_disk(stage: Stage, node: Node, dice: random.Random) -> None:
+    """Data and the agent's state: who waits for the disk sleeps uninterruptibly, kill -9 or not."""
+    stage.disk(node.name).hang()
+
+
+@_fault("fill the disk", disk=True)
+def _fill_disk(stage: Stage, node: Node, dice: random.Random) -> None:
+    disk = stage.disk(node.name)
+    if not disk.hangs:  # it would never be full, and this process would wait for that
+        disk.fill()
+
+
 # --- etcd -----------------------------------------------------------------------------------------
 
 
@@ -234,9 +287,19 @@ def _some_member(stage: Stage, dice: random.Random) -> int:
     return dice.randrange(len(stage.members))
 
 
+def _majority(stage: Stage) -> tuple[EtcdServer, ...]:
+    return stage.members[: len(stage.members) // 2 + 1]
+
+
 @_fault("kill an etcd member", role="etcd")
 def _kill_member(stage: Stage, node: Node, dice: random.Random) -> None:
     stage.members[_some_member(stage, dice)].kill()
+
+
+@_fault("kill etcd's majority", role="etcd")
+def _kill_majority(stage: Stage, node: Node, dice: random.Random) -> None:
+    for member in _majority(stage):
+        member.kill()
 
 
 @_fault("freeze an etcd member", role="etcd")
@@ -248,7 +311,7 @@ def _freeze_member(stage: Stage, node: Node, dice: random.Random) -> None:
 
 @_fault("freeze etcd's majority", role="etcd")
 def _freeze_majority(stage: Stage, node: Node, dice: random.Random) -> None:
-    for member in stage.members[: len(stage.members) // 2 + 1]:
+    for member in _majority(stage):
         if member.running:
             member.freeze()
 
@@ -262,21 +325,41 @@ def _isolate_member(stage: Stage, node: Node, dice: random.Random) -> None:
 
 # --- planned --------------------------------------------------------------------------------------
 
+#: An operator waits this long for the answer, seconds.
+_ANSWER_S = 30.0
 
-def _ask_switchover(node: Node, wait_s: float) -> None:
-    try:
-        node.rest("/switchover", "POST", {"leader": node.name}, timeout_s=wait_s)
-    except OSError:
-        pass  # no answer: whether it happened is seen in the tenures
+
+def _ask(node: Node, path: str, wait_s: float, **wish: str) -> None:
+    """No answer is none to complain of: what happened is seen in the tenures."""
+    with contextlib.suppress(OSError):
+        node.rest(path, "POST", wish, timeout_s=wait_s)
 
 
 @_fault("switchover", role="leader", planned=True)
 def _switch_over(stage: Stage, node: Node, dice: random.Random) -> None:
     """Asked, and the answer awaited."""
-    _ask_switchover(node, 30.0)
+    _ask(node, "/switchover", _ANSWER_S, leader=node.name)
+
+
+@_fault("restart PostgreSQL", planned=True)
+def _restart(stage: Stage, node: Node, dice: random.Random) -> None:
+    _ask(node, "/restart", _ANSWER_S)
+
+
+@_fault("stop agent", "agent dead", role="leader", planned=True)
+def _stop_agent(stage: Stage, node: Node, dice: random.Random) -> None:
+    """SIGTERM, as for maintenance: PostgreSQL is stopped, the key given away."""
+    node.stop()
 
 
 @_fault("begin a switchover", role="leader")
 def _begin_switchover(stage: Stage, node: Node, dice: random.Random) -> None:
     """Asked and not waited for: the next fault comes in the middle of it."""
-    _ask_switchover(node, dice.choice((0.02, 0.1, 0.2, 0.4)))
+    _ask(node, "/switchover", dice.choice((0.02, 0.1, 0.2, 0.4)), leader=node.name)
+
+
+@_fault("begin a failover", role="leader")
+def _begin_failover(stage: Stage, node: Node, dice: random.Random) -> None:
+    """An operator names the successor and takes the loss."""
+    candidate = dice.choice([other.name for other in stage.nodes if other is not node])
+    _ask(node, "/failover", dice.choice((0.02, 0.2)), candidate=candidate)

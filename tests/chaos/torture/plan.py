@@ -19,8 +19,9 @@ from tests.chaos.torture.faults import Effect, Fault
 _BETWEEN_S = (0.0, 0.05, 0.5, 2.0)
 #: How long the last fault lasts, in leases.
 _LASTS_TTL = (0.0, 0.3, 1.0, 1.5, 2.0)
-#: A round of its own kind is drawn this often.
+#: A round of its own kind is drawn this often; of those, this share are switchovers.
 _PLANNED_SHARE = 0.15
+_SWITCHOVER_SHARE = 0.5
 _ON_LEADER_SHARE = 0.75
 
 
@@ -61,11 +62,14 @@ def fenced(effects: Iterable[Effect]) -> bool:
     return guardian or agent or kernel
 
 
-def draw(dice: random.Random, ttl_s: float, standbys: int) -> Round:
-    """One to three faults that leave every node's fence somebody to act; sometimes a lone switchover."""
+def draw(dice: random.Random, ttl_s: float, standbys: int, *, disks: bool = True) -> Round:
+    """One to three faults that leave every node's fence somebody to act; sometimes a lone planned operation.
+
+    disks: the nodes have disks of their own, which can hang and fill up.
+    """
     if dice.random() < _PLANNED_SHARE:
-        return single("switchover", lasts_s=0.0)
-    choice = [fault for fault in faults.ALL.values() if not fault.planned]
+        return _planned(dice, standbys)
+    choice = [fault for fault in faults.ALL.values() if not fault.planned and (disks or not fault.disk)]
     effects: dict[int | None, set[Effect]] = {}
     steps: list[Step] = []
     for _ in range(dice.choice((1, 1, 2, 2, 3))):
@@ -81,6 +85,16 @@ def draw(dice: random.Random, ttl_s: float, standbys: int) -> Round:
     last = steps[-1]
     steps[-1] = Step(last.fault, last.standby, dice.choice(_LASTS_TTL) * ttl_s)
     return Round(tuple(steps))
+
+
+def _planned(dice: random.Random, standbys: int) -> Round:
+    """Half of the time the one operation whose promise is hardest to keep."""
+    others = [fault for fault in faults.ALL.values() if fault.planned and fault.name != "switchover"]
+    if dice.random() < _SWITCHOVER_SHARE:
+        return single("switchover", lasts_s=0.0)
+    fault = dice.choice(others)
+    leader = fault.role == "leader" or dice.random() < _ON_LEADER_SHARE
+    return single(fault.name, lasts_s=0.0, standby=None if leader else dice.randrange(standbys))
 
 
 def single(*names: str, lasts_s: float, standby: int | None = None) -> Round:

@@ -27,6 +27,7 @@ def as_data(campaign: Campaign) -> dict[str, Any]:
         "ttl_s": campaign.ttl_s,
         "nodes": campaign.nodes,
         "etcd_members": campaign.etcds,
+        "disks": campaign.disks,
         "control": _round(campaign.control) if campaign.control is not None else None,
         "rounds": [_round(result) for result in campaign.results],
         "broken": campaign.broken,
@@ -52,8 +53,9 @@ def _round(result: Result) -> dict[str, Any]:
 _INTRODUCTION = """# Chaos report
 
 Written by `make chaos`. Every host is a network namespace; every fault is real: processes killed or stopped,
-packets lost. Clients write on every server all the time, through sessions opened before the fault and after
-it, inside transactions and procedures too. `tests/chaos/torture/checker.py` says what is judged and how.
+packets lost, disks hung or full. Clients write on every server all the time, through sessions opened before
+the fault and after it, inside transactions and procedures too. `tests/chaos/torture/checker.py` says what is
+judged and how.
 """
 
 
@@ -69,7 +71,8 @@ def markdown(campaign: Campaign) -> str:
 def _summary(campaign: Campaign) -> str:
     verdict = "passed" if campaign.passed else "**FAILED**"
     when = time.strftime("%Y-%m-%d", time.gmtime())
-    hosts = f"{campaign.nodes} servers, {campaign.etcds} etcd members, ttl {campaign.ttl_s:g} s"
+    disks = "a disk each" if campaign.disks else "no disks of their own, so none hung or full"
+    hosts = f"{campaign.nodes} servers ({disks}), {campaign.etcds} etcd members, ttl {campaign.ttl_s:g} s"
     doubles = campaign.control.double_acknowledged if campaign.control else 0
     seen = f"seen: {doubles} writes acknowledged by two servers" if campaign.control_seen else "**NOT SEEN**"
     return (
@@ -81,16 +84,18 @@ def _summary(campaign: Campaign) -> str:
 
 def _figures(results: list[Result]) -> str:
     planned = [result for result in results if result.plan.planned]
+    switchovers = [result for result in planned if "switchover" in str(result.plan)]
     recovered = [result.recovery_s for result in results if result.recovery_s is not None]
     rows = [
         ("acknowledged writes", f"{sum(result.acknowledged for result in results)}"),
-        ("planned switchovers carried out", f"{sum(_moved(r) for r in planned)} of {len(planned)}"),
+        ("planned switchovers carried out", f"{sum(map(_moved, switchovers))} of {len(switchovers)}"),
+        ("planned stops and restarts", f"{len(planned) - len(switchovers)}"),
         ("acknowledged by two servers at once", f"{sum(r.double_acknowledged for r in results)}"),
         ("write gap, median (worst)", _median_worst(result.gap_s for result in results)),
-        ("write gap of planned switchovers", _median_worst(result.gap_s for result in planned)),
+        ("write gap of planned switchovers", _median_worst(result.gap_s for result in switchovers)),
         ("recovery after the last fault, median (worst)", _median_worst(recovered)),
         ("acknowledged rows lost, asynchronous", f"{sum(result.lost_rows for result in results)}"),
-        ("acknowledged rows lost, planned switchovers", f"{sum(result.lost_rows for result in planned)}"),
+        ("acknowledged rows lost, planned operations", f"{sum(result.lost_rows for result in planned)}"),
         ("largest loss", f"{max(result.lost_bytes for result in results)} bytes of WAL"),
         ("violations", f"{sum(len(result.violations) for result in results)}"),
     ]

@@ -61,7 +61,7 @@ class Runner:
             for client, count in _WARM.items():
                 writers.wait_acknowledged(count, client)
             began = time.monotonic()
-            leader = self.stage.cluster.leader()
+            leader = stage.cluster.leader()
             self._break(plan, leader)
             if until is not None:
                 until(writers, leader)
@@ -86,7 +86,8 @@ class Runner:
         self, plan: Round, evidence: Evidence, began: float, healed_at: float, recovered_at: float | None
     ) -> Result:
         held = self._held() if recovered_at is not None else evidence.acknowledged | self._kept
-        facts = Facts(evidence.writes, held, healed_at, recovered_at)
+        reports = self.stage.reports() if recovered_at is not None else None
+        facts = Facts(evidence.writes, held, healed_at, recovered_at, reports)
         limits = self._limits(plan)
         violations = checker.check(facts, limits)
         gone = self._kept - held

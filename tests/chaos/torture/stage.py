@@ -27,6 +27,7 @@ import pytest
 from tests.support.cluster import Cluster, Node
 from tests.support.etcd import EtcdCluster, EtcdServer
 from tests.support.netns import Host, Network
+from tests.support.storage import Disk
 from tests.support.wait import DEADLINE_S, pause
 
 #: For what has no lease to wait for, seconds: start, crash recovery, pg_rewind, a fresh clone, on a machine
@@ -45,11 +46,20 @@ class Stage:
     """`nodes` servers with agents, `etcds` members. Nothing runs before `start`; `with` starts and cleans.
 
     dcs: laid over `bootstrap.dcs`. With `synchronous_mode` in it no round may lose an acknowledged write.
+    disks: data and state of each node lie on a disk of its own, as they do in production, which can hang.
     """
 
     def __init__(
-        self, nodes: int = 3, etcds: int = 3, *, ttl: float = 6, dcs: Mapping[str, Any] | None = None
+        self,
+        nodes: int = 3,
+        etcds: int = 3,
+        *,
+        ttl: float = 6,
+        dcs: Mapping[str, Any] | None = None,
+        disks: bool = False,
     ) -> None:
+        self._with_disks = disks
+        self._disks: dict[str, Disk] = {}
         self._dcs = dict(dcs or {})
         self._timings = {"ttl": ttl, "loop_wait": 1.0, "retry_timeout": 1.0}
         self._names = ([f"n{i}" for i in range(nodes)], [f"e{i}" for i in range(etcds)])
@@ -94,23 +104,36 @@ class Stage:
             nodes=len(nodes),
             etcd=self.etcd.servers[0],
             node_config={"etcd3": endpoints},
-            # Shared memory of killed servers must go with their directory.
-            parameters={"log_min_messages": "log", "dynamic_shared_memory_type": "mmap"},
+            # A commit that waits for no disk would not notice that it hangs.
+            parameters={"log_min_messages": "log", "fsync": "on" if self._with_disks else "off"},
             hosts=[self._hosts[name] for name in nodes],
             dcs=self._dcs,
             ttl=self._timings["ttl"],
             loop_wait=self._timings["loop_wait"],
             retry_timeout=self._timings["retry_timeout"],
         )
+        if self._with_disks:
+            self._add_disks()
         self.cluster.start()
+
+    def _add_disks(self) -> None:
+        for node in self.nodes:
+            place = node.root / "disk"
+            node.data_dir, node.state_dir = place / "data", place / "data.haagent"
+            self._disks[node.name] = Disk(place, noatime=True)
+            self._disks[node.name].open()
 
     def close(self, *, failed: bool = False) -> None:
         with contextlib.ExitStack() as last:
             last.callback(self.network.close)
             if hasattr(self, "etcd"):
                 last.callback(self.etcd.close)
+            for disk in self._disks.values():
+                last.callback(disk.close)
             if hasattr(self, "cluster"):
                 last.callback(self.cluster.close, failed=failed)
+            # First of all: looking at what is on a hung disk hangs.
+            last.callback(self._heal_disks)
 
     def __enter__(self) -> Self:
         try:
@@ -138,6 +161,13 @@ class Stage:
     def host(self, name: str) -> Host:
         return self._hosts[name]
 
+    def disk(self, name: str) -> Disk:
+        return self._disks[name]
+
+    @property
+    def has_disks(self) -> bool:
+        return self._with_disks
+
     def others(self, name: str) -> list[str]:
         """Every host but this one, etcd members too."""
         return [other for other in self._hosts if other != name]
@@ -150,6 +180,7 @@ class Stage:
 
     def heal(self) -> float:
         """Undo every fault. Returns when that was done, CLOCK_MONOTONIC seconds."""
+        self._heal_disks()
         self.network.heal()
         for member in self.members:
             if member.running:
@@ -161,6 +192,12 @@ class Stage:
             if not node.agent_running:
                 node.start()
         return time.monotonic()
+
+    def _heal_disks(self) -> None:
+        for disk in self._disks.values():
+            disk.resume()
+        for disk in self._disks.values():
+            disk.free()
 
     def wait_recovered(self) -> float | None:
         """When one node led and all others followed it, CLOCK_MONOTONIC; None: not in `recovery_s`."""
@@ -220,6 +257,11 @@ class Stage:
 
     def _published(self) -> int:
         return int(json.loads(self.cluster.key("status") or "{}").get("optime", 0))
+
+    def reports(self) -> dict[int, str]:
+        """Timeline -> what its promotion said that it may lose, as operators read it in the history."""
+        claims = json.loads(self.cluster.key("haagent_claims") or "[]")
+        return {int(claim["timeline"]): str(claim.get("note")) for claim in claims}
 
     def log_files(self) -> list[tuple[str, Path]]:
         """(file name to keep it under, path) of every log there is."""
