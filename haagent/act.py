@@ -230,8 +230,7 @@ class Interpreter:
         rows = self._history_rows(action.timeline)
         limit = self._obs.settings.max_timelines_history if self._obs is not None else 0
         rows = rows[-limit:] if limit > 0 else rows
-        self._put_as_leader(codec.HISTORY, codec.encode_history(tuple(rows)))
-        return True
+        return self._put_as_leader(codec.HISTORY, codec.encode_history(tuple(rows)))
 
     def _history_rows(self, timeline: int) -> list[HistoryRow]:
         """The local history file; time and leader of older rows as the store has them (contract 1.3)."""
@@ -302,9 +301,10 @@ class Interpreter:
         return self.runner.start("start standby", partial(self.jobs.start_standby, action.upstream))
 
     def _promote(self, action: a.Promote) -> bool:
-        epoch, timeline = action.guard.epoch, ((self._obs.instance.timeline or 0) + 1 if self._obs else 0)
+        epoch = action.guard.epoch
         assert epoch is not None
-        return self.runner.start("promote", partial(self.jobs.promote, timeline, epoch), "", epoch)
+        body = partial(self.jobs.promote, action.above, action.timeline, epoch)
+        return self.runner.start("promote", body, f"to timeline {action.timeline}", epoch)
 
     def _checkpoint(self, action: a.Checkpoint) -> bool:
         epoch = action.guard.epoch

@@ -8,7 +8,6 @@ last sample) and to peers in an election (a fresh one); it alone may be held up 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -157,7 +156,6 @@ class LocalInstance:
         self._history: tuple[int, tuple[TimelineSwitch, ...]] = (0, ())
         self._applied: Applied | None = None
         self._server: config_files.ServerConfig | None = None
-        self._claims: tuple[tuple[int, int], ...] | None = None
         self._kept: Mapping[str, Any] | None = None
         self.storage = Storage(runtime, on_change)
         self.settings: Settings = Settings.default()
@@ -293,7 +291,6 @@ class LocalInstance:
             control=self._control,
             sample=sample,
             last_exit=self._last_exit,
-            claimed=self.claims(),
             unfinished=self._unfinished(),
             follows=self._follows(sample),
             storage_hangs=self.storage.hangs is not None,
@@ -315,7 +312,6 @@ class LocalInstance:
             control=self._control,
             sample=Unavailable(self._now(), "PostgreSQL does not run"),
             last_exit=self._last_exit_facts(state),
-            claimed=self.claims(),
             unfinished=self._unfinished(),
             storage_hangs=self.storage.hangs is not None,
         )
@@ -364,25 +360,6 @@ class LocalInstance:
 
     def _state_path(self, name: str) -> str:
         return f"{self.config.postgresql.state_dir}/{name}"
-
-    def claims(self) -> tuple[tuple[int, int], ...]:
-        """(timeline, epoch) of every promotion this data directory was told to make (H15)."""
-        if self._claims is None:
-            self._claims = _parsed_claims(self.pg.read_text(self._state_path("claims.json")))
-        return self._claims
-
-    def remember_claim(self, timeline: int, epoch: int) -> None:
-        """Durable before the promotion is asked for."""
-        self._write_claims((*self.claims(), (timeline, epoch))[-20:])
-
-    def forget_claims(self) -> None:
-        """The data directory is another one now (cloned)."""
-        self._write_claims(())
-
-    def _write_claims(self, claims: tuple[tuple[int, int], ...]) -> None:
-        self._claims = None  # until the file is known to hold them
-        self.pg.write_synced(self._state_path("claims.json"), json.dumps(claims))
-        self._claims = claims
 
     def _unfinished(self) -> str | None:
         return "rewind" if self.pg.rewind_interrupted(self.config.postgresql.data_dir) else None
@@ -522,6 +499,8 @@ class LocalInstance:
         wanted = self._wanted(writable, upstream)
         self._write_files(wanted.files, wanted)
         self._applied = wanted
+        if isinstance(self._control, ControlData):
+            self.pg.free_timelines(pg.data_dir, self._control)
         if writable:
             self.pg.remove_standby_signal(pg.data_dir)
         else:
@@ -586,10 +565,3 @@ class LocalInstance:
     def log_tail(self) -> str:
         """Last FATAL, PANIC or ERROR line of the postmaster's own output, for people."""
         return self.pg.log_tail(self._state_path("postgresql.log"))
-
-
-def _parsed_claims(text: str | None) -> tuple[tuple[int, int], ...]:
-    try:
-        return tuple((int(t), int(e)) for t, e in json.loads(text or "[]"))
-    except (ValueError, TypeError):
-        return ()

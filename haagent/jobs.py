@@ -21,7 +21,7 @@ from haagent.runtime import Event, Runtime
 from postgres_ctl import basebackup, bootstrap, rewind
 from postgres_ctl.api import Cancellation, ConnectionTarget
 from postgres_ctl.errors import PostgresError
-from postgres_ctl.facts import ControlData, ControlState, InstanceSample, Lsn, TimelineSwitch
+from postgres_ctl.facts import ControlData, ControlState, InstanceSample, Lsn, parting
 
 log = logging.getLogger(__name__)
 
@@ -239,12 +239,12 @@ class InstanceJobs:
 
     # --- promote
 
-    def promote(self, timeline: int, epoch: int, cancel: Cancellation) -> dict[str, Any]:
-        """Promote under the armed epoch; the guardian checks the deadline once more (H8)."""
+    def promote(self, above: int, timeline: int, epoch: int, cancel: Cancellation) -> dict[str, Any]:
+        """Promote to the claimed timeline under the armed epoch; the guardian looks at its deadline (H8)."""
         link = self.instance.link
         if link is None:
             raise Failed("no guardian")
-        self.instance.remember_claim(timeline, epoch)
+        self._pg.hold_timelines(self.instance.config.postgresql.data_dir, above, timeline)
         outcome = link.promote(epoch, 5.0)
         if not isinstance(outcome, guardian.Done):
             raise Failed(str(getattr(outcome, "reason", None) or getattr(outcome, "cause", outcome)))
@@ -283,7 +283,6 @@ class InstanceJobs:
         )
         for warning in self._pg.bootstrap(spec, INITDB_S, cancel):
             log.warning("%s", warning)
-        self.instance.forget_claims()
         lines = config.bootstrap.pg_hba
         if lines and self.instance.effective.config.pg_hba is None:
             self._pg.append_hba(pg.data_dir, lines)  # to the end of initdb's file
@@ -311,7 +310,6 @@ class InstanceJobs:
         )
         for warning in self._pg.clone(spec, COPY_S, cancel):
             log.warning("%s", warning)
-        self.instance.forget_claims()
         log.info("replica has been created using basebackup")
         return {"source": source}
 
@@ -357,7 +355,7 @@ class InstanceJobs:
         if mine > theirs:
             return f"on timeline {mine}, the leader is on {theirs}"
         history = self._pg.timeline_history(target, theirs, IDENTIFY_S)
-        switch = _switch_from(history, mine)
+        switch = next((s for s in history if s.timeline == mine), None)
         if switch is None:
             return f"timeline {mine} is no part of the leader's history"
         if position > switch.switch_lsn:
@@ -365,19 +363,15 @@ class InstanceJobs:
         return None
 
     def rewind(self, source: str, cancel: Cancellation) -> dict[str, Any]:
-        """Clean shutdown where due, keep aside what is discarded, pg_rewind (contract 2.9, rule 7)."""
+        """Keep aside what is discarded, then pg_rewind (contract 2.9, rule 7)."""
         self._require_storage()
         host_port = self._upstream(source)
         assert host_port is not None
         pg = self.instance.effective.config
         control = self._pg.control_data(pg.bin_dir, pg.data_dir)
-        server = self.instance.server_config()
         target = self.instance.peer_target(*host_port, "replication")
         rewinder = self.instance.peer_target(*host_port, "rewind")
         self._pg.write_pgpass(pg.pgpass, [target, rewinder])
-        if not self._pg.rewind_interrupted(pg.data_dir):
-            self._pg.make_clean(pg.bin_dir, pg.data_dir, control, REWIND_S, cancel, server.config_file)
-            control = self._pg.control_data(pg.bin_dir, pg.data_dir)
         report = self._keep_aside(control, target)
         outcome = self._pg.rewind(
             rewind.RewindSpec(pg.data_dir, pg.bin_dir, rewinder, pg.pgpass), REWIND_S, cancel
@@ -390,14 +384,18 @@ class InstanceJobs:
     def _keep_aside(self, control: ControlData, target: ConnectionTarget) -> str:
         """What pg_rewind will discard, kept beside the data directory; one line for people."""
         data_dir = self.instance.config.postgresql.data_dir
-        theirs = self._pg.identify_system(target, IDENTIFY_S)
-        if theirs.timeline <= control.timeline:
+        mine = control.newest_timeline
+        theirs = self._pg.identify_system(target, IDENTIFY_S).timeline
+        if theirs == mine:
             return "same timeline as the leader"
-        history = self._pg.timeline_history(target, theirs.timeline, IDENTIFY_S)
-        switch = _switch_from(history, control.timeline)
-        if switch is None:
-            return f"timeline {control.timeline} is no part of the leader's history"
-        report = self._pg.keep_diverged_wal(data_dir, control, switch.switch_lsn)
+        ours = self._pg.history(data_dir, mine)
+        if ours is None and self._pg.rewind_interrupted(data_dir):
+            return "kept aside when pg_rewind was begun"
+        if ours is None:
+            raise Failed(f"timeline {mine} has no history file: what would be discarded is not known")
+        parted_at = parting(ours, mine, self._pg.timeline_history(target, theirs, IDENTIFY_S), theirs)
+        assert parted_at is not None, "two timelines part somewhere"
+        report = self._pg.keep_diverged_wal(data_dir, control, parted_at)
         if report.lsn_to <= report.lsn_from:
             return "no WAL discarded"
         return (
@@ -411,10 +409,6 @@ def _close_when_cancelled(session: Session, cancel: Cancellation, done: Event) -
         if cancel.wait(CANCEL_LOOK_S):
             session.close()
             return
-
-
-def _switch_from(history: tuple[TimelineSwitch, ...], timeline: int) -> TimelineSwitch | None:
-    return next((s for s in history if s.timeline == timeline), None)
 
 
 def _options(arguments: tuple[str, ...]) -> list[str | dict[str, object]]:

@@ -75,6 +75,10 @@ class Postgres(Protocol):
 
     def history_mtime(self, data_dir: str, timeline: int) -> str | None: ...
 
+    def hold_timelines(self, data_dir: str, above: int, wanted: int) -> None: ...
+
+    def free_timelines(self, data_dir: str, control: ControlData) -> None: ...
+
     def wipe(self, data_dir: str) -> None: ...
 
     # --- the agent's own files
@@ -118,16 +122,6 @@ class Postgres(Protocol):
     def rewind_interrupted(self, data_dir: str) -> bool: ...
 
     def forget_rewind(self, data_dir: str) -> None: ...
-
-    def make_clean(
-        self,
-        bin_dir: str,
-        data_dir: str,
-        control: ControlData,
-        deadline_s: float,
-        cancel: Cancellation,
-        config_file: str,
-    ) -> None: ...
 
     def keep_diverged_wal(self, data_dir: str, control: ControlData, switch_lsn: Lsn) -> DiscardReport: ...
 

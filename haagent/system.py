@@ -26,6 +26,7 @@ from postgres_ctl import (
     process,
     queries,
     rewind,
+    timelines,
 )
 from postgres_ctl.api import Cancellation, ConnectionTarget
 from postgres_ctl.facts import ControlData, DataDirState, Lsn, TimelineSwitch
@@ -105,6 +106,12 @@ class SystemPostgres:
     def history_mtime(self, data_dir: str, timeline: int) -> str | None:
         return controldata.history_mtime(data_dir, timeline)
 
+    def hold_timelines(self, data_dir: str, above: int, wanted: int) -> None:
+        timelines.hold_numbers(data_dir, above, wanted)
+
+    def free_timelines(self, data_dir: str, control: ControlData) -> None:
+        timelines.free_numbers(data_dir, control)
+
     def wipe(self, data_dir: str) -> None:
         datadir.wipe(data_dir)
 
@@ -181,17 +188,6 @@ class SystemPostgres:
 
     def forget_rewind(self, data_dir: str) -> None:
         rewind.forget_interruption(data_dir)
-
-    def make_clean(
-        self,
-        bin_dir: str,
-        data_dir: str,
-        control: ControlData,
-        deadline_s: float,
-        cancel: Cancellation,
-        config_file: str,
-    ) -> None:
-        rewind.make_clean(bin_dir, data_dir, control, deadline_s, cancel, config_file)
 
     def keep_diverged_wal(self, data_dir: str, control: ControlData, switch_lsn: Lsn) -> rewind.DiscardReport:
         keep = rewind.diverged_dir(data_dir, control.timeline, switch_lsn)

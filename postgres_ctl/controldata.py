@@ -17,6 +17,7 @@ from postgres_ctl.facts import ControlData, ControlState, Lsn, TimelineSwitch
 __all__ = [
     "data_dir_state",
     "history_mtime",
+    "history_path",
     "major_version",
     "parse_controldata",
     "parse_history",
@@ -89,7 +90,8 @@ def major_version(data_dir: str) -> int | None:
 # --- history files --------------------------------------------------------------------------------
 
 
-def _history_path(data_dir: str, timeline: int) -> str:
+def history_path(data_dir: str, timeline: int) -> str:
+    """Where the history file of `timeline` is, or would be."""
     return os.path.join(data_dir, "pg_wal", f"{timeline:08X}.history")
 
 
@@ -114,7 +116,7 @@ def read_history(data_dir: str, timeline: int) -> tuple[TimelineSwitch, ...] | N
     """
     if timeline <= 1:
         return ()
-    path = _history_path(data_dir, timeline)
+    path = history_path(data_dir, timeline)
     try:
         with open(path, encoding="utf-8", errors="replace") as f:
             return parse_history(f.read())
@@ -127,7 +129,7 @@ def read_history(data_dir: str, timeline: int) -> tuple[TimelineSwitch, ...] | N
 def history_mtime(data_dir: str, timeline: int) -> str | None:
     """When the history file was written, ISO with the local offset (contract 1.3); None without a file."""
     try:
-        written = os.stat(_history_path(data_dir, timeline)).st_mtime
+        written = os.stat(history_path(data_dir, timeline)).st_mtime
     except OSError:
         return None
     return datetime.datetime.fromtimestamp(written).astimezone().isoformat()

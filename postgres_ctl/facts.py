@@ -41,6 +41,28 @@ class TimelineSwitch:
     reason: str
 
 
+def parting(
+    ours: tuple[TimelineSwitch, ...], mine: int, theirs: tuple[TimelineSwitch, ...], their: int
+) -> Lsn | None:
+    """Up to where two lines of timelines are one; None while the line itself never parts.
+
+    `ours` is the history of timeline `mine`, whose end is open, `theirs` that of `their`."""
+    begun = Lsn(0)
+    for (a, a_ends), (b, b_ends) in zip(_ends(ours, mine), _ends(theirs, their), strict=False):
+        if a != b:
+            return begun
+        ends = [end for end in (a_ends, b_ends) if end is not None]
+        if a_ends != b_ends:
+            return min(ends)
+        if a_ends is not None:
+            begun = a_ends
+    return None
+
+
+def _ends(history: tuple[TimelineSwitch, ...], timeline: int) -> list[tuple[int, Lsn | None]]:
+    return [*((s.timeline, s.switch_lsn) for s in history), (timeline, None)]
+
+
 class DataDirState(Enum):
     MISSING_OR_EMPTY = "empty"
     VALID = "valid"
@@ -86,6 +108,17 @@ class ControlData:
     @property
     def shut_down_cleanly(self) -> bool:
         return self.state in (ControlState.SHUT_DOWN, ControlState.SHUT_DOWN_IN_RECOVERY)
+
+    @property
+    def newest_timeline(self) -> int:
+        """Of the last checkpoint, or of WAL replayed since."""
+        return max(self.timeline, self.min_recovery_end_timeline)
+
+
+def goes_on_in(control: ControlData, history: tuple[TimelineSwitch, ...]) -> bool:
+    """PostgreSQL's own question at a start: is a timeline of this history a child of this server's?"""
+    left = next((s.switch_lsn for s in history if s.timeline == control.newest_timeline), None)
+    return left is not None and control.checkpoint_lsn < left and control.min_recovery_end <= left
 
 
 @dataclass(frozen=True)

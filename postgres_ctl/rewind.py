@@ -1,9 +1,9 @@
 """pg_rewind: bringing a diverged data directory back onto the leader's history (contract 2.9).
 
 Theory. pg_rewind changes the directory in place and, once it copies, cannot be undone or resumed. So: a
-crashed server gets its clean shutdown first (single-user, by us, not by pg_rewind, so that what will be
-discarded is known before anything changes); the WAL to be discarded is copied aside (safety rule 7, call
-`keep_diverged_wal` between `make_clean` and `rewind`); and a marker beside the directory, with its device
+crashed server was started and stopped as a standby first (not in single-user mode, which would write a
+shutdown checkpoint into a history that is not its own any more, H14); the WAL to be discarded is copied aside
+(safety rule 7, call `keep_diverged_wal` before `rewind`); and a marker beside the directory, with its device
 and inode, tells a directory in which pg_rewind was interrupted: it must be rewound again or cloned,
 never started. After success standby.signal is in place before the marker goes.
 """
@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from postgres_ctl.api import Cancellation, ConnectionTarget, option_arguments, run_tool, tool
-from postgres_ctl.bootstrap import single_user
 from postgres_ctl.config_files import write_standby_signal
 from postgres_ctl.datadir import Marker, end_orphaned_tools, fsync_dir, require_unused
 from postgres_ctl.errors import DataDirError, PostgresError, ToolFailed
@@ -95,24 +94,6 @@ def forget_interruption(data_dir: str) -> None:
 
 def _marker(data_dir: str) -> Marker:
     return Marker(data_dir, ".rewinding")
-
-
-def make_clean(
-    bin_dir: str,
-    data_dir: str,
-    control: ControlData,
-    deadline_s: float,
-    cancel: Cancellation | None = None,
-    config_file: str | None = None,
-) -> None:
-    """Crash recovery and clean shutdown in single-user mode, when it is due.
-
-    Raises DataDirError (in use; or a crashed standby, which has to be started and stopped read-only by
-    the caller instead), ToolFailed.
-    """
-    require_unused(data_dir)
-    if not control.shut_down_cleanly:
-        single_user(bin_dir, data_dir, (), deadline_s, cancel, config_file=config_file)
 
 
 def rewind(spec: RewindSpec, deadline_s: float, cancel: Cancellation | None = None) -> RewindOutcome:

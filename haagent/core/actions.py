@@ -174,9 +174,11 @@ class StartStandby:
 
 @dataclass(frozen=True)
 class Promote:
-    """Job: promote under this epoch, wait until out of recovery."""
+    """Job: promote from timeline `above` to `timeline` under this epoch, wait until out of recovery."""
 
     guard: Guard
+    above: int
+    timeline: int
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,13 @@ from haagent.core.model import (
     Unavailable,
     unreadable,
 )
+from haagent.core.timelines import (
+    claims_unknown,
+    cluster_timeline,
+    diverged_detail,
+    leaves_the_line,
+    position_in_my_history,
+)
 from postgres_ctl.facts import InstanceSample, Lsn
 
 #: An answer asked for longer ago than this is asked for again, seconds. More than a peer may take to answer
@@ -140,39 +147,17 @@ def local_checks(obs: Observation, memory: Memory) -> tuple[Check, ...]:
             "the cluster asks for nothing this agent does not keep",
             f"the cluster asks for what this agent does not keep yet: {', '.join(obs.settings.unsupported)}",
         ),
-        _twin_check(obs),
+        _diverged_check(obs),
     )
 
 
-def _twin_check(obs: Observation) -> Check:
-    """H15: a timeline number that somebody else claimed after us holds another history."""
-    twin = twin_timeline(obs)
-    unknown = claims_unknown(obs)
-    if unknown is not None:
-        return Check("timeline.twin", False, unknown)
-    detail = f"timeline {twin} was claimed by another member as well" if twin else "no timeline claimed twice"
-    return Check("timeline.twin", twin is None, detail)
-
-
-def twin_timeline(obs: Observation) -> int | None:
-    """A timeline this data directory was primary on, claimed by another member in a later epoch."""
-    if isinstance(obs.cluster, Unavailable):
-        return None
-    latest = {claim.timeline: claim for claim in obs.cluster.claims}
-    for timeline, epoch in obs.instance.claimed:
-        claim = latest.get(timeline)
-        foreign = claim is not None and claim.epoch > epoch and claim.name != obs.me.name
-        if foreign and timeline == obs.instance.timeline:
-            return timeline
-    return None
-
-
-def claims_unknown(obs: Observation) -> str | None:
-    """Why a server that made its timeline itself cannot tell whether another one made it as well (H15)."""
-    cause = None if isinstance(obs.cluster, Unavailable) else unreadable(obs.cluster, "haagent_claims")
-    if cause is None or not any(timeline == obs.instance.timeline for timeline, _ in obs.instance.claimed):
-        return None
-    return f"who claimed timeline {obs.instance.timeline} cannot be read from the store: {cause}"
+def _diverged_check(obs: Observation) -> Check:
+    """H15: diverged WAL never promotes, unless an operator names this member."""
+    rule, detail = "timeline.diverged", diverged_detail(obs)
+    if detail is None:
+        return Check(rule, True, "its WAL is the cluster's")
+    waived = not isinstance(obs.cluster, Unavailable) and manual_failover_to_me(obs, obs.cluster)
+    return Check(rule, waived, detail + (", waived by a manual failover" if waived else ""))
 
 
 # --- what the DCS says --------------------------------------------------------------------------
@@ -184,18 +169,12 @@ def manual_failover_to_me(obs: Observation, cluster: ClusterSnapshot) -> bool:
     return request is not None and not request.is_switchover and request.candidate == obs.me.name
 
 
-def cluster_timeline(cluster: ClusterSnapshot) -> int:
-    """Last ended timeline + 1; 0 when there is no history (contract 1.3)."""
-    if cluster.history is None:
-        return 0
-    return cluster.history[-1].timeline + 1 if cluster.history else 1
-
-
 def expected_loss_bytes(obs: Observation, cluster: ClusterSnapshot) -> int | None:
     """Bytes of WAL that the last published position has and this member has not; None unknown."""
     if cluster.status is None or not isinstance(obs.instance.sample, InstanceSample):
         return None
-    return max(0, cluster.status.optime - obs.instance.sample.position.value)
+    position, left_at = obs.instance.sample.position, leaves_the_line(obs, cluster)
+    return max(0, cluster.status.optime - min(position, left_at or position).value)
 
 
 def expected_loss_text(obs: Observation, cluster: ClusterSnapshot) -> str:
@@ -212,6 +191,7 @@ def _cluster_checks(obs: Observation, memory: Memory, cluster: ClusterSnapshot) 
     return (
         _lag_check(obs, memory, cluster),
         _timeline_check(obs, cluster),
+        _claims_check(obs, cluster),
         _request_check(obs, memory, cluster),
         _resume_check(obs, memory),
         _former_leader_check(obs, memory, cluster),
@@ -242,13 +222,19 @@ def _lag_check(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> Ch
 
 def _timeline_check(obs: Observation, cluster: ClusterSnapshot) -> Check:
     mine, theirs = obs.instance.timeline, cluster_timeline(cluster)
-    if not obs.settings.check_timeline or manual_failover_to_me(obs, cluster):
-        return Check("timeline", True, f"on timeline {mine}, not compared")
-    broken = unreadable(cluster, "history")
-    if broken is not None:
+    waived, broken = manual_failover_to_me(obs, cluster), unreadable(cluster, "history")
+    if broken is not None and not waived:
         return Check("timeline", False, f"the timelines cannot be read from the store: {broken}")
+    if not obs.settings.check_timeline or waived:
+        return Check("timeline", True, f"on timeline {mine}, not compared")
     fine = mine is not None and mine >= theirs
     return Check("timeline", fine, f"on timeline {mine}, the cluster is on {theirs}")
+
+
+def _claims_check(obs: Observation, cluster: ClusterSnapshot) -> Check:
+    """H15: whoever cannot tell which timelines were claimed might make one a second time."""
+    unknown = None if manual_failover_to_me(obs, cluster) else claims_unknown(obs)
+    return Check("timeline.claims", unknown is None, unknown or "known which timelines were claimed")
 
 
 def _request_check(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> Check:
@@ -371,17 +357,6 @@ def _fresh(obs: Observation, memory: Memory, peer: Peer) -> bool:
         return peer.asked_at >= obs.now - SILENCE_LIFE_S
     since = memory.leader_missing_since or 0.0
     return peer.asked_at >= max(since, obs.now - ANSWER_LIFE_S)
-
-
-def position_in_my_history(obs: Observation, peer: PeerAnswer) -> Lsn:
-    """How far the peer got on *our* history: WAL beyond our switch point is diverged (H15).
-
-    A timeline we never came along parted from ours at the latest where we left the one before it."""
-    mine = obs.instance.timeline
-    if mine is None or peer.timeline is None or peer.timeline >= mine:
-        return peer.position
-    switch = next((s for s in reversed(obs.instance.history) if s.timeline <= peer.timeline), None)
-    return min(peer.position, switch.switch_lsn) if switch is not None else peer.position
 
 
 def _peer_checks(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> tuple[Check, ...]:

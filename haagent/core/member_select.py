@@ -177,10 +177,10 @@ def history_note(snapshot: ClusterSnapshot, row: HistoryRow) -> str | None:
     """What the promotion that ended this timeline said about its loss: from the row, or its claim."""
     if row.note:
         return row.note
-    for claim in snapshot.claims:
-        if claim.timeline == row.timeline + 1 and claim.name == row.new_leader:
-            return claim.note
-    return None
+    began = [r.timeline for r in snapshot.history or () if r.timeline > row.timeline]
+    claims = [c for c in snapshot.claims if c.timeline > row.timeline and c.name == row.new_leader]
+    made = (c for c in reversed(claims) if not began or c.timeline == began[0])
+    return next((c.note for c in made), None)
 
 
 # --- configuration ------------------------------------------------------------------------------

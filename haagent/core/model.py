@@ -72,8 +72,6 @@ class Instance:
     #: Timelines of the newest history file at hand, oldest first.
     history: tuple[TimelineSwitch, ...] = ()
     last_exit: LastExit | None = None
-    #: (timeline, epoch) of promotions this data directory has seen (H15).
-    claimed: tuple[tuple[int, int], ...] = ()
     #: Settings of the instance differ from the wanted files: ApplyConfig would change something.
     config_outdated: bool = False
     #: Host and port a standby follows now; None when nobody.
@@ -117,7 +115,7 @@ class Instance:
         if isinstance(self.sample, InstanceSample) and self.sample.timeline:
             return self.sample.timeline
         if isinstance(self.control, ControlData):
-            return max(self.control.timeline, self.control.min_recovery_end_timeline)
+            return self.control.newest_timeline
         return None
 
     @property

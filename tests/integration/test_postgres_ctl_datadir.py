@@ -38,11 +38,11 @@ from postgres_ctl.rewind import (
     diverged_dir,
     interrupted,
     keep_diverged_wal,
-    make_clean,
     possible,
     rewind,
 )
 from postgres_ctl.standby import Change, needs_change
+from postgres_ctl.timelines import free_numbers, hold_numbers
 from tests.support.postgres import (
     BIN_DIR,
     SUPERUSER,
@@ -297,6 +297,61 @@ def test_clone_by_command_gets_the_contract_arguments(server: Server, other: Ser
     assert (other.data_dir / "standby.signal").exists()
 
 
+# --- numbers of timelines ---------------------------------------------------------------------------
+
+
+def test_a_promotion_passes_over_the_numbers_that_were_claimed(server: Server, other: Server) -> None:
+    server.start()
+    other.clone_from(server)
+    other.start()
+    other.wait_streaming()
+    server.stop()
+    hold_numbers(str(other.data_dir), above=1, wanted=4)
+    other.sql("select pg_promote(true, 30)")
+    other.sql("create table kept as select 7 as n")
+    switches = read_history(str(other.data_dir), 4)
+    assert switches is not None
+    assert [s.timeline for s in switches] == [1]
+    recover_as_standby(server)
+    server.make_standby_conf(other)
+    server.start()
+    server.wait_streaming()
+    server.wait_replayed(other.value("select pg_current_wal_flush_lsn()::text"))
+    assert server.value("select n from kept") == 7
+
+
+def test_a_number_that_exists_is_refused(server: Server) -> None:
+    data = str(server.data_dir)
+    hold_numbers(data, above=1, wanted=3)
+    with pytest.raises(DataDirError, match="timeline 2 exists already"):
+        hold_numbers(data, above=1, wanted=2)
+
+
+def test_a_number_held_in_vain_does_not_keep_a_standby_from_starting(server: Server) -> None:
+    server.start()
+    server.stop()
+    (server.data_dir / "standby.signal").touch()
+    data = str(server.data_dir)
+    hold_numbers(data, above=1, wanted=4)
+    assert read_history(data, 3) == ()
+    free_numbers(data, read_controldata(BIN_DIR, data))
+    assert read_history(data, 2) is None
+    assert read_history(data, 3) is None
+    server.start()
+
+
+def test_the_history_of_a_child_is_kept(server: Server, other: Server) -> None:
+    switch = diverge(server, other)
+    assert switch
+    data = str(other.data_dir)
+    other.stop(signal.SIGQUIT)
+    control = read_controldata(BIN_DIR, data)
+    hold_numbers(data, above=2, wanted=5)
+    free_numbers(data, control)
+    assert read_history(data, 2) is not None
+    assert read_history(data, 3) is None
+
+
 # --- rewind -----------------------------------------------------------------------------------------
 
 
@@ -314,12 +369,19 @@ def diverge(old: Server, new: Server) -> Lsn:
     return timeline_history(target(new), 2, PLENTY_S)[0].switch_lsn
 
 
+def recover_as_standby(server: Server) -> None:
+    """Crash recovery without a record of its own, then a clean stop."""
+    (server.data_dir / "standby.signal").touch()
+    server.start()
+    server.stop()
+
+
 def test_rewind_after_divergence_keeps_what_it_discards(server: Server, other: Server) -> None:
     switch = diverge(server, other)
     data = str(server.data_dir)
     control = read_controldata(BIN_DIR, data)
     assert control.state is ControlState.IN_PRODUCTION
-    make_clean(BIN_DIR, data, control, PLENTY_S)
+    recover_as_standby(server)
     control = read_controldata(BIN_DIR, data)
     assert control.shut_down_cleanly
     assert possible(control, BIN_DIR)
@@ -327,7 +389,7 @@ def test_rewind_after_divergence_keeps_what_it_discards(server: Server, other: S
     kept = diverged_dir(data, 1, switch)
     report = keep_diverged_wal(data, control, switch, kept)
     assert report.lsn_from == switch
-    assert report.lsn_to == control.checkpoint_lsn
+    assert report.lsn_to == control.min_recovery_end
     assert report.discarded_bytes > 0
     assert report.segments_left_out == 0
     assert len(os.listdir(kept)) == report.segments_kept >= 1
@@ -377,14 +439,6 @@ def test_rewind_refuses_a_running_server(server: Server) -> None:
     assert isinstance(outcome, RewindFailed)
     assert "in use" in outcome.reason
     assert server.value("select 1") == 1
-
-
-def test_crashed_standby_is_not_made_clean_by_single_user_mode(server: Server) -> None:
-    server.start()
-    server.stop(signal.SIGQUIT)
-    (server.data_dir / "standby.signal").touch()
-    with pytest.raises(DataDirError, match="standby"):
-        make_clean(BIN_DIR, str(server.data_dir), read_controldata(BIN_DIR, str(server.data_dir)), PLENTY_S)
 
 
 # --- pg_control and shutdown ------------------------------------------------------------------------

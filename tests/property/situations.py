@@ -5,7 +5,7 @@ places follow, without any help of the code under test, who has more WAL than wh
 member observes: its own server, its history file, the answers of all others.
 
 Timelines grow from 1 in one line, each from a point of the one before; a member may sit on any of them, also
-beyond the point where the line went on (diverged). With `twin`, pg0 made the newest number once more (H15).
+beyond the point where the line went on (diverged).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
 
-from dcs.records import ClusterSnapshot, HistoryRow, Member, Status, Tags, TimelineClaim
+from dcs.records import ClusterSnapshot, HistoryRow, Member, Status, Tags
 from haagent.core.model import (
     Identity,
     Instance,
@@ -33,8 +33,6 @@ from tests.unit.core_facts import cluster as view
 
 #: Few and close together, so that ties and switch points are met often.
 STEP = 8
-#: The timeline `twin` made is another one than that of the line, under the same number.
-TWIN_BRANCH = 100
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,6 @@ class Node:
     tags: Tags
     #: All of its own WAL is read (H16).
     proven: bool
-    #: (timeline, epoch) it promoted.
-    claimed: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,7 +142,7 @@ def _instance(node: Node) -> Instance:
     here = lost_stream(node.place.end)
     assert isinstance(here.sample, InstanceSample)
     said = replace(here.sample, timeline=node.place.timeline, startup_waits_for_wal=node.proven)
-    return replace(here, sample=said, history=node.place.path, claimed=node.claimed)
+    return replace(here, sample=said, history=node.place.path)
 
 
 # --- drawing one --------------------------------------------------------------------------------------
@@ -179,29 +175,21 @@ def places(draw: st.DrawFn, line: tuple[TimelineSwitch, ...]) -> Place:
 
 
 @st.composite
-def situations(draw: st.DrawFn, plain: bool = False, twin: bool = False) -> Situation:
-    """`plain`: nothing but positions and timelines differs. `twin`: the first made a timeline of its own."""
+def situations(draw: st.DrawFn, plain: bool = False) -> Situation:
+    """`plain`: nothing but positions and timelines differs."""
     line = draw(lines())
     nodes = []
     for number in range(draw(st.integers(2, 7))):
         proven = plain or draw(st.sampled_from([True, True, True, False]))
         label = Tags() if plain else draw(tags)
         nodes.append(Node(f"pg{number}", draw(places(line)), label, proven))
-    claims: tuple[TimelineClaim, ...] = ()
-    if twin:
-        begins = line[-1].switch_lsn.value if line else 0
-        place = Place(TWIN_BRANCH, line, begins + draw(ends))
-        number = len(line) + 1
-        nodes[0] = replace(nodes[0], place=place, claimed=((number, 5),))
-        claims = (TimelineClaim(number, "pg0", 5), TimelineClaim(number, "pg1", 6))
-    return _situation(draw, tuple(nodes), line, claims)
+    return _situation(draw, tuple(nodes), line)
 
 
 def _situation(
     draw: st.DrawFn,
     nodes: tuple[Node, ...],
     line: tuple[TimelineSwitch, ...],
-    claims: tuple[TimelineClaim, ...],
 ) -> Situation:
     missing_since = NOW - draw(st.sampled_from([1.0, 29.0, 31.0, 500.0]))
     memory = Memory(leader_missing_since=missing_since, last_leader="gone", last_epoch=7)
@@ -210,6 +198,6 @@ def _situation(
     limit = draw(st.sampled_from([0, 5 * STEP, 1048576]))
     settings = Settings(maximum_lag_on_failover_bytes=limit, check_timeline=draw(st.booleans()))
     status = None if optime is None else Status(optime)
-    snapshot = view(leader=None, status=status, history=rows, claims=claims, members=())
+    snapshot = view(leader=None, status=status, history=rows, members=())
     bare = Situation(nodes, snapshot, settings, memory)
     return replace(bare, snapshot=replace(snapshot, members=bare.published()))

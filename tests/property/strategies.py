@@ -128,7 +128,6 @@ histories = st.none() | st.lists(
     st.builds(HistoryRow, st.integers(1, 4), positions, st.just("x")), max_size=2
 ).map(tuple)
 claims = st.lists(st.builds(TimelineClaim, st.integers(1, 4), names, epochs), max_size=2).map(tuple)
-claimed = st.lists(st.tuples(st.integers(1, 4), epochs), max_size=2).map(tuple)
 
 snapshots = st.builds(
     ClusterSnapshot,
@@ -193,7 +192,6 @@ instances = st.builds(
         st.builds(TimelineSwitch, st.integers(1, 3), positions.map(Lsn), st.just("x")), max_size=2
     ).map(tuple),
     last_exit=st.none() | st.builds(LastExit, booleans, booleans),
-    claimed=claimed,
     config_outdated=booleans,
     storage_hangs=booleans,
     follows=st.sampled_from([None, ("10.0.0.0", 5432)]),
@@ -392,7 +390,6 @@ SPOILT = (
         leftovers=booleans,
         last_exit=st.none() | st.builds(LastExit, booleans, booleans),
         unfinished=st.just("rewind"),
-        claimed=claimed,
         writable=booleans,
     ),
     *_fields("lease", fence_at=maybe_time, closed_epoch=st.sampled_from([4, 5, 500]), disarmed=booleans),

@@ -262,7 +262,7 @@ DOWN = Unavailable(NOW - 5, "connection refused")
 BAD: dict[Callable[[Observation, Decision], None], tuple[Observation, tuple[a.Action, ...]]] = {
     writable_only_under_a_held_lease: (obs("pg1", stopped()), (a.StartPrimary(GUARD),)),
     every_guard_names_our_tenure: (HELD, (a.Checkpoint(a.Guard(epoch=4), background=True),)),
-    promotion_is_claimed_first: (HELD, (a.Promote(GUARD), a.WriteClaim(2, 5, 0))),
+    promotion_is_claimed_first: (HELD, (a.Promote(GUARD, 1, 2), a.WriteClaim(2, 5, 0))),
     without_the_store_nothing_new: (replace(HELD, cluster=DOWN), (a.TakeLeader(),)),
     nothing_starts_beside_a_living_server: (HELD, (a.StartStandby(None),)),
     nobody_takes_a_key_that_is_held: (obs("pg1", standby()), (a.TakeLeader(),)),

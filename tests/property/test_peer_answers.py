@@ -9,8 +9,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from haagent.core.candidate import has_received, position_in_my_history, standing
+from haagent.core.candidate import has_received, standing
 from haagent.core.model import Memory, PeerAnswer
+from haagent.core.timelines import position_in_my_history
 from haagent.peers import parse_answer
 from postgres_ctl.facts import Lsn
 from tests.property.raw_store import any_bytes, any_json, numbers

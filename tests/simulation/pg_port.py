@@ -255,6 +255,14 @@ class SimPostgres:
         written = self._dd(data_dir).history_times.get(timeline)
         return None if written is None else datetime.fromtimestamp(WALL_S + written, UTC).isoformat()
 
+    def hold_timelines(self, data_dir: str, above: int, wanted: int) -> None:
+        self.before("pg.hold-timelines")
+        self._dd(data_dir).hold_numbers(above, wanted)
+        self.process.boundary("pg.hold-timelines", "after")
+
+    def free_timelines(self, data_dir: str, control: ControlData) -> None:
+        self._dd(data_dir).free_numbers()
+
     def wipe(self, data_dir: str) -> None:
         self.before("pg.wipe")
         dd = self._dd(data_dir)
@@ -347,17 +355,6 @@ class SimPostgres:
 
     def forget_rewind(self, data_dir: str) -> None:
         self._dd(data_dir).rewinding = False
-
-    def make_clean(
-        self,
-        bin_dir: str,
-        data_dir: str,
-        control: ControlData,
-        deadline_s: float,
-        cancel: Cancellation,
-        config_file: str,
-    ) -> None:
-        self._tool("pg.make-clean", pg_tools.make_clean, data_dir, cancel, control.shut_down_cleanly)
 
     def keep_diverged_wal(self, data_dir: str, control: ControlData, switch_lsn: Lsn) -> DiscardReport:
         self.before("pg.keep-wal")

@@ -122,7 +122,7 @@ def _copy(dd: DataDir, source: DataDir, count: int, start: Control) -> None:
     dd.records = source.records[:count]
     dd.durable = count
     dd.histories = {tl: h for tl, h in source.histories.items() if tl <= dd.timeline}
-    dd.history_times = {tl: source.history_times[tl] for tl in dd.histories}
+    dd.history_times = {tl: at for tl, at in source.history_times.items() if tl in dd.histories}
     dd.control = Control(
         ControlState.IN_ARCHIVE_RECOVERY, start.checkpoint, start.redo, start.timeline, count, dd.timeline
     )
@@ -137,20 +137,6 @@ def require_unused(host: SimHost, dd: DataDir) -> None:
 
 
 # --- pg_rewind ------------------------------------------------------------------------------------
-
-
-def make_clean(
-    host: SimHost, dd: DataDir, sleep: Callable[[float], None], cancel: Cancellation, clean: bool
-) -> None:
-    """Crash recovery and a shutdown checkpoint, by a server that listens nowhere."""
-    require_unused(host, dd)
-    if clean:
-        return
-    if dd.standby_signal:
-        raise DataDirError(f"{dd.path} is a standby's: single-user mode cannot recover it")
-    work(host, sleep, "make-clean", cancel, lambda: None)
-    record = dd.append(SHUTDOWN, dd.timeline, host.name)
-    dd.control = Control(ControlState.SHUT_DOWN, record.index, record.index, record.timeline)
 
 
 def rewind(

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from postgres_ctl.facts import ControlState, InstanceSample, Lsn, TimelineSwitch
+from postgres_ctl.facts import ControlState, InstanceSample, Lsn, TimelineSwitch, goes_on_in
 from tests.simulation import replication
 from tests.simulation.machine import Proc
 from tests.simulation.samples import Settings, build_sample, start_time
@@ -180,6 +180,9 @@ class Server:
         if dd.damaged:
             self._mixed("started after an interrupted pg_rewind")
         as_standby = dd.standby_signal
+        if as_standby and not _is_child(dd):
+            self._step("exec", partial(self._exit, 1))
+            return
         self.replay = control.redo
         if not as_standby:
             self._start_primary()
@@ -402,9 +405,7 @@ class Server:
     def _promoted(self) -> None:
         """All received WAL is replayed; a new timeline begins behind it."""
         dd, old = self.dd, self.dd.timeline
-        new = old
-        while new in (1, old) or new in dd.histories:
-            new += 1
+        new = dd.newest_known(old) + 1
         count = len(dd.records)
         switch = TimelineSwitch(old, Lsn(dd.end), "no recovery target specified")
         dd.histories[new] = (*(dd.history(old) or ()), switch)
@@ -631,3 +632,10 @@ class Server:
         for link in self.walsenders:
             link.poke()
         self.sessions.go_on()
+
+
+def _is_child(dd: DataDir) -> bool:
+    """Else the startup process ends: "requested timeline is not a child of this server's history"."""
+    control = dd.control_data()
+    newest = dd.newest_known(control.newest_timeline)
+    return newest == control.newest_timeline or goes_on_in(control, dd.histories[newest])

@@ -169,12 +169,18 @@ class Hands:
         self.hosts[name].signal_postmaster(signum)
         self.until(lambda: not server.any_alive)
 
+    def recover(self, name: str) -> None:
+        """A crashed primary, as a standby that follows nobody, then stopped in good order."""
+        dd = self.hosts[name].dd
+        dd.recovery = None
+        self.start(name, standby=True)
+        self.stop(name)
+
     def rewind(self, name: str, source: str) -> object:
         port, dd = self.ports[name], self.hosts[name].dd
         spec = RewindSpec(dd.path, "/bin", _target(source), "")
 
         def work() -> object:
-            port.make_clean("/bin", dd.path, dd.control_data(), 60.0, self.cancel(name), "")
             control = dd.control_data()
             end = max(control.checkpoint_lsn, control.min_recovery_end)
             port.keep_diverged_wal(dd.path, control, Lsn(end.value - RECORD_BYTES))
@@ -266,6 +272,7 @@ def test_pg_rewind_needs_a_checkpoint_after_the_promotion_to_see_it(hands: Hands
     hands.stop("pg1", signal.SIGQUIT)
     hands.promote("pg2")
     hands.network.heal_all()
+    hands.recover("pg1")
     assert isinstance(hands.rewind("pg1", "pg2"), NotNeeded)
 
 
@@ -633,6 +640,7 @@ def test_a_cancelled_rewind_leaves_a_damaged_directory_behind_its_marker(hands: 
     hands.promote("pg2")
     hands.network.heal_all()
     hands.do("pg2", lambda: hands.ports["pg2"].session(_target("pg2"), "x").checkpoint(60.0))
+    hands.recover("pg1")
     hands.hosts["pg1"].knobs["pg.rewind"] = (1, 0.0, True)
     outcome = hands.rewind("pg1", "pg2")
     assert isinstance(outcome, RewindFailed)

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from postgres_ctl.config_files import RecoveryConfig, ServerConfig
-from postgres_ctl.facts import ControlData, ControlState, Lsn, Slot, TimelineSwitch
+from postgres_ctl.errors import DataDirError
+from postgres_ctl.facts import ControlData, ControlState, Lsn, Slot, TimelineSwitch, goes_on_in
 
 #: Where the first record of a new cluster begins: behind the header of its first page.
 FIRST_LSN = 0x3000028
@@ -198,6 +199,26 @@ class DataDir:
 
     def history(self, timeline: int) -> History | None:
         return () if timeline <= 1 else self.histories.get(timeline)
+
+    def newest_known(self, timeline: int) -> int:
+        """As PostgreSQL looks for it: upwards, while there is a history file."""
+        while timeline + 1 in self.histories:
+            timeline += 1
+        return timeline
+
+    def hold_numbers(self, above: int, wanted: int) -> None:
+        """As `postgres_ctl.timelines`: a place holder tells of no switch."""
+        for number in range(above + 1, wanted):
+            self.histories.setdefault(number, ())
+        if wanted in self.histories:
+            raise DataDirError(f"timeline {wanted} exists already")
+
+    def free_numbers(self) -> None:
+        control = self.control_data()
+        newest = self.newest_known(control.newest_timeline)
+        while newest > control.newest_timeline and not goes_on_in(control, self.histories[newest]):
+            del self.histories[newest]
+            newest -= 1
 
     def holds(self, record: Record) -> bool:
         records = self.records

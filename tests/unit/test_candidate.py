@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dcs.records import Broken, ClusterSnapshot, Status, TimelineClaim
+from dcs.records import Broken, ClusterSnapshot, Status
 from haagent.core.candidate import another_could_lead, handover_refusal, has_received, standing
 from haagent.core.model import Identity, Memory, Observation, evolve
 from haagent.core.operations import explain
@@ -70,11 +70,6 @@ def on_timeline(mine: int, theirs: int) -> Observation:
     )
 
 
-def claimed_twice() -> Observation:
-    view = left(claims=(TimelineClaim(1, "pg2", EPOCH + 1, ""),))
-    return racing(lost_stream(claimed=((1, EPOCH),)), view)
-
-
 def broken_status() -> Observation:
     return racing(lost_stream(), left(status=None, broken=(Broken("status", "not JSON"),)))
 
@@ -92,7 +87,6 @@ REFUSALS: dict[str, tuple[Observation, Memory]] = {
     "postgres.wal-read": (unread_wal(), REMEMBERS),
     "promote.failed": (racing(lost_stream()), evolve(REMEMBERS, promote_failed_at=NOW - 1)),
     "storage.answers": (racing(lost_stream(storage_hangs=True)), REMEMBERS),
-    "timeline.twin": (claimed_twice(), REMEMBERS),
     "lag": (racing(lost_stream(OPTIME - LIMIT - 1), peers=(answer("pg2", OPTIME - LIMIT - 1),)), REMEMBERS),
     "lag unreadable": (broken_status(), REMEMBERS),
     "handover.incomplete": (

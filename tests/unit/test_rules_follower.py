@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from dcs.records import ClusterSnapshot, Leader, TimelineClaim
+from dcs.records import ClusterSnapshot, Leader
 from haagent.core.actions import (
     ApplyConfig,
     AskPeers,
@@ -54,6 +54,15 @@ DIVERGED = Memory(
 def leader_is(**changes: Any) -> ClusterSnapshot:
     """The view with `pg0` changed."""
     return cluster(members=(member("pg0", **changes), member("pg1"), member("pg2")))
+
+
+def test_a_crashed_primary_recovers_as_a_standby_before_it_is_compared() -> None:
+    """H14: single-user recovery would write behind WAL that the disk may have lost."""
+    crashed = stopped(ControlState.IN_PRODUCTION)
+    decision = judge(following(crashed))
+    assert (decision.rule, decision.actions) == ("rejoin.recover-first", (StartStandby("pg0"),))
+    failed = Memory(start_failures=2, start_failed_at=NOW - 0.1, note="does not start")
+    assert judge(following(crashed), failed).rule == "rejoin.rewind"
 
 
 HALF_REWOUND = replace(EX_PRIMARY, unfinished="rewind")
@@ -164,7 +173,7 @@ def test_a_crashed_standby_is_shut_down_in_good_order_before_it_is_rewound() -> 
     """pg_rewind refuses anything else, and single-user mode cannot recover a standby."""
     crashed = stopped(ControlState.IN_ARCHIVE_RECOVERY)
     decision = judge(following(crashed), DIVERGED)
-    assert (decision.rule, decision.actions) == ("rejoin.clean-first", (StartStandby(None),))
+    assert (decision.rule, decision.actions) == ("rejoin.recover-first", (StartStandby(None),))
     running = judge(following(lost_stream(follows=None), finished=finished("start standby")), decision.memory)
     assert (running.rule, kinds(running)) == ("follow.stop-diverged", (StopInstance,))
     assert judge(following(crashed), replace(DIVERGED, start_failures=2)).rule == "rejoin.rewind"
@@ -287,24 +296,10 @@ def test_a_member_known_to_have_diverged_is_mended_even_when_it_was_settled_befo
 # --- rule 7 ---------------------------------------------------------------------------------------
 
 
-TWIN = cluster(claims=(TimelineClaim(1, "pg0", 4),))
-
-
-def test_a_timeline_claimed_twice_is_never_started() -> None:
-    decision = judge(following(stopped(claimed=((1, 3),)), TWIN))
-    assert (decision.rule, decision.actions) == ("rejoin.stay-out", ())
-
-
-def test_a_timeline_claimed_twice_is_cloned_anew_when_allowed() -> None:
-    decision = judge(following(stopped(claimed=((1, 3),)), TWIN, settings=MAY_DISCARD))
-    assert decision.actions == (Clone("pg0", "pg0", wipe=True),)
-
-
 def test_nothing_is_wiped_while_the_leader_itself_does_not_run() -> None:
     for state in ("crashed", "starting", "stopped"):
-        down = replace(TWIN, members=leader_is(state=state).members)
-        decision = judge(following(stopped(claimed=((1, 3),)), down, settings=MAY_DISCARD))
-        assert (decision.rule, decision.actions) == ("clone.no-leader", ())
+        decision = judge(following(stopped(), leader_is(state=state), settings=MAY_DISCARD), DIVERGED)
+        assert (decision.rule, decision.actions) == ("rejoin.wait", ())
 
 
 # --- running --------------------------------------------------------------------------------------

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dcs.records import Broken, ClusterSnapshot
-from haagent.core.actions import AnswerRequest
+from dcs.records import Broken, ClusterSnapshot, FailoverRequest
+from haagent.core.actions import AnswerRequest, WriteClaim
 from haagent.core.candidate import standing
 from haagent.core.model import Memory, OperatorRequest
 from haagent.core.settings import Settings
-from postgres_ctl.facts import ControlState
 from tests.unit.core_facts import (
+    EPOCH,
     NOW,
     REMEMBERS,
     answer,
@@ -28,7 +28,6 @@ from tests.unit.core_facts import (
     primary,
     racing,
     standby,
-    stopped,
 )
 
 
@@ -75,22 +74,22 @@ def test_with_unreadable_timelines_a_running_primary_does_not_take_the_key() -> 
 
 def test_with_unreadable_timelines_nobody_passes_the_check_of_them() -> None:
     view = spoilt("history", cluster(leader=None, history=None))
-    seen = racing(lost_stream(), view, settings=Settings(check_timeline=True))
-    assert "timeline" in {r.rule for r in standing(seen, REMEMBERS).refusals}
+    for settings in (Settings(check_timeline=True), Settings()):
+        seen = racing(lost_stream(), view, settings=settings)
+        assert "timeline" in {r.rule for r in standing(seen, REMEMBERS).refusals}
 
 
-def test_with_unreadable_claims_a_former_primary_neither_follows_nor_leads_on_its_own_timeline() -> None:
-    """H15: whether another member made the same timeline cannot be told."""
-    view = spoilt("haagent_claims", cluster("pg0"))
-    decision = judge(following(stopped(ControlState.SHUT_DOWN, claimed=((1, 3),)), view))
-    assert (decision.rule, decision.actions) == ("follow.claims-unreadable", ())
-    free = racing(lost_stream(claimed=((1, 3),)), spoilt("haagent_claims", cluster(leader=None)))
-    assert "timeline.twin" in {r.rule for r in standing(free, REMEMBERS).refusals}
-
-
-def test_with_unreadable_claims_others_go_on() -> None:
+def test_with_unreadable_claims_nobody_leads_but_by_an_operators_word() -> None:
+    """H15: a number might be made a second time."""
     view = spoilt("haagent_claims", cluster(leader=None, members=(member("pg1"), member("pg2"))))
-    assert standing(racing(lost_stream(claimed=((4, 3),)), view), REMEMBERS).may_lead
+    assert "timeline.claims" in {r.rule for r in standing(racing(lost_stream(), view), REMEMBERS).refusals}
+    told = replace(view, failover=FailoverRequest(None, "pg1", None, 9))
+    assert standing(racing(lost_stream(), told), REMEMBERS).may_lead
+
+
+def test_unreadable_claims_are_written_anew_by_the_leader() -> None:
+    decision = judge(leading(primary(), spoilt("haagent_claims", cluster())))
+    assert WriteClaim(1, EPOCH, 0) in decision.actions
 
 
 def test_an_unreadable_member_is_not_gone() -> None:

@@ -15,11 +15,11 @@ from haagent.core.actions import (
     StartStandby,
     StopInstance,
 )
-from haagent.core.candidate import claims_unknown, interesting_peers, twin_timeline
+from haagent.core.candidate import interesting_peers
 from haagent.core.memory import evolve_rejoin
 from haagent.core.model import Decision, Memory, Observation, PeerSilent, evolve
 from haagent.core.rules import common
-from postgres_ctl.facts import ControlData, ControlState, DataDirState, InstanceSample, slot_name
+from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, slot_name
 
 #: A clone waits this long for its slot on the leader before it goes on without, seconds.
 SLOT_WAIT_S = 5.0
@@ -123,13 +123,6 @@ def stopped(obs: Observation, memory: Memory) -> Decision | None:
         return None
     key = common.leader(obs)
     assert key is not None
-    twin = twin_timeline(obs)
-    unknown = claims_unknown(obs)
-    if unknown is not None:
-        return common.wait("follow.claims-unreadable", unknown, evolve(memory, note=unknown), 1.0)
-    if twin is not None:
-        reason = f"timeline {twin} was claimed by another member as well: only a fresh clone is safe"
-        return _clone_if_allowed(obs, evolve(memory, note=reason), reason)
     if _needs_rewind(obs, memory, key.epoch):
         return _mend(obs, memory, key.name)
     successor = common.view(obs).member(key.name)
@@ -175,12 +168,16 @@ def _mend(obs: Observation, memory: Memory, source: str) -> Decision:
 
 
 def _rewind(obs: Observation, memory: Memory, source: str) -> Decision:
-    """pg_rewind wants a server that was shut down in good order: a crashed standby runs once more first."""
+    """pg_rewind wants a server that was shut down in good order: a crashed one runs once more first.
+
+    As a standby, which writes nothing of its own behind WAL that the disk has lost (H14). What fits the
+    leader's history streams; what does not is found by the comparison, stopped, and rewound."""
     control = obs.instance.control
-    crashed = isinstance(control, ControlData) and control.state is ControlState.IN_ARCHIVE_RECOVERY
-    if crashed and memory.start_failures < common.QUICK_STARTS:
-        reason = "a crashed standby is started, following nobody, and stopped again before pg_rewind"
-        return Decision("rejoin.clean-first", reason, memory, (StartStandby(None),))
+    clean = isinstance(control, ControlData) and control.shut_down_cleanly
+    if not clean and memory.start_failures < common.QUICK_STARTS:
+        upstream = None if memory.rejoin.diverged else source
+        reason = f"not shut down cleanly: starting as a standby of {upstream or 'nobody'} before pg_rewind"
+        return Decision("rejoin.recover-first", reason, memory, (StartStandby(upstream),))
     return Decision("rejoin.rewind", f"running pg_rewind from {source}", memory, (Rewind(source),))
 
 
@@ -194,10 +191,6 @@ def _try_as_it_is(obs: Observation, memory: Memory, source: str) -> Decision:
     settled = evolve(memory, rejoin=evolve_rejoin(memory.rejoin, as_it_is_epoch=epoch))
     reason = f"pg_rewind is not possible here: starting as a standby of {source} as it is"
     return Decision("rejoin.as-it-is", reason, settled, (StartStandby(source),))
-
-
-def _clone_if_allowed(obs: Observation, memory: Memory, reason: str) -> Decision:
-    return _clone(obs, memory, wipe=True) if _may_discard(obs) else _stay_out(memory, reason)
 
 
 def _stay_out(memory: Memory, reason: str) -> Decision:

@@ -28,8 +28,9 @@ from haagent.core.candidate import (
     standing,
     unanswered,
 )
-from haagent.core.model import Decision, Memory, Observation, evolve
+from haagent.core.model import Decision, Memory, Observation, evolve, unreadable
 from haagent.core.rules import common
+from haagent.core.timelines import next_timeline
 from postgres_ctl.facts import ControlData, InstanceSample, Lsn, slot_name
 
 #: Starts of a crashed primary that may fail before it is handed over.
@@ -155,7 +156,7 @@ def in_recovery(obs: Observation, memory: Memory) -> Decision | None:
 
 def _promote(obs: Observation, memory: Memory, epoch: int) -> Decision:
     """Rule 2, in this order: claim the timeline, promote (H15); the request is cleared while it promotes."""
-    cluster, timeline = common.view(obs), (obs.instance.timeline or 0) + 1
+    cluster, timeline = common.view(obs), next_timeline(obs, common.view(obs))
     loss = "expected loss: " + expected_loss_text(obs, cluster)
     if cluster.failover is not None and cluster.failover.is_switchover:
         loss = "planned: nothing lost"
@@ -166,7 +167,8 @@ def _promote(obs: Observation, memory: Memory, epoch: int) -> Decision:
         clear = (
             ClearFailover(cluster.failover.version, f'Successfully {done} to "{obs.me.name}"; {loss}', 200),
         )
-    action = Promote(Guard(epoch=epoch, pid=obs.instance.pid))
+    guard = Guard(epoch=epoch, pid=obs.instance.pid)
+    action = Promote(guard, above=obs.instance.timeline or 0, timeline=timeline)
     line = "promoted self to leader by acquiring session lock"
     reason = f"{line}; timeline {timeline}, {loss}"
     return Decision("promote.now", reason, memory, (claim, action, *clear), line=line)
@@ -201,8 +203,9 @@ def maintenance(obs: Observation, memory: Memory) -> tuple[Action, ...]:
     return (
         *_initialise(obs, cluster),
         *((slot_change,) if slot_change is not None else ()),
-        *_status(obs, memory, cluster, sample, guard),
+        *_claim(cluster, obs, sample),
         *_history(obs, cluster, sample, guard),
+        *_status(obs, memory, cluster, sample, guard),
         *_checkpoint(obs, memory, guard),
         *common.outdated_config(obs),
     )
@@ -238,15 +241,27 @@ def _status(
     return (WriteStatus(guard, sample.flush_lsn, positions, retained),)
 
 
+def _claim(cluster: ClusterSnapshot, obs: Observation, sample: InstanceSample) -> tuple[Action, ...]:
+    """A timeline that Patroni made, or whose claim was lost, is claimed late."""
+    timeline = sample.timeline or 0
+    known = timeline <= 1 or any(claim.timeline >= timeline for claim in cluster.claims)
+    if known and not unreadable(cluster, "haagent_claims"):
+        return ()
+    return (WriteClaim(timeline, common.epoch_of(obs), cluster.claims_version),)
+
+
 def _history(
     obs: Observation, cluster: ClusterSnapshot, sample: InstanceSample, guard: Guard
 ) -> tuple[Action, ...]:
-    """Rewritten when the last row is not the timeline before ours, or lacks its columns (contract 1.3)."""
+    """Rewritten when the last row is not the timeline before ours, or lacks its columns (contract 1.3).
+
+    Before `status`: whoever sees a position on our timeline can also see where it began (H15)."""
     timeline, rows = sample.timeline or 0, cluster.history
     if timeline <= 1:
         return (WriteHistory(guard, timeline),) if rows or rows is None else ()
-    last = rows[-1] if rows else None
-    if last is not None and last.timeline == timeline - 1 and last.new_leader is not None:
+    last, path = rows[-1] if rows else None, obs.instance.history
+    before = path[-1].timeline if path else timeline - 1
+    if last is not None and last.timeline == before and last.new_leader is not None:
         return ()
     return (WriteHistory(guard, timeline),)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from haagent.core.actions import ClearFailover, PutInitialize, ReleaseLeader, SetFencing, TakeLeader
-from haagent.core.candidate import twin_timeline
 from haagent.core.model import Decision, Memory, Observation
 from haagent.core.rules import common, leading
 from haagent.core.rules.requests import operator_request
@@ -48,7 +47,7 @@ def _is_to_promote(obs: Observation) -> bool:
 def _ends_a_switchover(obs: Observation, memory: Memory) -> bool:
     """Stopped for a switchover that somebody asked for, with data that needs no mending."""
     down = common.other_leads(obs) and obs.instance.stopped and memory.clean_release
-    return down and common.has_data(obs) and not memory.rejoin.diverged and twin_timeline(obs) is None
+    return down and common.has_data(obs) and not memory.rejoin.diverged
 
 
 def _armed_again(obs: Observation, memory: Memory) -> Decision | None:

@@ -15,9 +15,10 @@ from haagent.core.actions import (
     StopInstance,
     TakeLeader,
 )
-from haagent.core.candidate import cluster_timeline, other_primaries, standing, store_went_back, unanswered
+from haagent.core.candidate import other_primaries, standing, store_went_back, unanswered
 from haagent.core.model import Decision, Memory, Observation, Refusal, evolve, unreadable
 from haagent.core.rules import common
+from haagent.core.timelines import cluster_timeline
 from postgres_ctl.facts import DataDirState
 
 #: A released primary gives its successor this long to appear before it starts read-only, seconds.
