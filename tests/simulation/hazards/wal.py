@@ -29,8 +29,7 @@ def disk_that_lied(stage: Stage) -> None:
     },
 )
 def two_histories_under_one_number(stage: Stage) -> None:
-    """The new primary dies before anybody has its timeline, or reads of it in the history; then another one is
-    promoted from where this one was."""
+    """The new primary dies before anybody has its timeline; another one is promoted beside it."""
     a, b, c = stage.settle()
     stage.fall_behind(a, c)
     stage.strike("cut", f"pg:{b}", f"pg:{c}")
