@@ -148,6 +148,7 @@ def local_checks(obs: Observation, memory: Memory) -> tuple[Check, ...]:
             f"the cluster asks for what this agent does not keep yet: {', '.join(obs.settings.unsupported)}",
         ),
         _diverged_check(obs),
+        _store_check(obs),
     )
 
 
@@ -195,7 +196,6 @@ def _cluster_checks(obs: Observation, memory: Memory, cluster: ClusterSnapshot) 
         _request_check(obs, memory, cluster),
         _resume_check(obs, memory),
         _former_leader_check(obs, memory, cluster),
-        _store_check(obs, cluster),
     )
 
 
@@ -308,14 +308,15 @@ def store_went_back(obs: Observation, cluster: ClusterSnapshot) -> bool:
     return 0 < cluster.revision < seen
 
 
-def _store_check(obs: Observation, cluster: ClusterSnapshot) -> Check:
-    return _check(
-        "store.went-back",
-        not store_went_back(obs, cluster),
-        "the store knows every epoch this member has led in",
-        f"the store is at revision {cluster.revision}, this member has led in a later epoch: "
-        "stop PostgreSQL and the agent here and start them again",
+def _store_check(obs: Observation) -> Check:
+    rule = "store.went-back"
+    if isinstance(obs.cluster, Unavailable) or not store_went_back(obs, obs.cluster):
+        return Check(rule, True, "the store knows every epoch this member has led in")
+    detail = (
+        f"the store is at revision {obs.cluster.revision}, this member has led in a later epoch: "
+        "stop PostgreSQL and the agent here and start them again (while nobody leads, they do it themselves)"
     )
+    return Check(rule, False, detail)
 
 
 def _stepped_down(member: Member, cluster: ClusterSnapshot) -> bool:

@@ -18,7 +18,7 @@ from haagent.core.actions import (
     StopInstance,
     TakeLeader,
 )
-from haagent.core.model import Decision, Identity, LeaseFacts, Memory, Observation
+from haagent.core.model import Decision, Identity, LeaseFacts, Memory, Observation, Unavailable
 from postgres_ctl.facts import ControlState, DataDirState, InstanceSample
 from tests.unit.core_facts import (
     NO_LEASE,
@@ -51,6 +51,7 @@ from tests.unit.core_facts import (
 
 NEW = cluster(leader=None, initialize=None, config=None, members=(), status=None, history=None)
 FREE = cluster(leader=None)
+LIMIT = SETTINGS.maximum_lag_on_failover_bytes
 LAST_ONE = cluster(leader=None, members=(member("pg1"),))
 
 
@@ -92,9 +93,32 @@ def test_a_failed_bootstrap_lets_others_try_and_ends_the_agent() -> None:
     assert kinds(decision) == (DeleteInitialize, Exit)
 
 
-def test_a_bootstrap_that_is_gone_is_forgotten() -> None:
-    decision = judge(obs("pg0", empty(), NEW), Memory(bootstrap="won"))
-    assert (decision.rule, decision.memory.bootstrap) == ("bootstrap.lost", None)
+def test_a_bootstrap_whose_end_nobody_saw_has_failed() -> None:
+    decision = judge(obs("pg0", empty(), replace(NEW, initialize="")), Memory(bootstrap="won"))
+    assert (decision.rule, kinds(decision)) == ("bootstrap.failed", (DeleteInitialize, Exit))
+
+
+def test_a_failed_bootstrap_leaves_a_claim_that_is_not_its_own() -> None:
+    """Our session ran out meanwhile, and somebody else has made the cluster."""
+    failed = Memory(bootstrap="failed: disk full")
+    assert kinds(judge(obs("pg0", empty(), FREE), failed)) == (Exit,)
+
+
+def test_a_new_cluster_whose_control_file_cannot_be_read_just_now_is_not_given_up() -> None:
+    """Else its maker would wait for ever for whoever holds the claim: itself."""
+    unread = stopped(control=Unavailable(NOW, "Input/output error"))
+    decision = judge(obs("pg0", unread, replace(NEW, initialize="")), Memory(bootstrap="ready"))
+    assert (decision.rule, decision.actions) == ("bootstrap.unreadable", ())
+    again = judge(obs("pg0", stopped(), replace(NEW, initialize="")), decision.memory)
+    assert again.rule == "bootstrap.take"
+
+
+def test_an_abandoned_claim_does_not_hold_up_a_member_that_has_data_for_ever() -> None:
+    claimed = replace(NEW, initialize="", members=(member("pg0", state="stopped"),))
+    first = judge(obs("pg0", stopped(), claimed))
+    assert first.rule == "race.bootstrapping"
+    later = judge(obs("pg0", stopped(), claimed, now=NOW + SETTINGS.ttl_s + 1), first.memory)
+    assert (later.rule, later.actions) == ("bootstrap.abandoned", (DeleteInitialize(),))
 
 
 def test_a_directory_that_is_not_ours_is_never_touched() -> None:
@@ -314,6 +338,15 @@ def test_a_member_whose_epochs_the_store_forgot_does_not_take_the_key() -> None:
     decision = judge(racing(lost_stream(), lease=WENT_BACK), REMEMBERS)
     assert [r.rule for r in decision.refusals] == ["store.went-back"]
     assert decision.again_in_s == 1.0
+
+
+def test_a_standby_whose_epochs_the_store_forgot_gets_a_new_guardian_if_nobody_else_leads() -> None:
+    """Else a cluster whose members have all led would stay without a primary until an operator comes."""
+    waited = replace(REMEMBERS, leader_missing_since=NOW - SETTINGS.ttl_s - 1)
+    decision = judge(racing(lost_stream(), lease=WENT_BACK), waited)
+    assert (decision.rule, kinds(decision)) == ("race.store-went-back", (StopInstance,))
+    behind = racing(lost_stream(OPTIME - 2 * LIMIT), lease=WENT_BACK)
+    assert judge(behind, waited).rule == "race.refused"
 
 
 def test_a_primary_that_can_hold_no_lease_any_more_is_stopped() -> None:

@@ -15,7 +15,7 @@ from haagent.core.actions import (
     StopInstance,
     TakeLeader,
 )
-from haagent.core.candidate import other_primaries, standing, store_went_back, unanswered
+from haagent.core.candidate import Standing, other_primaries, standing, store_went_back, unanswered
 from haagent.core.model import Decision, Memory, Observation, Refusal, evolve, unreadable
 from haagent.core.rules import common
 from haagent.core.timelines import cluster_timeline
@@ -50,25 +50,31 @@ def _race_for_new_cluster(obs: Observation, memory: Memory) -> Decision:
         return Decision(
             "bootstrap.race", "trying to bootstrap a new cluster", won, (CreateInitialize(), Initdb())
         )
+    abandoned = _abandoned(obs, memory) if allowed else None
+    return abandoned or common.wait("bootstrap.wait", "waiting for leader to bootstrap", memory)
+
+
+def _abandoned(obs: Observation, memory: Memory) -> Decision | None:
+    """A claim whose answer was lost hangs on a living session, perhaps ours, and would stay for ever."""
     idle_since = memory.idle_claim_since
-    if initialize == "" and allowed and idle_since is not None and obs.now > idle_since + obs.settings.ttl_s:
-        # A claim whose answer was lost hangs on a living session, perhaps ours, and would stay for ever.
-        reason = "nobody works on the new cluster that was claimed: clearing the claim"
-        again = evolve(memory, idle_claim_since=None)
-        return Decision("bootstrap.abandoned", reason, again, (DeleteInitialize(),), 0.5)
-    waiting = "waiting for leader to bootstrap"
-    return common.wait("bootstrap.wait", waiting, memory)
+    if idle_since is None or obs.now <= idle_since + obs.settings.ttl_s:
+        return None
+    reason = "nobody works on the new cluster that was claimed: clearing the claim"
+    again = evolve(memory, idle_claim_since=None)
+    return Decision("bootstrap.abandoned", reason, again, (DeleteInitialize(),), 0.5)
 
 
-def _finish_bootstrap(obs: Observation, memory: Memory, stage: str) -> Decision | None:
-    if stage.startswith("failed"):
-        reason = f"bootstrap failed: {stage}"
-        return Decision("bootstrap.failed", reason, memory, (DeleteInitialize(), Exit(1, reason)))
+def _finish_bootstrap(obs: Observation, memory: Memory, stage: str) -> Decision:
+    if stage != "ready":
+        why = "its end was not seen" if stage == "won" else stage.removeprefix("failed: ")
+        reason = f"bootstrap failed: {why}"
+        # A claim that is not there any more, or a cluster that somebody else made, is not ours to delete.
+        clear = (DeleteInitialize(),) if common.view(obs).initialize == "" else ()
+        return Decision("bootstrap.failed", reason, memory, (*clear, Exit(1, reason)))
     mine = obs.instance.system_identifier
-    if stage != "ready" or mine is None:
-        return Decision(
-            "bootstrap.lost", "another member bootstraps", evolve(memory, bootstrap=None), (), 0.5
-        )
+    if mine is None:
+        reason = "the new cluster is made, but its pg_control cannot be read"
+        return common.wait("bootstrap.unreadable", reason, memory, 1.0)
     actions = (PutInitialize(mine), PutInitialConfig(), TakeLeader())
     return Decision("bootstrap.take", "initialized a new cluster, taking the key", memory, actions, 0.0)
 
@@ -131,7 +137,8 @@ def stopped_without_leader(obs: Observation, memory: Memory) -> Decision | None:
         )
     mine = obs.instance.system_identifier
     if cluster.initialize == "":
-        return common.wait("race.bootstrapping", "waiting for leader to bootstrap", memory)
+        waiting = common.wait("race.bootstrapping", "waiting for leader to bootstrap", memory)
+        return _abandoned(obs, memory) or waiting
     if store_went_back(obs, cluster):
         reason = "the store is older than epochs this member has led in: ending, for a new guardian to begin"
         return Decision("race.store-went-back", reason, memory, (Exit(1, reason),))
@@ -141,6 +148,13 @@ def stopped_without_leader(obs: Observation, memory: Memory) -> Decision | None:
     join = (PutInitialize(mine, only_if_absent=True),) if mine and cluster.initialize is None else ()
     reason = "nobody leads: starting read-only"
     return Decision("race.start-readonly", reason, memory, (*join, StartStandby(None)))
+
+
+def _only_a_new_guardian_helps(obs: Observation, memory: Memory, judged: Standing) -> bool:
+    """The others have had one ttl to take the key: a standby stops, ends with its guardian, and returns."""
+    since = memory.leader_missing_since
+    waited = since is not None and obs.now > since + obs.settings.ttl_s
+    return waited and {r.rule for r in judged.refusals} == {"store.went-back"}
 
 
 def standby_races(obs: Observation, memory: Memory) -> Decision | None:
@@ -158,6 +172,11 @@ def standby_races(obs: Observation, memory: Memory) -> Decision | None:
         return Decision(
             "race.take", "nobody leads and every rule lets me: taking the key", memory, (TakeLeader(),), 0.0
         )
+    if _only_a_new_guardian_helps(obs, memory, judged):
+        reason = (
+            "the store is older than epochs this member has led in, and nobody else leads: a new guardian"
+        )
+        return Decision("race.store-went-back", reason, memory, (StopInstance("fast", reason),))
     why = "; ".join(f"{r.rule}: {r.detail}" for r in judged.refusals)
     change = slots.plan(obs, memory)
     return Decision(
