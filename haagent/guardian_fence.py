@@ -136,8 +136,10 @@ class GuardianFence:
         self._at(self.kernel.now() + RETRY_S, self._kill_all)
 
     def _fence_done(self) -> None:
+        """Nothing is left to stop. A newer epoch that was armed meanwhile keeps its deadline."""
         self.fencing = False
-        self.lease.drop()
+        if self.lease.is_closed():
+            self.lease.drop()
         self._consider_idle()
 
     # --- the end of a postmaster --------------------------------------------------------------------
@@ -174,7 +176,7 @@ class GuardianFence:
         self.server = None
         self.steps = []
         server.release()
-        if self.lease.is_closed():
+        if self.fencing or self.lease.is_closed():
             self._fence_done()
         if self.starting is not None:
             self._start_refused(self.starting)

@@ -283,6 +283,22 @@ def test_a_renewal_queued_behind_the_deadline_comes_too_late(bench: Bench) -> No
     assert bench.signals_to(20) == [(FENCE_AT, SIGINT)]
 
 
+def test_a_fence_ends_with_its_server_though_a_newer_epoch_was_armed_meanwhile(bench: Bench) -> None:
+    """Frozen over the deadline: the agent has released the key and taken it again. A fence that never ends
+    would refuse every start, and no later deadline would ever fire."""
+    bench.arm()
+    bench.start()
+    bench.system.time = FENCE_AT
+    assert bench.arm(epoch=2, fence_at=200.0, hard_at=201.0)["ok"]
+    bench.run_until(HARD_AT)
+    assert bench.logic.server is None
+    assert not bench.logic.fencing
+    assert bench.system.timer == 200.0
+    bench.start(writable=False)
+    bench.run_until(200.0)
+    assert bench.signals_to(20)[-1] == (200.0, SIGINT)
+
+
 def test_an_epoch_closed_before_the_release_keeps_the_deadline_of_a_writable_server(bench: Bench) -> None:
     bench.arm()
     bench.start()
