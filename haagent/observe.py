@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from typing import Any
 
 from dcs.api import Dcs
 from dcs.errors import DcsError
@@ -53,6 +54,7 @@ class Observer:
         self.instance, self.runner, self.peers = instance, runner, peers
         self.settings = Settings.default()
         self._config_seen: object = None
+        self._last_good: dict[str, Any] | None = None
         self._local_seen: AgentConfig | None = None
         self._silent_since: float | None = None
         self._warned: set[str] = set()
@@ -96,7 +98,8 @@ class Observer:
         return snapshot
 
     def use_settings(self, cluster: ClusterSnapshot) -> None:
-        """The dynamic configuration in force; a broken one keeps the last good (contract 1.3)."""
+        """The dynamic configuration in force; a broken or deleted one keeps the last good (contract 1.3): a
+        pause must not end for some of the members because somebody deleted a key."""
         mixed = any(not m.is_haagent for m in cluster.members)
         data = dict(cluster.config.data) if cluster.config is not None else None
         seen = (data, mixed)
@@ -104,7 +107,9 @@ class Observer:
             return
         if data is None and any(b.key == "config" for b in cluster.broken):
             return
-        source = data if data is not None else self.instance.initial_dynamic()
+        if data is not None:
+            self._last_good = data
+        source = self._last_good if self._last_good is not None else self.instance.initial_dynamic()
         settings, warnings = parse_settings(source, self.dcs.minimum_ttl_s, mixed)
         for warning in warnings:
             self._warn(warning)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from dcs.records import ConfigRecord
+import pytest
+
+from dcs.records import ConfigRecord, Status, TimelineClaim
 from haagent.core.actions import (
     AskPeers,
     CreateInitialize,
@@ -357,6 +359,26 @@ def test_a_primary_that_can_hold_no_lease_any_more_is_stopped() -> None:
 def test_a_stopped_member_whose_epochs_the_store_forgot_ends_so_that_its_guardian_is_renewed() -> None:
     decision = judge(obs("pg0", stopped(), FREE, lease=WENT_BACK))
     assert (decision.rule, kinds(decision)) == ("race.store-went-back", (Exit,))
+
+
+TRACES = {
+    "status": replace(NEW, status=Status(OPTIME)),
+    "history": replace(NEW, history=history(1)),
+    "haagent_claims": replace(NEW, claims=(TimelineClaim(2, "pg1", 4),)),
+    "pg1 has its data": replace(NEW, members=(member("pg1"),)),
+}
+
+
+@pytest.mark.parametrize("trace", TRACES)
+def test_no_new_cluster_is_made_over_the_traces_of_another(trace: str) -> None:
+    """Somebody deleted `initialize`: an empty member would lock out all who have the data."""
+    decision = judge(obs("pg0", empty(), TRACES[trace]))
+    assert (decision.rule, decision.actions) == ("bootstrap.known-cluster", ())
+    assert trace in decision.reason
+
+
+def test_no_new_cluster_is_made_by_a_member_that_has_seen_a_leader() -> None:
+    assert judge(obs("pg0", empty(), NEW), REMEMBERS).rule == "bootstrap.known-cluster"
 
 
 def test_config_alone_does_not_make_a_known_cluster() -> None:

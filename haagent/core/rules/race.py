@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dcs.records import ClusterSnapshot
 from haagent.core import slots
 from haagent.core.actions import (
     AskPeers,
@@ -45,6 +46,12 @@ def _race_for_new_cluster(obs: Observation, memory: Memory) -> Decision:
     initialize = common.view(obs).initialize
     allowed = obs.me.may_bootstrap and not obs.me.tags.nofailover and not obs.settings.pause
     free = initialize is None and not unreadable(common.view(obs), "initialize")
+    trace = _trace_of_a_cluster(common.view(obs), memory) if free else None
+    if trace is not None:
+        reason = (
+            f"initialize is gone, but a cluster was here ({trace}): a member with its data has to come first"
+        )
+        return common.wait("bootstrap.known-cluster", reason, evolve(memory, note=reason))
     if free and allowed and obs.instance.unfinished is None:
         won = evolve(memory, bootstrap="won")
         return Decision(
@@ -52,6 +59,23 @@ def _race_for_new_cluster(obs: Observation, memory: Memory) -> Decision:
         )
     abandoned = _abandoned(obs, memory) if allowed else None
     return abandoned or common.wait("bootstrap.wait", "waiting for leader to bootstrap", memory)
+
+
+def _trace_of_a_cluster(cluster: ClusterSnapshot, memory: Memory) -> str | None:
+    """What only a running cluster leaves behind; None in a store of a new one (which may hold `config`).
+
+    `initialize` alone may have been deleted: a new cluster would lock out all who have the data (rule 7)."""
+    if memory.last_leader is not None:
+        return f"{memory.last_leader} was its leader"
+    for key, there in (
+        ("status", cluster.status is not None),
+        ("history", bool(cluster.history)),
+        ("haagent_claims", bool(cluster.claims)),
+    ):
+        if there or unreadable(cluster, key):
+            return f"the key {key}"
+    has_data = next((m.name for m in cluster.members if m.xlog_location is not None), None)
+    return f"{has_data} has its data" if has_data is not None else None
 
 
 def _abandoned(obs: Observation, memory: Memory) -> Decision | None:
