@@ -20,6 +20,7 @@ ARGS ?=
 JOBS ?= 2
 MINUTES ?= 10
 SEED ?=
+PLAN ?=
 PYTEST := $(PYTHON) -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
@@ -58,8 +59,8 @@ test-all: lint ## everything, slow tests too; writes docs/test-report.md
 simulate: setup ## simulated clusters for MINUTES on all cores: every rule checked after every event
 	@$(PYTHON) -m tests.simulation.run simulate --minutes $(MINUTES) --jobs $(JOBS) $(ARGS)
 
-replay: setup ## the readable trace of one simulated schedule (SEED=…), shrunk when it breaks a rule
-	@$(PYTHON) -m tests.simulation.run replay $(if $(SEED),--seed $(SEED)) $(ARGS)
+replay: setup ## the readable trace of one simulated schedule (SEED=… or PLAN=…), shrunk when it breaks a rule
+	@$(PYTHON) -m tests.simulation.run replay $(if $(SEED),--seed $(SEED)) $(if $(PLAN),--plan $(PLAN)) $(ARGS)
 
 chaos: setup ## random faults on real servers for MINUTES (SEED=… repeats a plan); writes docs/chaos-report.md
 	@$(PYTHON) -m tests.chaos.torture --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)

@@ -2,7 +2,7 @@
 `shrink` one.
 
 python -m tests.simulation.run simulate --minutes 5 [--first SEED] [--jobs N] [--schedules N]
-python -m tests.simulation.run replay --seed 4711 [--no-shrink]
+python -m tests.simulation.run replay --seed 4711 [--no-shrink] [--no-keep]
 python -m tests.simulation.run replay --plan FILE
 """
 
@@ -21,13 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.simulation import found
 from tests.simulation.plan import KINDS, Plan, draw_plan
 from tests.simulation.world import Result, World
 
 #: Schedules a worker does between two reports.
 BATCH = 10
-#: Found failures are kept here.
-GOLDEN = Path(__file__).parent / "golden"
 
 
 def run_seed(seed: int, traced: bool = False) -> Result:
@@ -262,7 +261,7 @@ def _report(summary: Summary, args: argparse.Namespace, took_s: float) -> None:
 
 def replay(args: argparse.Namespace) -> int:
     """The trace of one schedule, shrunk first when it fails."""
-    plan = Plan.from_json(Path(args.plan).read_text()) if args.plan else draw_plan(args.seed)
+    plan = found.read(Path(args.plan)).plan if args.plan else draw_plan(args.seed)
     first = World(plan).run()
     if first.violation is not None and args.shrink:
         plan = shrink(plan, first)
@@ -274,9 +273,9 @@ def replay(args: argparse.Namespace) -> int:
         print(f"seed {plan.seed}: no rule was broken ({result.decisions} decisions, {result.faults} faults)")
         return 0
     print(f"seed {plan.seed}: {result.violation.name}: {result.violation.text}")
-    if args.save:
-        GOLDEN.mkdir(exist_ok=True)
-        (GOLDEN / f"{args.save}.json").write_text(plan.to_json() + "\n")
+    if args.keep and not args.plan:
+        path = found.keep(plan, result.violation)
+        print(f"kept in {path}: mend it, and say there what was wrong and what is to be seen; or delete it")
     return 1
 
 
@@ -337,9 +336,9 @@ def main(argv: list[str] | None = None) -> int:
     many.add_argument("--keep-going", action="store_true", help="do not stop at the first failure")
     one = commands.add_parser("replay", help="one schedule, with its trace")
     one.add_argument("--seed", type=int, default=1)
-    one.add_argument("--plan", help="a saved schedule instead of a seed")
+    one.add_argument("--plan", help="a file of golden/ instead of a seed")
     one.add_argument("--no-shrink", dest="shrink", action="store_false")
-    one.add_argument("--save", help="keep the failing schedule in golden/ under this name")
+    one.add_argument("--no-keep", dest="keep", action="store_false", help="write no file to golden/")
     args = parser.parse_args(argv)
     if args.command == "replay":
         return replay(args)

@@ -126,6 +126,17 @@ def backends_without_postmaster_and_guardian(stage: Stage) -> None:
     stage.until("somebody else leads", lambda: stage.leads(b) or stage.leads(c))
 
 
+@scenario("H10", {"agent-does-not-stand-in": "rule1.writable-under-lease"})
+def guardian_frozen_and_the_lease_runs_out(stage: Stage) -> None:
+    """The guardian is frozen for good, and the agent loses the store: the agent itself is the fence."""
+    a, b, c = stage.settle()
+    stage.strike("freeze-guardian", a)
+    stage.strike("isolate-from-dcs", a)
+    stage.until("PostgreSQL is stopped", lambda: not stage.writable(a))
+    stage.expect("while the key is held", lambda: stage.holder() == a)
+    stage.until("somebody else leads", lambda: stage.leads(b) or stage.leads(c))
+
+
 @scenario("H10", {"deadline-believed-without-acknowledgement": "rule1.writable-under-lease"})
 def guardian_frozen_while_renewals_go_on(stage: Stage) -> None:
     """The store renews, but the guardian acknowledges no deadline any more; then the store is lost."""
@@ -207,3 +218,17 @@ def most_wal_and_cannot_lead(stage: Stage) -> None:
     stage.expect("it cannot", lambda: stage.said("race.refused", b, "postgres.wal-read"), 2.0)
     stage.expect("the other one waits", lambda: stage.said("race.refused", c, "peer.ahead"), 2.0)
     stage.must("liveness.one-primary", f"{c} leads", lambda: stage.leads(c), 2 * stage.ttl_s)
+
+
+@scenario("H13", {"race-old-answers-of-the-lost-count": "liveness.one-primary"}, nodes=2)
+def lost_host_said_it_was_a_primary(stage: Stage) -> None:
+    """The primary's host dies. The standby is busy with a restart when the key goes, and comes into the race
+    with nothing but an old answer, which it is not going to ask for again."""
+    a, b = stage.settle()
+    stage.until("it has asked once", lambda: stage.said("follow.ask", b, since=stage.primary_since(a)), 0.0)
+    stage.strike("power-cut", a)
+    stage.until("the key is about to go", lambda: stage.key_left_s() < 0.5)
+    stage.in_kernel(b, "server.start", 2.0)
+    stage.strike("kill-postgres", b)
+    stage.until("the key is gone", lambda: stage.holder() == "")
+    stage.must("liveness.one-primary", f"{b} leads", lambda: stage.leads(b), 2 * stage.ttl_s)

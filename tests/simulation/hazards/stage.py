@@ -181,6 +181,15 @@ class Stage:
         ends_at = self.store.expires_at(session) if session is not None else None
         return max(0.0, ends_at - self.now) if ends_at is not None else 0.0
 
+    def key_left_s(self) -> float:
+        """How long the leader key lives on without a renewal; 0 where there is none."""
+        held = self.store.leader()
+        return max(0.0, held.expires_at - self.now) if held is not None else 0.0
+
+    def primary_since(self, name: str) -> float:
+        """When a member's server began to be writable."""
+        return self.world.invariants.writable_servers[self.server(name)]
+
     def deadline_left_s(self, name: str) -> float:
         """Until the guardian's deadline; 0 when none is armed."""
         logic = self.node(name).guardian_logic
