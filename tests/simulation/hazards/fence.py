@@ -137,7 +137,7 @@ def guardian_frozen_and_the_lease_runs_out(stage: Stage) -> None:
     stage.until("somebody else leads", lambda: stage.leads(b) or stage.leads(c))
 
 
-@scenario("H10", {"deadline-believed-without-acknowledgement": "rule1.writable-under-lease"})
+@scenario("H10", {"agent-does-not-stand-in": "rule1.writable-under-lease"})
 def guardian_frozen_while_renewals_go_on(stage: Stage) -> None:
     """The store renews, but the guardian acknowledges no deadline any more; then the store is lost."""
     a, b, c = stage.settle()
