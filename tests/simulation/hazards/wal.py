@@ -107,6 +107,18 @@ def candidate_dies_and_nobody_was_named(stage: Stage) -> None:
     stage.until("the old primary leads again", lambda: stage.leads(a))
 
 
+@scenario("H18", {"race-handover-mark-fresh-for-the-winner": "liveness.one-primary"})
+def nobody_left_has_the_last_wal(stage: Stage) -> None:
+    """The key is handed over, then both hosts that have all WAL die: after one ttl the one that is behind leads."""
+    a, b, c = stage.settle()
+    stage.fall_behind(a, c)
+    stage.at_boundary(b, "dcs.take_leader before", "kill-host")
+    stage.strike("switchover", a, b)
+    stage.until("the candidate is dead", lambda: not stage.node(b).host.powered)
+    stage.strike("power-cut", a)
+    stage.must("liveness.one-primary", f"{c} leads", lambda: stage.leads(c), 3 * stage.ttl_s)
+
+
 @scenario("H20", {"race-owner-lost-in-pause-forgotten": "rule1.one-writable"})
 def owner_lost_in_a_pause(stage: Stage) -> None:
     """Paused, the leader's agent dies; PostgreSQL runs on without a fence. Then the cluster is resumed."""
