@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from typing import Any
@@ -133,3 +134,21 @@ def test_diverged_node_without_pg_rewind(discard: bool) -> None:
         holds_for(lambda: not old.is_writable(), 3, "out, and not writable")
         with pytest.raises(psycopg.Error):
             old.sql("create table never (n int)")
+
+
+def test_what_postmaster_and_guardian_left_is_ended() -> None:
+    """Both are killed at once: nobody is the parent of a busy backend, which notices nothing (H9)."""
+    with Cluster(nodes=1, ttl=10, parameters=QUIET) as cluster:
+        node = cluster.leader()
+        with contextlib.closing(node.connect()) as session:
+            busy = session.info.backend_pid
+            session.pgconn.send_query(b"do $$ begin loop end loop; end $$")
+            state = "select state from pg_stat_activity where pid = %s"
+            cluster.wait_for(lambda: node.value(state, busy) == "active", 30, "it is busy")
+            guardian = node.guardian_pid
+            # Frozen first: it would end the backend as soon as the postmaster is dead.
+            processes.send(guardian, signal.SIGSTOP)
+            processes.send(node.postmaster_pid(), signal.SIGKILL)
+            processes.send(guardian, signal.SIGKILL)
+            cluster.wait_for(lambda: not processes.exists(busy), 60, "it is ended")
+        cluster.wait_for(node.is_writable, 60, "PostgreSQL is back")

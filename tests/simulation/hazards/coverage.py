@@ -40,6 +40,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         f"{_FENCE}::test_stopped_postmaster_is_fenced_with_its_backends",
         f"{_FENCE}::test_adopted_and_stopped_primary_is_fenced_with_its_backends",
         f"{_FENCE}::test_adopted_postmaster_killed_by_others_leaves_no_backend",
+        "tests/integration/test_cluster_crash.py::test_what_postmaster_and_guardian_left_is_ended",
         "tests/integration/test_postgres_ctl_datadir.py::"
         "test_orphaned_backend_of_a_killed_postmaster_is_a_leftover",
     ),
