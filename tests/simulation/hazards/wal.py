@@ -109,7 +109,7 @@ def candidate_dies_and_nobody_was_named(stage: Stage) -> None:
 
 @scenario("H18", {"race-handover-mark-fresh-for-the-winner": "liveness.one-primary"})
 def nobody_left_has_the_last_wal(stage: Stage) -> None:
-    """The key is handed over, then both hosts that have all WAL die: after one ttl the one that is behind leads."""
+    """The key is handed over, then both hosts that have all WAL die: after one ttl the one behind leads."""
     a, b, c = stage.settle()
     stage.fall_behind(a, c)
     stage.at_boundary(b, "dcs.take_leader before", "kill-host")
