@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from dcs.records import (
     Broken,
@@ -61,8 +61,7 @@ KEPT_RECORDS = 256
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class RawKey:
+class RawKey(NamedTuple):
     """One key as the store has it. `version` is what compare-and-set needs (etcd: mod revision)."""
 
     value: bytes
@@ -191,19 +190,22 @@ def _reject_constant(text: str) -> NoReturn:
     raise _Bad(f"{text} is not JSON")
 
 
+#: Made once: making one costs as much as reading a member key.
+_DECODER = json.JSONDecoder(parse_int=_parse_int, parse_float=_parse_float, parse_constant=_reject_constant)
+
+
 def _json(value: bytes) -> Json:
     text = _text(value)
     try:
-        parsed = json.loads(
-            text, parse_int=_parse_int, parse_float=_parse_float, parse_constant=_reject_constant
-        )
+        parsed = _DECODER.decode(text)
     except RecursionError:
         raise _Bad("nested too deeply") from None
     except _Bad:
         raise
     except ValueError as error:
         raise _Bad(f"not JSON: {error}") from None
-    _check_depth(parsed)
+    if text.count("{") + text.count("[") >= MAX_DEPTH:
+        _check_depth(parsed)
     if "\\u" in text:
         _check_encodable(parsed)
     return parsed
@@ -472,9 +474,12 @@ _DECODERS: Mapping[str, Callable[[RawKey], object]] = {
 # --- encoding ---------------------------------------------------------------------------------------
 
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
+
 def dumps(value: Json) -> str:
     """Compact JSON in ASCII, so that any text inside survives any store. ValueError on NaN."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def _filled(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import urlsplit
 
 #: JSON value as parsed: only used for content that is free by contract (dynamic configuration, tags).
 Json = Any
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
+#: Addresses of members are the same in every snapshot: so many are kept taken apart.
+_KEPT_URLS = 256
 
 
 @dataclass(frozen=True)
@@ -103,13 +107,16 @@ class Member:
     @property
     def host_port(self) -> tuple[str, int] | None:
         """Host and port of `conn_url`, None when it is missing or malformed."""
-        from urllib.parse import urlsplit
+        return _host_port(self.conn_url or "")
 
-        try:
-            parts = urlsplit(self.conn_url or "")
-            return (parts.hostname, parts.port or 5432) if parts.hostname else None
-        except ValueError:
-            return None
+
+@lru_cache(maxsize=_KEPT_URLS)
+def _host_port(url: str) -> tuple[str, int] | None:
+    try:
+        parts = urlsplit(url)
+        return (parts.hostname, parts.port or 5432) if parts.hostname else None
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True)

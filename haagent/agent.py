@@ -17,11 +17,12 @@ import signal
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 from dcs import codec
 from dcs.api import KeyEvent, WatchEvent
 from dcs.errors import DcsError, DcsLoginRefused
-from dcs.records import ClusterSnapshot
+from dcs.records import ClusterSnapshot, Member
 from haagent import COMPATIBLE_VERSION, __version__
 from haagent import guardian_types as guardian
 from haagent.act import Interpreter
@@ -59,6 +60,17 @@ FIRST_CONTACT_PAUSE_S = 5.0
 GUARDIAN_RETRY_S = 1.0
 
 
+class _Shown(NamedTuple):
+    """What REST answers are made of, when somebody asks."""
+
+    facts: Observation
+    memory: Memory
+    #: The last view of the DCS, when it was taken, and that as Unix time.
+    cluster: tuple[ClusterSnapshot, float, int] | None
+    #: When the step ended.
+    at: float
+
+
 class Agent:
     """One agent, from `run()` to its exit code. It touches the world only through `ports`."""
 
@@ -82,7 +94,9 @@ class Agent:
         self._next_guardian_try = 0.0
         self._step_started_at = self._now()
         self._alive_until = self._now() + 60
-        self._picture: Published | None = None
+        self._shown: _Shown | None = None
+        self._said: tuple[Member, str] | None = None
+        self._where = _addresses(config)
 
         self._peer_port = ports.peers
         self.dcs, self.journal = ports.dcs, ports.journal
@@ -392,63 +406,50 @@ class Agent:
             self.interpreter.last_urls = self.interpreter.last_urls | urls
 
     def _publish(self, obs: Observation) -> None:
-        """The picture for REST, then the member key, last in the step (contract 1.2)."""
-        facts = replace(obs, lease=self.keeper.facts(), job=self.runner.facts()[0])
-        self._picture = self._published(facts)
+        """What REST shows from now on, then the member key, last in the step (contract 1.2)."""
+        lease, job = self.keeper.facts(), self.runner.facts()[0]
+        facts = obs if lease is obs.lease and job is obs.job else replace(obs, lease=lease, job=job)
+        self._shown = _Shown(facts, self.memory, self._seen_cluster, self._now())
         session = self.keeper.session()
         if session is None or isinstance(obs.cluster, Unavailable):
             return
-        text = codec.encode_member(member_record(facts, self.memory, self._addresses()))
         missing = obs.cluster.member(self.config.name) is None
-        self.publisher.publish(session, text, obs.settings.retry_timeout_s, again=missing)
+        self.publisher.publish(session, self._member_text(facts), obs.settings.retry_timeout_s, again=missing)
 
-    def _addresses(self) -> Addresses:
-        pg = self.config.postgresql
-        proxy = f"postgres://{pg.proxy_address}/{pg.database}" if pg.proxy_address else None
-        return Addresses(
-            conn_url=pg.conn_url,
-            api_url=self.config.restapi.api_url,
-            version=COMPATIBLE_VERSION,
-            agent=f"haagent/{__version__}",
-            proxy_url=proxy,
-        )
-
-    def _published(self, obs: Observation) -> Published:
-        sample = _known(obs.instance.sample)
-        ttl = obs.settings.ttl_s * (1 if obs.instance.serves_as_primary else 2)
-        pending = {n: (old, new) for n, old, new in (sample.pending_restart if sample else ())}
-        return Published(
-            scope=self.config.scope,
-            name=self.config.name,
-            state=state_text(obs, self.memory),
-            role=role_text(obs),
-            settings=obs.settings,
-            tags=self.config.tags,
-            sample=sample,
-            cluster=self._seen_cluster[0] if self._seen_cluster else None,
-            cluster_is_fresh=self._cluster_is_fresh(obs.settings),
-            dcs_last_seen=self._seen_cluster[2] if self._seen_cluster else 0,
-            system_identifier=obs.instance.system_identifier,
-            pending_restart_reason=pending,
-            alive_until=float("inf") if obs.settings.pause else self._now() + obs.settings.loop_wait_s + ttl,
-            note=self.memory.note,
-            cannot_lead=cannot_lead(obs, self.memory),
-            metrics=self._metrics(),
-        )
-
-    def _cluster_is_fresh(self, settings: Settings) -> bool:
-        return self._seen_cluster is not None and self._now() < self._seen_cluster[1] + settings.ttl_s
+    def _member_text(self, facts: Observation) -> str:
+        """The value of our member key; written out anew only when it says something else."""
+        record = member_record(facts, self.memory, self._where)
+        if self._said is None or self._said[0] != record:
+            self._said = (record, codec.encode_member(record))
+        return self._said[1]
 
     def picture(self) -> Published:
-        """The last picture with the newest sample that is known; never blocks."""
-        picture = self._picture
-        if picture is None:
+        """What the last step saw, with the newest sample that is known; never blocks."""
+        shown = self._shown
+        if shown is None:
             settings = self.observer.settings
             return Published(self.config.scope, self.config.name, "starting", "uninitialized", settings)
-        return replace(
-            picture,
+        obs, memory = shown.facts, shown.memory
+        seen = self._seen_cluster
+        was = _known(obs.instance.sample)
+        ttl = obs.settings.ttl_s * (1 if obs.instance.serves_as_primary else 2)
+        return Published(
+            scope=obs.me.scope,
+            name=obs.me.name,
+            state=state_text(obs, memory),
+            role=role_text(obs),
+            settings=obs.settings,
+            tags=obs.me.tags,
             sample=_known(self.instance.sampler.last()),
-            cluster_is_fresh=self._cluster_is_fresh(picture.settings),
+            cluster=shown.cluster[0] if shown.cluster else None,
+            cluster_is_fresh=seen is not None and self._now() < seen[1] + obs.settings.ttl_s,
+            dcs_last_seen=shown.cluster[2] if shown.cluster else 0,
+            system_identifier=obs.instance.system_identifier,
+            pending_restart_reason={n: (old, new) for n, old, new in (was.pending_restart if was else ())},
+            alive_until=float("inf") if obs.settings.pause else shown.at + obs.settings.loop_wait_s + ttl,
+            note=memory.note,
+            cannot_lead=cannot_lead(obs, memory),
+            metrics=self._metrics(),
         )
 
     def _metrics(self) -> Mapping[str, tuple[str, float]]:
@@ -479,9 +480,21 @@ class Agent:
         if later:
             log.warning("these keys change only when the agent is started again: %s", ", ".join(later))
         self.config = self.interpreter.config = new
+        self._where = _addresses(new)
         self.observer.use_config(new)
         self.instance.rewrite_files()
         log.info("configuration reloaded%s", f": {', '.join(changed)}" if changed else ", nothing changed")
+
+
+def _addresses(config: AgentConfig) -> Addresses:
+    pg = config.postgresql
+    return Addresses(
+        conn_url=pg.conn_url,
+        api_url=config.restapi.api_url,
+        version=COMPATIBLE_VERSION,
+        agent=f"haagent/{__version__}",
+        proxy_url=f"postgres://{pg.proxy_address}/{pg.database}" if pg.proxy_address else None,
+    )
 
 
 def _known(sample: InstanceSample | Unavailable) -> InstanceSample | None:

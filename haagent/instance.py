@@ -159,7 +159,8 @@ class LocalInstance:
         self._kept: Mapping[str, Any] | None = None
         self.storage = Storage(runtime, on_change)
         self.settings: Settings = Settings.default()
-        self.effective: EffectivePostgres = effective_postgresql(config, self.settings)
+        self._effective: EffectivePostgres | None = None
+        self._used: tuple[AgentConfig, Settings] | None = None
         self._warned: set[str] = set()
         self.actions_session = pg.session(self.local_target(), "haagent")
         heartbeat = pg.session(self.local_target(), "haagent heartbeat")
@@ -366,12 +367,21 @@ class LocalInstance:
 
     # --- configuration files ----------------------------------------------------------------------
 
+    @property
+    def effective(self) -> EffectivePostgres:
+        """The section `postgresql` in force."""
+        if self._effective is None:
+            self._effective = effective_postgresql(self.config, self.settings)
+        return self._effective
+
     def use(self, config: AgentConfig, settings: Settings) -> Settings:
         """The configuration in force from now on; files follow by ApplyConfig or at the next start.
 
         Returns the settings with what the local file says about this member put on top (contract 5.1)."""
-        self.config = config
-        self.effective, self._server = effective_postgresql(config, settings), None
+        if self._used is not None and self._used[0] is config and self._used[1] == settings:
+            return self.settings
+        self.config, self._used = config, (config, settings)
+        self._effective, self._server = effective_postgresql(config, settings), None
         self._warn(self.effective.warnings)
         pg = self.effective.config
         self.settings = replace(

@@ -51,6 +51,7 @@ class Observer:
     ) -> None:
         self._now = runtime.now
         self.config, self.dcs, self.keeper = config, dcs, keeper
+        self._me = Identity(config.name, config.scope, config.tags)
         self.instance, self.runner, self.peers = instance, runner, peers
         self.settings = Settings.default()
         self._config_seen: object = None
@@ -73,7 +74,7 @@ class Observer:
         lease = self.keeper.facts()
         return Observation(
             now=self._now(),
-            me=Identity(self.config.name, self.config.scope, self.config.tags),
+            me=self._me,
             settings=self.settings,
             cluster=cluster,
             instance=instance,
@@ -101,14 +102,15 @@ class Observer:
         """The dynamic configuration in force; a broken or deleted one keeps the last good (contract 1.3): a
         pause must not end for some of the members because somebody deleted a key."""
         mixed = any(not m.is_haagent for m in cluster.members)
-        data = dict(cluster.config.data) if cluster.config is not None else None
+        # Nothing ever changes a decoded record: while the key stays, this is the object of the last step.
+        data = cluster.config.data if cluster.config is not None else None
         seen = (data, mixed)
         if seen == self._config_seen and self.config is self._local_seen:
             return
         if data is None and any(b.key == "config" for b in cluster.broken):
             return
         if data is not None:
-            self._last_good = data
+            self._last_good = dict(data)
         source = self._last_good if self._last_good is not None else self.instance.initial_dynamic()
         settings, warnings = parse_settings(source, self.dcs.minimum_ttl_s, mixed)
         for warning in warnings:
@@ -125,4 +127,5 @@ class Observer:
     def use_config(self, config: AgentConfig) -> None:
         """A reloaded local file; takes effect with the next step."""
         self.config = config
+        self._me = Identity(config.name, config.scope, config.tags)
         self.instance.config = replace(config)

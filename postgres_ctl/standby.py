@@ -6,7 +6,9 @@ newer. Only a server that is not in recovery at all needs a restart to become a 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
+from functools import lru_cache
 
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.errors import ProgrammingError
@@ -23,6 +25,8 @@ class Change(Enum):
 
 #: Compared without these: not visible in a running server's settings, or of no effect on whom it follows.
 _NOT_COMPARED = frozenset({"password", "sslpassword"})
+#: Connection strings whose words are kept: a standby is asked about the same one in every step.
+_KEPT = 32
 
 
 def needs_change(sample: InstanceSample, desired: RecoveryConfig) -> Change:
@@ -46,6 +50,8 @@ def follows(sample: InstanceSample, host: str, port: int) -> bool:
 
 def upstream(sample: InstanceSample) -> tuple[str, int] | None:
     """Host and port that primary_conninfo names; None when it names none."""
+    if not sample.primary_conninfo:
+        return None
     words = _words(sample.primary_conninfo)
     host, port = words.get("host"), words.get("port", "5432")
     return (host, int(port)) if host and port.isdigit() else None
@@ -56,7 +62,8 @@ def _same_conninfo(one: str, other: str) -> bool:
     return one == other or _words(one) == _words(other)
 
 
-def _words(conninfo: str | None) -> dict[str, str]:
+@lru_cache(maxsize=_KEPT)
+def _words(conninfo: str | None) -> Mapping[str, str]:
     try:
         words = conninfo_to_dict(conninfo or "")
     except ProgrammingError:

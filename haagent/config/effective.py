@@ -19,6 +19,7 @@ from haagent.core.settings import Settings
 from postgres_ctl.gucs import AGENT_OWNED, OBSOLETE, PROTECTED, protected_parameters
 
 _PARAMETERS = "postgresql.parameters"
+_OURS = frozenset((*PROTECTED, *AGENT_OWNED, *OBSOLETE))
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def effective_postgresql(config: AgentConfig, settings: Settings) -> EffectivePo
 
 
 def _is_ours(parameter: str) -> bool:
-    return parameter.lower() in (*PROTECTED, *AGENT_OWNED, *OBSOLETE)
+    return parameter.lower() in _OURS
 
 
 def _dynamic_part(settings: Settings) -> Checked:

@@ -28,6 +28,10 @@ _BASEBACKUP_FORBIDDEN = (
     "pgdata", "format", "wal-method", "xlog-method", "gzip", "version", "dbname", "host", "port", "username",
     "password", "compress",
 )  # fmt: skip
+_ROLE_KEYS = {
+    role: tuple(key for key in KEYS.values() if key.section == f"postgresql.authentication.{role}")
+    for role in ROLES
+}
 #: What PostgreSQL listens on -> where the agent connects; the first that is there.
 _LOOPBACK = dict.fromkeys(("127.0.0.1", "*", "0.0.0.0"), "127.0.0.1") | {  # noqa: S104 - not bound here
     "localhost": "localhost",
@@ -104,9 +108,9 @@ def _role(checked: Checked, role: str) -> Role | None:
         return None
     own = ("username", "password", "sslmode", "sslpassword")
     options = {
-        key.name: checked.values[path]
-        for path, key in KEYS.items()
-        if key.section == base and key.name not in own and path in checked.values
+        key.name: checked.values[key.path]
+        for key in _ROLE_KEYS[role]
+        if key.name not in own and key.path in checked.values
     }
     return Role(
         username=username,
