@@ -27,8 +27,9 @@ log = logging.getLogger(__name__)
 
 #: A fast stop may take this long before it becomes immediate, then killing; seconds.
 FAST_STOP_S, IMMEDIATE_STOP_S = 30.0, 10.0
-#: PostgreSQL cannot tell us when it accepts connections: look this often while it starts, seconds.
-LOOK_EVERY_S = 0.02
+#: PostgreSQL cannot tell us when it accepts connections: look this often while it starts, and less often the
+#: longer it takes, so that looking never adds more than a tenth; seconds.
+LOOK_EVERY_S, LOOK_AT_LEAST_EVERY_S, LOOK_SHARE = 0.02, 0.5, 0.1
 #: A cancelled CHECKPOINT is noticed at once; its helper thread ends this long after the work, seconds.
 CANCEL_LOOK_S = 0.5
 #: pg_control is looked at this often while a stop takes longer, seconds.
@@ -130,6 +131,11 @@ def _attempt(kind: str, body: Body, cancel: Cancellation) -> JobResult:
 # --- bodies -----------------------------------------------------------------------------------------
 
 
+def _until_next_look_s(waited_s: float) -> float:
+    """Pause between two looks at a server that has been starting for so long, seconds."""
+    return min(LOOK_AT_LEAST_EVERY_S, max(LOOK_EVERY_S, waited_s * LOOK_SHARE))
+
+
 class InstanceJobs:
     """Bodies of the jobs on one instance. `address(name)` resolves a member to host and port."""
 
@@ -181,14 +187,15 @@ class InstanceJobs:
         self, arrived: Callable[[InstanceSample], bool], cancel: Cancellation, limit_s: float | None
     ) -> None:
         """Wait until the server answers as wanted. Raises Failed when it is gone or the job is cancelled."""
-        end = self._rt.now() + limit_s if limit_s is not None else None
+        began = self._rt.now()
+        end = began + limit_s if limit_s is not None else None
         while True:
             sample = self.instance.sampler.fresh(0.5)
             if isinstance(sample, InstanceSample) and arrived(sample):
                 return
             if self.instance.pid() is None:
                 raise Failed(self.instance.log_tail() or "PostgreSQL ended while it started")
-            if cancel.wait(LOOK_EVERY_S):
+            if cancel.wait(_until_next_look_s(self._rt.now() - began)):
                 self.instance.stop("immediate")
                 self.instance.wait_exit(IMMEDIATE_STOP_S)
                 raise Failed("cancelled")

@@ -83,7 +83,11 @@ class LeaseKeeper:
         self._disarmed = False
         self._guardian_ok = True
         self._ended = False
+        self._facts = LeaseFacts()
+        #: Guards the state, and wakes the keeper's own thread.
         self._changed = runtime.condition()
+        #: Wakes the backstop, which otherwise sleeps through all that goes well.
+        self._alarm = runtime.condition()
         self.renewals = 0
         self.unknown_renewals = 0
         self.last_round_trip_s = 0.0
@@ -101,6 +105,7 @@ class LeaseKeeper:
         with self._changed:
             self._ended = True
             self._changed.notify_all()
+        self._wake_backstop()
         if self._thread.is_alive():
             self._thread.join(self._settings.retry_timeout_s + 1)
 
@@ -118,12 +123,17 @@ class LeaseKeeper:
             else:
                 self._lease = replace(self._lease, next_attempt_at=0.0)
             self._changed.notify_all()
+        self._wake_backstop()
 
     def permit(self) -> None:
-        """The loop is alive and wants to keep what it has."""
+        """The loop is alive and wants to keep what it has.
+
+        Wakes the keeper only when the last permit had lapsed: else nobody waits for this one."""
         with self._changed:
-            self._permit_until = self._now() + core.permit_life_s(self._settings)
-            self._changed.notify_all()
+            now, lapsed_at = self._now(), self._permit_until
+            self._permit_until = now + core.permit_life_s(self._settings)
+            if lapsed_at <= now:
+                self._changed.notify_all()
 
     def use_settings(self, settings: Settings) -> None:
         with self._changed:
@@ -133,9 +143,10 @@ class LeaseKeeper:
     # --- facts ------------------------------------------------------------------------------------
 
     def facts(self) -> LeaseFacts:
+        """The same object until something in it changes."""
         with self._changed:
             lease = self._lease
-            return LeaseFacts(
+            facts = LeaseFacts(
                 session=lease.session,
                 epoch=lease.epoch,
                 fence_at=lease.fence_at,
@@ -144,6 +155,9 @@ class LeaseKeeper:
                 refused=lease.refused,
                 guardian_ok=self._guardian_ok,
             )
+            if facts != self._facts:
+                self._facts = facts
+            return self._facts
 
     def leader_until(self) -> float | None:
         """Until when "I am leader" holds, CLOCK_BOOTTIME seconds."""
@@ -184,6 +198,7 @@ class LeaseKeeper:
             if leader is None or leader.session != lease.session:
                 if lease.closed and (leader is None or leader.epoch != lease.epoch):
                     self._lease = core.released(lease)
+                    self._changed.notify_all()
             elif lease.epoch is None and leader.epoch > self._closed_epoch:
                 self._lease = core.taken(lease, leader.epoch)
                 self._changed.notify_all()
@@ -221,6 +236,7 @@ class LeaseKeeper:
             return done
         with self._changed:
             self._disarmed = False
+        self._wake_backstop()
         handle = self.handle()
         if handle is None:
             return True
@@ -242,14 +258,17 @@ class LeaseKeeper:
 
         A thread of its own: neither a slow store nor a slow step may hold it up."""
         while True:
-            with self._changed:
+            with self._alarm:
                 if self._ended:
                     return
                 due = None if self._disarmed else self._acknowledged_fence_at
                 now = self._now()
                 if due is None or now < due:
-                    self._changed.wait(None if due is None else due - now)
+                    self._alarm.wait(None if due is None else due - now)
                     continue
+            with self._changed:
+                if self._disarmed or self._acknowledged_fence_at != due:
+                    continue  # a proof, or a pause, came just now
                 self._acknowledged_fence_at = None
                 epoch, fence = self._lease.epoch, self._fence if self._guardian_ok else None
             if fence is None or not self._guardian_fences(fence):
@@ -274,6 +293,11 @@ class LeaseKeeper:
         if epoch is not None:
             self.fenced(epoch)
         self._on_change()
+
+    def _wake_backstop(self) -> None:
+        """Its deadline is new, or sooner than the one it sleeps until; or this is the end."""
+        with self._alarm:
+            self._alarm.notify_all()
 
     def guardian_lost(self) -> None:
         """Nobody holds the deadline any more: it is unproven until another guardian has it (H10)."""
@@ -434,10 +458,12 @@ class LeaseKeeper:
 
     def _accept(self, handle: LeaseHandle, proof: Renewed, fence_at: float) -> None:
         with self._changed:
+            before, self._acknowledged_fence_at = self._acknowledged_fence_at, fence_at
             self._guardian_ok = True
-            self._acknowledged_fence_at = fence_at
             if self._lease.epoch == handle.epoch:
                 self._lease = core.renewed(
                     self._lease, proof.sent_at, proof.guaranteed_s, self._now(), self._settings
                 )
             self._changed.notify_all()
+        if before is None or fence_at < before:
+            self._wake_backstop()
