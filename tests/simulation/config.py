@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from haagent.config.load import load
@@ -27,14 +28,13 @@ def data_dir(name: str) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _config(name: str, tags: str, dynamic: str) -> AgentConfig:
+def _config(name: str, tags: str) -> AgentConfig:
     # A JSON document is YAML. bin_dir only has to hold a program; it is never run.
     document = {
         "scope": SCOPE,
         "name": name,
         "restapi": {"listen": f"{name}:{REST_PORT}", "connect_address": f"{name}:{REST_PORT}"},
         "local": {"path": f"{_ROOT}/dcs.sqlite"},
-        "bootstrap": {"dcs": json.loads(dynamic)},
         "postgresql": {
             "listen": f"{name}:{POSTGRES_PORT}",
             "connect_address": f"{name}:{POSTGRES_PORT}",
@@ -53,4 +53,7 @@ def _config(name: str, tags: str, dynamic: str) -> AgentConfig:
 
 def agent_config(name: str, tags: Mapping[str, Any], dynamic: Mapping[str, Any]) -> AgentConfig:
     """The configuration of member `name`; `dynamic` is what a new cluster is bootstrapped with."""
-    return _config(name, json.dumps(tags, sort_keys=True), json.dumps(dynamic, sort_keys=True))
+    config = _config(name, json.dumps(tags, sort_keys=True))
+    # Put in afterwards: it differs in every schedule, and reading YAML would cost more than an election.
+    dcs = json.loads(json.dumps(dynamic, sort_keys=True))
+    return replace(config, bootstrap=replace(config.bootstrap, dcs=dcs))

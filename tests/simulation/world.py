@@ -25,6 +25,7 @@ from tests.simulation.network import Network
 from tests.simulation.node import Node
 from tests.simulation.plan import LEADER, Fault, Plan
 from tests.simulation.postgres import Land, Server
+from tests.simulation.quick import quicken
 from tests.simulation.store import SimStore
 from tests.simulation.trace import Trace
 from tests.simulation.wal import CHECKPOINT, SHUTDOWN, Control
@@ -37,6 +38,8 @@ HEALING_TTLS = 4
 STORM_EVENTS = 200_000
 #: While healing, the goal is looked at this often, seconds.
 LOOK_EVERY_S = 0.5
+
+quicken()
 
 
 @dataclass
@@ -220,10 +223,12 @@ class World:
 
     def arm_boundaries(self, node: Node) -> None:
         """Triggers that wait for this node's current agent."""
-        waiting = [t for t in self.boundaries if t.fault.node == node.name]
-        node.agent_process.armed = partial(self._at_boundary, node) if waiting else None
+        waiting = frozenset((t.kind, t.when) for t in self.boundaries if t.fault.node == node.name)
+        node.agent_process.armed = partial(self._at_boundary, node, waiting) if waiting else None
 
-    def _at_boundary(self, node: Node, kind: str, when: str) -> None:
+    def _at_boundary(self, node: Node, waiting: frozenset[tuple[str, str]], kind: str, when: str) -> None:
+        if (kind, when) not in waiting:
+            return
         for trigger in self.boundaries:
             if trigger.fault.node == node.name and trigger.reached(kind, when):
                 self.boundaries.remove(trigger)
