@@ -297,8 +297,8 @@ class Agent:
     def _connect_guardian(self) -> None:
         state = self.instance.connect_guardian(self._guardian_event)
         link = self.instance.link
-        assert link is not None
-        self.keeper.use_guardian(link, state)
+        if link is not None:  # else it was lost again meanwhile, and is looked for in the next step
+            self.keeper.use_guardian(link, state)
 
     def _keep_guardian(self) -> None:
         """A dead guardian is replaced; without one the keeper's backstop is the fence (H10)."""

@@ -203,12 +203,12 @@ class LocalInstance:
             on_event(event)
 
         pg, before = self.config.postgresql, self._state
-        self.link = self._guardian.connect(pg.state_dir, pg.data_dir, receive)
-        self._state = self.link.hello
-        self._adopt_stranger()
+        link = self.link = self._guardian.connect(pg.state_dir, pg.data_dir, receive)
+        self._state = link.hello
+        self._adopt_stranger()  # takes a while: the link may be gone again when it returns
         if before is not None and before.postmaster is not None and self._state.postmaster is None:
             self._end_orphans(before.postmaster.pid)
-        return self.link.hello
+        return link.hello
 
     def _end_orphans(self, postmaster_pid: int) -> None:
         """The guardian died, and the postmaster with it: nobody else is left to end what that one left, which
