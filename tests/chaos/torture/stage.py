@@ -37,6 +37,8 @@ REPAIR_S = 60.0
 _LOOK_S = 0.1
 #: How long a row may take to a streaming standby in one look, seconds.
 _ARRIVAL_S = 2.0
+#: How long a leader may take to publish its position in one look, seconds: it does so in every loop.
+_TOLD_S = 3.0
 _MARKS = "haagent_test_marks"
 #: Faults of a look that mean "not yet".
 _NOT_YET: tuple[type[BaseException], ...] = (OSError, psycopg.Error, pytest.fail.Exception)
@@ -209,10 +211,12 @@ class Stage:
         return None
 
     def recovered(self) -> bool:
-        """One leads, all others stream from it, and a row written now arrives at each of them.
+        """One leads, all others stream from it, a row written now arrives at each of them, and its agent has
+        told the store of it.
 
         "streaming" alone proves nothing: a server with a diverged history says so too, until it comes to the
-        end of what the two have in common.
+        end of what the two have in common. Nor does a primary: it may be living on the rest of a lease that
+        it cannot renew, because the store has not recovered yet.
         """
         leaders = self.cluster.leaders()
         if len(leaders) != 1 or len(self.cluster.replicas()) != len(self.nodes) - 1:
@@ -220,7 +224,16 @@ class Stage:
         streaming = "select count(*) from pg_stat_replication where state = 'streaming'"
         if leaders[0].value(streaming) != len(self.nodes) - 1:
             return False
-        return self._arrives_everywhere(leaders[0])
+        return self._arrives_everywhere(leaders[0]) and self._is_told(leaders[0])
+
+    def _is_told(self, leader: Node) -> bool:
+        position = _position(leader)
+        end = time.monotonic() + _TOLD_S
+        while self._published() < position:
+            if time.monotonic() > end:
+                return False
+            pause(_LOOK_S)
+        return True
 
     def _arrives_everywhere(self, leader: Node) -> bool:
         self._marks += 1
@@ -241,7 +254,7 @@ class Stage:
 
     def _caught_up(self) -> Node | None:
         leader = self.cluster.leader()
-        return leader if self._arrives_everywhere(leader) else None
+        return leader if self._ask(lambda: self._arrives_everywhere(leader)) else None
 
     @staticmethod
     def _ask(question: Callable[[], bool]) -> bool:
@@ -252,7 +265,7 @@ class Stage:
 
     def wait_published(self, leader: Node) -> None:
         """The leader's status in the store is as new as what it has written before this call."""
-        position = leader.value("select (pg_current_wal_lsn() - '0/0')::bigint")
+        position = _position(leader)
         self.cluster.wait_for(lambda: self._published() >= position, DEADLINE_S, "a fresh status")
 
     def _published(self) -> int:
@@ -268,3 +281,8 @@ class Stage:
         found = [(f"{node.name}-{path.name}", path) for node in self.nodes for path in node.log_files()]
         logs = [(f"{member.name}-etcd.log", member.data_dir / "etcd.log") for member in self.members]
         return found + [(name, path) for name, path in logs if path.exists()]
+
+
+def _position(leader: Node) -> int:
+    """Bytes of WAL it has written by now."""
+    return int(leader.value("select (pg_current_wal_lsn() - '0/0')::bigint"))
