@@ -18,6 +18,8 @@ PYTHON := $(VENV)/bin/python
 # Arguments for the program behind a target: make test ARGS='-k lease', make demo ARGS=--help
 ARGS ?=
 JOBS ?= 2
+# Simulated clusters wait for nothing: one process per core, unless JOBS says otherwise.
+SIMULATE_JOBS := $(if $(filter file,$(origin JOBS)),,--jobs $(JOBS))
 MINUTES ?= 10
 SEED ?=
 PLAN ?=
@@ -57,7 +59,7 @@ test-all: lint ## everything, slow tests too; writes docs/test-report.md
 	@scripts/test-report.sh $(ARGS)
 
 simulate: setup ## simulated clusters for MINUTES on all cores: every rule checked after every event
-	@$(PYTHON) -m tests.simulation.run simulate --minutes $(MINUTES) --jobs $(JOBS) $(ARGS)
+	@$(PYTHON) -m tests.simulation.run simulate --minutes $(MINUTES) $(SIMULATE_JOBS) $(ARGS)
 
 replay: setup ## the readable trace of one simulated schedule (SEED=… or PLAN=…), shrunk when it breaks a rule
 	@$(PYTHON) -m tests.simulation.run replay $(if $(SEED),--seed $(SEED)) $(if $(PLAN),--plan $(PLAN)) $(ARGS)

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,10 +135,12 @@ def batches(first: int, step: int, count: int | None) -> Iterator[range]:
         done += size
 
 
-def run_batch(seeds: range) -> Summary:
-    """In a worker."""
+def run_batch(seeds: range, ends: float | None = None) -> Summary:
+    """In a worker; what is left at `ends` (CLOCK_MONOTONIC, one for all processes) is not begun."""
     summary = Summary()
     for seed in seeds:
+        if ends is not None and time.monotonic() > ends:
+            break
         began = time.process_time()
         result = run_seed(seed)
         gc.collect()
@@ -158,7 +161,9 @@ def simulate(args: argparse.Namespace) -> int:
     summary, began = Summary(), time.monotonic()
     ends = began + args.minutes * 60 if args.minutes else None
     with _progress(args, ends) as progress, multiprocessing.Pool(args.jobs, _worker) as pool:
-        for part in pool.imap_unordered(run_batch, _while(batches(args.first, BATCH, args.schedules), ends)):
+        # The pool asks for batches ahead of its workers, many at once: the workers look at the time, too.
+        work = partial(run_batch, ends=ends)
+        for part in pool.imap_unordered(work, _while(batches(args.first, BATCH, args.schedules), ends)):
             summary.merge(part)
             progress(summary)
             if summary.failures and not args.keep_going:
@@ -252,6 +257,9 @@ def _report(summary: Summary, args: argparse.Namespace, took_s: float) -> None:
     never = data["rules_never_fired"]
     if never:
         console.print(f"[yellow]Rules that never fired:[/yellow] {', '.join(never)}\n", highlight=False)
+    unused = data["fault_kinds_never_used"]
+    if unused:
+        console.print(f"[yellow]Faults that never struck:[/yellow] {', '.join(unused)}\n", highlight=False)
     for seed, name, text in summary.failures[:20]:
         console.print(f"[red]{name}[/red] {text[:300]}", highlight=False)
         console.print(f"    make replay SEED={seed}", highlight=False)
@@ -334,7 +342,7 @@ def main(argv: list[str] | None = None) -> int:
     many.add_argument("--minutes", type=float, default=0.0)
     many.add_argument("--schedules", type=int, help="stop after so many")
     many.add_argument("--first", type=int, default=None, help="first seed (default: drawn from the clock)")
-    many.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    many.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
     many.add_argument("--json", help="write the summary to this file")
     many.add_argument("--keep-going", action="store_true", help="do not stop at the first failure")
     one = commands.add_parser("replay", help="one schedule, with its trace")

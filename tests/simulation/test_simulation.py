@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.simulation.plan import Plan, draw_plan, somebody_may_lead
-from tests.simulation.run import run_seed, shrink
+from tests.simulation.run import run_batch, run_seed, shrink
 from tests.simulation.world import World
 
 ROOT = Path(__file__).parent.parent.parent
@@ -48,6 +48,12 @@ def test_a_seed_is_one_trace_in_any_process(seed: int) -> None:
         )
         hashes.add(done.stdout.strip())
     assert len(hashes) == 1
+
+
+def test_a_worker_begins_nothing_after_the_end() -> None:
+    """The pool hands out hundreds of batches ahead: MINUTES would be hours."""
+    assert run_batch(range(2), ends=0.0).schedules == 0
+    assert run_batch(range(2)).schedules == 2
 
 
 def test_a_plan_survives_json() -> None:
