@@ -33,6 +33,7 @@ from dcs.records import (
     SyncState,
     Tags,
     TimelineClaim,
+    Unfenced,
 )
 
 INITIALIZE = "initialize"
@@ -47,6 +48,7 @@ FAILSAFE = "failsafe"
 #: Ours; peers ignore keys they do not know.
 CLAIMS = "haagent_claims"
 OUTCOME = "haagent_outcome"
+UNFENCED = "haagent_unfenced"
 MEMBERS = "members/"
 
 #: Deepest nesting taken from the store: real configurations need about 6, and everything that walks a
@@ -96,6 +98,7 @@ def build_snapshot(raw: Mapping[str, RawKey], revision: int) -> ClusterSnapshot:
         claims_version=claims.version if claims else 0,
         failsafe=reader.take(FAILSAFE),
         outcome=reader.take(OUTCOME),
+        unfenced=reader.take(UNFENCED),
         broken=tuple(reader.broken),
     )
 
@@ -403,6 +406,13 @@ def _outcome(raw: RawKey) -> OperationOutcome:
     )
 
 
+def _unfenced(raw: RawKey) -> Unfenced | None:
+    data = _object(raw.value)
+    if not data:
+        return None
+    return Unfenced(_name(data.get("name"), "name"), _lsn(data.get("epoch"), "epoch"))
+
+
 def _failsafe(raw: RawKey) -> Mapping[str, str]:
     return {name: _string(url, "an address") for name, url in _object(raw.value).items()}
 
@@ -468,6 +478,7 @@ _DECODERS: Mapping[str, Callable[[RawKey], object]] = {
     CLAIMS: _claims,
     FAILSAFE: _failsafe,
     OUTCOME: _outcome,
+    UNFENCED: _unfenced,
 }
 
 
@@ -575,6 +586,11 @@ def encode_failsafe(addresses: Mapping[str, str]) -> str:
 def encode_outcome(outcome: OperationOutcome) -> str:
     """The value of `haagent_outcome`."""
     return dumps({"version": outcome.version, "status": outcome.status, "text": outcome.text})
+
+
+def encode_unfenced(owner: Unfenced | None) -> str:
+    """The value of `haagent_unfenced`; "{}" for nobody."""
+    return "{}" if owner is None else dumps({"name": owner.name, "epoch": owner.epoch})
 
 
 def encode_claims(claims: Iterable[TimelineClaim]) -> str:

@@ -199,6 +199,16 @@ class OperationOutcome:
 
 
 @dataclass(frozen=True)
+class Unfenced:
+    """`haagent_unfenced`: `name` holds the key in `epoch` with its fence off, as the cluster is paused; so it
+    may stay writable when the key is gone (hazard H20). It stands until the fence is on, or the next holder
+    leads with one."""
+
+    name: str
+    epoch: int
+
+
+@dataclass(frozen=True)
 class ConfigRecord:
     """`config`: the dynamic configuration, a JSON object."""
 
@@ -227,6 +237,7 @@ class ClusterSnapshot:
     claims_version: int = 0
     failsafe: Mapping[str, str] | None = None
     outcome: OperationOutcome | None = None
+    unfenced: Unfenced | None = None
     broken: tuple[Broken, ...] = ()
 
     def member(self, name: str) -> Member | None:

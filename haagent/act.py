@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from dcs import codec
 from dcs.api import Conflict, Dcs, Ok, Taken
-from dcs.records import ClusterSnapshot, HistoryRow, OperationOutcome, Status, TimelineClaim
+from dcs.records import ClusterSnapshot, HistoryRow, OperationOutcome, Status, TimelineClaim, Unfenced
 from haagent.config.types import AgentConfig
 from haagent.core import actions as a
 from haagent.core.model import Observation, Unavailable
@@ -70,6 +70,7 @@ class Interpreter:
             a.TakeLeader: self._take_leader,
             a.ReleaseLeader: self._release_leader,
             a.ClearFailover: self._clear_failover,
+            a.MarkUnfenced: self._mark_unfenced,
             a.WriteClaim: self._write_claim,
             a.WriteStatus: self._write_status,
             a.WriteHistory: self._write_history,
@@ -193,6 +194,8 @@ class Interpreter:
         if not (facts.stopped or facts.serves_as_standby):
             log.warning("the leader key is kept: PostgreSQL is not proven stopped")
             return False
+        if self._view().unfenced is not None:
+            self._mark_unfenced(a.MarkUnfenced(False))  # what holds without a fence is over, either way
         if not self.keeper.close_epoch(action.epoch):
             return False
         status = self._last_status(action.optime) if action.optime is not None else None
@@ -212,6 +215,11 @@ class Interpreter:
         self._put_as_leader(codec.OUTCOME, codec.encode_outcome(told))
         outcome = self.dcs.compare_and_set(codec.FAILOVER, "{}", action.version, self._deadline_s)
         return isinstance(outcome, Ok | Conflict)
+
+    def _mark_unfenced(self, action: a.MarkUnfenced) -> bool:
+        handle = self.keeper.handle()
+        owner = Unfenced(self.config.name, handle.epoch) if action.unfenced and handle is not None else None
+        return self._put_as_leader(codec.UNFENCED, codec.encode_unfenced(owner))
 
     def _write_claim(self, action: a.WriteClaim) -> bool:
         claim = TimelineClaim(action.timeline, self.config.name, action.epoch, action.note)

@@ -76,6 +76,14 @@ class ClearFailover:
 
 
 @dataclass(frozen=True)
+class MarkUnfenced:
+    """Tell everybody, before the guardian is disarmed, that we may stay writable without the key (H20); or
+    that nobody does."""
+
+    unfenced: bool
+
+
+@dataclass(frozen=True)
 class WriteClaim:
     """Claim the timeline we are about to create (H15)."""
 
@@ -267,6 +275,7 @@ Action = (
     | TakeLeader
     | ReleaseLeader
     | ClearFailover
+    | MarkUnfenced
     | WriteClaim
     | WriteStatus
     | WriteHistory

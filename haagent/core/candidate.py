@@ -78,7 +78,8 @@ def standing(obs: Observation, memory: Memory) -> Standing:
     cluster = _cluster_checks(obs, memory, obs.cluster)
     if any(check.passed is False for check in local + cluster):
         return Standing(local + cluster, ())
-    if not any(check.passed is None for check in local + cluster) and _is_handed_over(obs, obs.cluster):
+    unknown = any(check.passed is None for check in local + cluster)
+    if not unknown and _is_handed_over(obs, memory, obs.cluster):
         nobody = Check("peers.asked", True, "the key was handed over with all WAL: nobody needs to be asked")
         return Standing((*local, *cluster, nobody), ())
     ask = unanswered(obs, memory, obs.cluster)
@@ -88,7 +89,7 @@ def standing(obs: Observation, memory: Memory) -> Standing:
     return Standing(local + cluster + _peer_checks(obs, memory, obs.cluster), ())
 
 
-def _is_handed_over(obs: Observation, cluster: ClusterSnapshot) -> bool:
+def _is_handed_over(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> bool:
     """The former leader says that its PostgreSQL is stopped, and we have its last record (rules 2 and 3).
 
     `status.optime` is then its shutdown checkpoint: whoever has replayed beyond that is behind nobody, and no
@@ -96,6 +97,8 @@ def _is_handed_over(obs: Observation, cluster: ClusterSnapshot) -> bool:
     request = cluster.failover
     former = cluster.member(request.leader) if request is not None and request.leader is not None else None
     if request is None or former is None or request.candidate not in (None, obs.me.name):
+        return False
+    if unreadable(cluster, "haagent_unfenced") or unfenced_owners(obs, memory, cluster) - {former.name}:
         return False
     complete = cluster.status is not None and my_position(obs).value > cluster.status.optime
     return former.name != obs.me.name and former.state == "stopped" and complete
@@ -392,14 +395,23 @@ def _owner_lost_in_pause(
     obs: Observation, memory: Memory, cluster: ClusterSnapshot, answers: list[PeerAnswer]
 ) -> Check:
     """H20: fencing was off when it vanished, so its PostgreSQL may run on: only an operator may go ahead."""
-    rule, lost = "pause.owner-lost", memory.lost_in_pause
-    if lost is None or manual_failover_to_me(obs, cluster):
+    rule, lost = "pause.owner-lost", unfenced_owners(obs, memory, cluster)
+    broken = unreadable(cluster, "haagent_unfenced")
+    if manual_failover_to_me(obs, cluster) or not (lost or broken):
         return Check(rule, True, "no owner of the key vanished during a pause, or an operator decided")
-    answered = any(p.name == lost for p in answers)
-    bad = (
-        f"{lost} vanished while the cluster was paused and does not answer: only a manual failover may go on"
-    )
-    return _check(rule, answered, f"{lost} vanished during a pause and answers", bad)
+    if broken is not None:
+        return Check(rule, False, f"who vanished during a pause cannot be read from the store: {broken}")
+    good = f"{', '.join(sorted(lost))} vanished during a pause and answers"
+    silent = ", ".join(sorted(lost - {p.name for p in answers}))
+    bad = "vanished while the cluster was paused and does not answer: only a manual failover may go on"
+    return _check(rule, not silent, good, f"{silent} {bad}")
+
+
+def unfenced_owners(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> frozenset[str]:
+    """Others that may be writable although the key is gone: by their own word, which outlives this agent's
+    memory, or because this agent saw them vanish in a pause (Patroni's members leave no word)."""
+    told = cluster.unfenced.name if cluster.unfenced is not None else None
+    return frozenset(n for n in (memory.lost_in_pause, told) if n is not None and n != obs.me.name)
 
 
 def _nobody_ahead(

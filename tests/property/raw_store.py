@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dcs import codec
 from dcs.codec import RawKey, build_snapshot
-from dcs.records import Status, TimelineClaim
+from dcs.records import Status, TimelineClaim, Unfenced
 from tests.unit.core_facts import NAMES, OPTIME, SYSTEM, history, member
 
 #: A healthy cluster of three, pg0 leading, with every key that there is.
@@ -26,6 +26,7 @@ STORED: dict[str, bytes] = {
         codec.CLAIMS: codec.encode_claims((TimelineClaim(1, "pg0", 5),)),
         codec.FAILSAFE: "{}",
         codec.OUTCOME: '{"version":3,"status":200,"text":"done"}',
+        codec.UNFENCED: "{}",
         **{codec.MEMBERS + name: codec.encode_member(member(name)) for name in NAMES},
     }.items()
 }
@@ -34,6 +35,7 @@ FULL = (
     *STORED.values(),
     codec.encode_failover("pg0", "pg1", "2099-01-01T00:00:00+00:00").encode(),
     codec.encode_history(history(1, 2)).encode(),
+    codec.encode_unfenced(Unfenced("pg0", 5)).encode(),
     b"pg0:pg1",
 )
 
@@ -111,6 +113,7 @@ GARBAGE: dict[str, tuple[bytes, ...]] = {
     codec.STATUS: (b"{}", b"null", b'{"optime":"5"}', b'{"optime":-1}'),
     codec.HISTORY: (b"{}", b"[[2,5]]", b'[[0,5,"x"]]', b"\xff"),
     codec.FAILOVER: (b"{", b"[]", b'{"leader":1}', b'"pg0:pg1"'),
+    codec.UNFENCED: (b"[]", b'{"name":"pg0"}', b'{"name":1,"epoch":5}'),
     codec.CLAIMS: (b"{}", b'[{"timeline":1}]', b"null"),
     codec.CONFIG: (b"[]", b'{"ttl":NaN}'),
     "members/pg0": (b"null", b'{"state":1}', b'{"role":"primary","timeline":0}'),

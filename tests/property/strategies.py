@@ -24,6 +24,7 @@ from dcs.records import (
     Status,
     Tags,
     TimelineClaim,
+    Unfenced,
 )
 from haagent.core.model import (
     Handover,
@@ -81,7 +82,10 @@ def examples(usual: int, steps: int = 50) -> settings:
 NAMES = ("pg0", "pg1", "pg2")
 
 #: Keys whose value may be unreadable; what stands in the view beside it is then contradictory, on purpose.
-BROKEN_KEYS = ("leader", "status", "history", "initialize", "haagent_claims", "members/pg1", "sync")
+BROKEN_KEYS = (
+    *("leader", "status", "history", "initialize", "haagent_claims", "haagent_unfenced"),
+    *("members/pg1", "sync"),
+)
 
 booleans = st.booleans()
 names = st.sampled_from(NAMES)
@@ -140,6 +144,7 @@ snapshots = st.builds(
     failover=failovers,
     history=histories,
     claims=claims,
+    unfenced=st.sampled_from([None, None, *(Unfenced(name, 4) for name in NAMES)]),
     broken=st.sampled_from([(), (), *((Broken(key, "garbage"),) for key in BROKEN_KEYS)]),
 )
 

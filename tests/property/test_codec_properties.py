@@ -308,4 +308,5 @@ def test_sync_comes_back(leader: str | None, standbys: list[str], quorum: int) -
 def test_outcomes_and_addresses_come_back(version: int, status: int, text: str, urls: dict[str, str]) -> None:
     told = OperationOutcome(version, status, text)
     assert one(codec.OUTCOME, codec.encode_outcome(told).encode()).outcome == told
+    assert one(codec.UNFENCED, b"{}").unfenced is None
     assert one(codec.FAILSAFE, codec.encode_failsafe(urls).encode()).failsafe == urls

@@ -93,6 +93,8 @@ class Invariants(Truth):
         self.holder: Holder | None = None
         self.paused = False
         self.resumed_at: float | None = None
+        #: A manual failover stands in the store: an operator's word, however old.
+        self.failover_asked = False
         self.forced_until = 0.0
         #: Server: why it may be writable without the key.
         self.unleased: dict[Server, str] = {}
@@ -135,6 +137,7 @@ class Invariants(Truth):
     def _read_request(self) -> None:
         """A manual failover waives lag, timeline and who is ahead (rule 6)."""
         request = _json(self.store.raw_get("failover"))
+        self.failover_asked = bool(request.get("member")) and not request.get("leader")
         if request.get("member") and not request.get("leader"):
             self.forced_until = self.engine.now + 4 * self.world.plan.ttl_s + 30.0
 
@@ -212,7 +215,7 @@ class Invariants(Truth):
             self.violated("rule5.loss-bounded", text)
 
     def _forced(self) -> bool:
-        return self.engine.now < self.forced_until
+        return self.failover_asked or self.engine.now < self.forced_until
 
     # --- servers ----------------------------------------------------------------------------------
 

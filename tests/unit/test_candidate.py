@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dcs.records import Broken, ClusterSnapshot, Status
+from dcs.records import Broken, ClusterSnapshot, Status, Unfenced
 from haagent.core.candidate import another_could_lead, handover_refusal, has_received, standing
 from haagent.core.model import Identity, Memory, Observation, evolve
 from haagent.core.operations import explain
@@ -24,6 +24,7 @@ from tests.unit.core_facts import (
     SETTINGS,
     answer,
     answers_as_primary,
+    asked,
     cluster,
     following,
     history,
@@ -341,6 +342,43 @@ def test_what_a_lost_host_said_long_ago_counts_no_more() -> None:
     assert standing(seen, memory).may_lead
     in_a_pause = evolve(memory, lost_in_pause="pg0")
     assert [r.rule for r in standing(seen, in_a_pause).refusals] == ["pause.owner-lost"]
+
+
+UNFENCED = Unfenced("pg0", EPOCH)
+
+
+def test_an_owner_that_vanished_in_a_pause_is_known_to_agents_started_since() -> None:
+    """H20: pg0's fence was off, nobody remembers that it led, and its member key is gone."""
+    seen = racing(lost_stream(), replace(left("pg1", "pg2"), unfenced=UNFENCED))
+    judged = standing(seen, Memory())
+    assert [r.rule for r in judged.refusals] == ["pause.owner-lost"]
+    assert "pg0 vanished" in judged.refusals[0].detail
+    back = replace(cluster(leader=None), unfenced=UNFENCED)
+    answers = (answer("pg0"), answer("pg2"))
+    assert standing(racing(lost_stream(), back, peers=answers), Memory()).may_lead
+    silent = (no_answer("pg0"), answer("pg2"))
+    assert not standing(racing(lost_stream(), back, peers=silent), Memory()).may_lead
+
+
+def test_only_a_manual_failover_goes_on_without_an_owner_that_vanished_in_a_pause() -> None:
+    view = replace(left("pg1", "pg2"), unfenced=UNFENCED)
+    for wish, allowed in ((request(), False), (request(leader=None), True), (request("pg1", "pg1"), False)):
+        assert standing(racing(lost_stream(), asked(view, wish)), Memory()).may_lead is allowed
+
+
+def test_who_is_unfenced_stays_unknown_while_it_cannot_be_read() -> None:
+    view = replace(left("pg1", "pg2"), broken=(Broken("haagent_unfenced", "garbage"),))
+    assert [r.rule for r in standing(racing(lost_stream(), view), Memory()).refusals] == ["pause.owner-lost"]
+    assert standing(racing(lost_stream(), asked(view, request(leader=None))), Memory()).may_lead
+
+
+def test_a_hand_over_does_not_hide_another_owner_without_a_fence() -> None:
+    former = member("pg0", state="stopped", role="replica")
+    view = cluster(leader=None, members=(former, member("pg1"), member("pg2")), unfenced=Unfenced("pg2", 4))
+    ahead = lost_stream(OPTIME + 100)
+    assert not standing(racing(ahead, asked(view, request()), peers=()), Memory()).may_lead
+    own = replace(view, unfenced=UNFENCED)
+    assert standing(racing(ahead, asked(own, request()), peers=()), Memory()).may_lead
 
 
 def test_leadership_is_let_go_only_when_another_member_could_take_it() -> None:

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from dcs.records import Broken, Unfenced
 from haagent.core.actions import (
     AnswerRequest,
     Checkpoint,
     ClearFailover,
+    MarkUnfenced,
     Promote,
     PutInitialize,
     ReleaseLeader,
@@ -69,7 +71,22 @@ def other(instance: Instance, view: Any = None, **changes: Any) -> Observation:
 
 def test_a_pause_disarms_the_guardian() -> None:
     decision = judge(leads(primary(), lease=lease()))
-    assert (decision.rule, decision.actions) == ("pause.disarm", (SetFencing(False),))
+    assert (decision.rule, decision.actions) == ("pause.disarm", (MarkUnfenced(True), SetFencing(False)))
+
+
+def test_a_primary_without_a_fence_says_so_until_it_has_one_again() -> None:
+    """H20: also when another one's word is there, or one that cannot be read."""
+    mine, others = Unfenced("pg0", EPOCH), Unfenced("pg2", 3)
+    for view, wanted in (
+        (cluster(), True),
+        (cluster(unfenced=others), True),
+        (cluster(broken=(Broken("haagent_unfenced", "garbage"),)), True),
+    ):
+        assert MarkUnfenced(wanted) in judge(leads(primary(), view)).actions
+    assert MarkUnfenced not in kinds(judge(leads(primary(), cluster(unfenced=mine))))
+    for view in (cluster(unfenced=mine), cluster(unfenced=others)):
+        assert MarkUnfenced(False) in judge(leading(primary(), view)).actions
+    assert MarkUnfenced not in kinds(judge(leading(primary())))
 
 
 def test_a_resume_arms_the_guardian() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from haagent.core.actions import Exit, ReleaseLeader, SetFencing, StopInstance
+from haagent.core.actions import Exit, MarkUnfenced, ReleaseLeader, SetFencing, StopInstance
 from haagent.core.rules.common import SENDERS_GRACE_S
 from postgres_ctl.facts import ControlState, Lsn
 from tests.unit.core_facts import (
@@ -54,7 +54,7 @@ def test_paused_the_fence_is_disarmed_before_the_agent_goes() -> None:
     """Else the guardian would stop the server that was to be left alone, once the lease runs out."""
     decision = judge(leading(primary(), stopping=True, settings=paused()))
     assert decision.rule == "stop.paused"
-    assert kinds(decision) == (SetFencing, Exit)
+    assert kinds(decision) == (MarkUnfenced, SetFencing, Exit)
 
 
 def test_without_a_guardian_there_is_no_fence_to_disarm() -> None:

@@ -11,6 +11,7 @@ from haagent.core.actions import (
     Checkpoint,
     ClearFailover,
     Guard,
+    MarkUnfenced,
     Promote,
     PutInitialConfig,
     PutInitialize,
@@ -202,6 +203,7 @@ def maintenance(obs: Observation, memory: Memory) -> tuple[Action, ...]:
     slot_change = slots.plan(obs, memory)
     return (
         *_initialise(obs, cluster),
+        *_unfenced(obs, cluster),
         *((slot_change,) if slot_change is not None else ()),
         *_claim(cluster, obs, sample),
         *_history(obs, cluster, sample, guard),
@@ -216,6 +218,14 @@ def _initialise(obs: Observation, cluster: ClusterSnapshot) -> tuple[Action, ...
     broken = known is None or not known.isdigit() or len(known) < 10
     write: tuple[Action, ...] = (PutInitialize(mine),) if broken and mine is not None else ()
     return write + ((PutInitialConfig(),) if cluster.config is None else ())
+
+
+def _unfenced(obs: Observation, cluster: ClusterSnapshot) -> tuple[Action, ...]:
+    """H20: the mark is ours while our fence is off, and nobody's otherwise: we are primary, and fenced."""
+    marked = cluster.unfenced.name if cluster.unfenced is not None else None
+    broken = unreadable(cluster, "haagent_unfenced") is not None
+    wanted = obs.me.name if obs.lease.disarmed else None
+    return (MarkUnfenced(obs.lease.disarmed),) if marked != wanted or broken else ()
 
 
 def _status(

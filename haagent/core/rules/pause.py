@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from haagent.core.actions import ClearFailover, PutInitialize, ReleaseLeader, SetFencing, TakeLeader
+from haagent.core.actions import (
+    ClearFailover,
+    MarkUnfenced,
+    PutInitialize,
+    ReleaseLeader,
+    SetFencing,
+    TakeLeader,
+)
 from haagent.core.model import Decision, Memory, Observation
 from haagent.core.rules import common, leading
 from haagent.core.rules.requests import operator_request
@@ -18,7 +25,8 @@ def paused(obs: Observation, memory: Memory) -> Decision | None:
             reason = "PAUSE: fencing is on while what was asked for is done"
             return Decision("pause.arm-for-request", reason, memory, (SetFencing(True),), 0.0)
     elif not obs.lease.disarmed and obs.lease.epoch is not None:
-        return Decision("pause.disarm", "PAUSE: fencing is off", memory, (SetFencing(False),))
+        actions = (MarkUnfenced(True), SetFencing(False))
+        return Decision("pause.disarm", "PAUSE: fencing is off", memory, actions)
     asked = operator_request(obs, memory)
     if asked is not None:
         return asked

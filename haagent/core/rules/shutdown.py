@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from haagent.core.actions import Action, Exit, ReleaseLeader, SetFencing, StopInstance
+from haagent.core.actions import Action, Exit, MarkUnfenced, ReleaseLeader, SetFencing, StopInstance
 from haagent.core.model import Decision, Memory, Observation
 from haagent.core.rules import common
 from postgres_ctl.facts import ControlData
@@ -35,6 +35,6 @@ def stopping(obs: Observation, memory: Memory) -> Decision | None:
 def _leave_alone(obs: Observation, memory: Memory) -> Decision:
     """An armed fence would stop the server once the lease runs out, with no agent to renew it."""
     armed = obs.lease.epoch is not None and not obs.lease.disarmed and obs.lease.guardian_ok
-    disarm: tuple[Action, ...] = (SetFencing(False),) if armed else ()
+    disarm: tuple[Action, ...] = (MarkUnfenced(True), SetFencing(False)) if armed else ()
     reason = "paused: PostgreSQL and the key are left alone"
     return Decision("stop.paused", reason, memory, (*disarm, Exit(0, "paused")))

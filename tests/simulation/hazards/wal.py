@@ -140,9 +140,33 @@ def owner_lost_in_a_pause(stage: Stage) -> None:
     stage.expect("it is writable all the time", lambda: stage.writable(a))
 
 
+@scenario("H20", {"race-owner-lost-before-this-life": "rule1.one-writable"})
+def owner_lost_in_a_pause_before_the_others_started(stage: Stage) -> None:
+    """Cut off from the store in a pause, and everybody who saw it lead is started anew: its own word is left."""
+    a, b, c = stage.settle()
+    resume = stage.strike("pause")
+    stage.until("the fence is off", lambda: stage.disarmed(a))
+    for other in (b, c):
+        stage.strike("kill-agent", other, duration=2 * stage.ttl_s)
+    stage.strike("isolate-from-dcs", a)
+    stage.until("the key is gone", lambda: stage.holder() == "")
+    stage.until("the others are back", lambda: all(stage.node(n).agent_is_up for n in (b, c)))
+    resume()
+    stage.expect(
+        "only an operator may go on",
+        lambda: (
+            stage.said("race.refused", b, "pause.owner-lost")
+            and stage.said("race.refused", c, "pause.owner-lost")
+        ),
+        4 * stage.ttl_s,
+    )
+    stage.expect("it is writable all the time", lambda: stage.writable(a))
+
+
 @scenario("H20", {"race-resume-grace-skipped": "rule1.one-writable"})
 def owner_comes_back_after_a_resume(stage: Stage) -> None:
-    """The key vanishes in a pause; the others do not know whose it was, and the owner cannot be asked."""
+    """The key vanishes in a pause; the others do not know whose it was, and the owner cannot be asked. Nor has
+    it left word that its fence is off, as Patroni's members do not."""
     a, b, c = stage.settle()
     resume = stage.strike("pause")
     stage.until("the fence is off", lambda: stage.disarmed(a))
@@ -151,6 +175,7 @@ def owner_comes_back_after_a_resume(stage: Stage) -> None:
         stage.cut_off(a, other)
     back = stage.strike("isolate-from-dcs", a)
     stage.until("the key is gone", lambda: stage.holder() == "")
+    stage.world.store.raw_delete("haagent_unfenced")
     stage.until("the others are back", lambda: all(stage.node(n).agent_is_up for n in (b, c)))
     stage.run(2.0)
     resume()
