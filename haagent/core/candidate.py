@@ -495,14 +495,27 @@ def handover_refusal(obs: Observation, cluster: ClusterSnapshot, name: str, forc
 def _stream_refusal(obs: Observation, name: str) -> str | None:
     if not isinstance(obs.instance.sample, InstanceSample):
         return "PostgreSQL does not answer here"
-    senders = [s for s in obs.instance.sample.senders if s.application_name.lower() == name.lower()]
-    streaming = [s for s in senders if s.state == "streaming" and s.flush_lsn is not None]
-    if not streaming:
+    flush = flushed_by(obs, name)
+    if flush is None:
         return f"{name} does not stream from this primary"
-    flush = max(s.flush_lsn for s in streaming if s.flush_lsn is not None)
-    lag = (obs.instance.sample.flush_lsn or Lsn(0)).minus(flush)
+    lag = end_of_wal(obs).minus(flush)
     limit = obs.settings.maximum_lag_on_failover_bytes
     return f"{name} is {lag} bytes behind, maximum_lag_on_failover is {limit}" if lag > limit else None
+
+
+def flushed_by(obs: Observation, name: str) -> Lsn | None:
+    """How far the standby `name`, which streams from this primary, has written; None when none does."""
+    if not isinstance(obs.instance.sample, InstanceSample):
+        return None
+    senders = [s for s in obs.instance.sample.senders if s.application_name.lower() == name.lower()]
+    flushed = (s.flush_lsn for s in senders if s.state == "streaming" and s.flush_lsn is not None)
+    return max(flushed, default=None)
+
+
+def end_of_wal(obs: Observation) -> Lsn:
+    """End of this primary's own WAL; 0 while it is not known."""
+    sample = obs.instance.sample
+    return (sample.flush_lsn or Lsn(0)) if isinstance(sample, InstanceSample) else Lsn(0)
 
 
 def best_successor(obs: Observation, cluster: ClusterSnapshot, forced: bool = False) -> str | None:

@@ -279,6 +279,9 @@ class Handover:
     proving_since: float | None = None
     #: Epoch it began under: with the lease the hand-over ends.
     epoch: int = 0
+    #: End of WAL behind the CHECKPOINT, which the candidate has to write before anything is stopped, and
+    #: since when that is waited for.
+    to_write: tuple[Lsn, float] | None = None
 
 
 @dataclass(frozen=True)

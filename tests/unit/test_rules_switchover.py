@@ -194,6 +194,38 @@ def test_a_candidate_that_fell_behind_during_the_checkpoint_is_waited_for() -> N
     assert (decision.rule, decision.memory.handover) == ("switchover.wait", None)
 
 
+def after_checkpoint(flushed: int, **changes: Any) -> Observation:
+    """The CHECKPOINT ended at OPTIME + 100."""
+    says = sample(primary=True, position=OPTIME + 100, senders=(sender("pg1", flushed), sender("pg2")))
+    return leading(primary(sample=says), changes.pop("view", ASKED), peers=(answer("pg1"),), **changes)
+
+
+def test_a_candidate_that_does_not_write_the_checkpoint_stops_nobody() -> None:
+    """It hangs, and is behind by next to nothing."""
+    first = judge(after_checkpoint(OPTIME), BEGUN)
+    assert (first.rule, first.actions) == ("switchover.flush", ())
+    # Others write on: what it has to show stays the same.
+    says = sample(primary=True, position=OPTIME + 900, senders=(sender("pg1", OPTIME + 100),))
+    wrote = leading(primary(sample=says), ASKED, peers=(answer("pg1"),))
+    assert judge(wrote, first.memory).rule == "switchover.stop"
+    late = after_checkpoint(OPTIME + 99, now=NOW + 3, lease=lease(fence_at=NOW + 30))
+    late = replace(late, peers={"pg1": replace(answer("pg1"), asked_at=NOW + 2.9)})
+    refused = judge(late, first.memory)
+    assert refused.rule == "switchover.cleared"
+    assert told(refused)[0] == 412
+    assert "has written no WAL for 3 s" in told(refused)[1]
+    assert refused.memory.handover is None
+
+
+def test_a_candidate_that_writes_the_checkpoint_at_once_costs_no_time() -> None:
+    assert judge(after_checkpoint(OPTIME + 100), BEGUN).rule == "switchover.stop"
+
+
+def test_a_manual_failover_does_not_wait_for_the_candidate_to_write() -> None:
+    view = asked(cluster(), request(leader=None))
+    assert judge(after_checkpoint(OPTIME, view=view), BEGUN).rule == "switchover.stop"
+
+
 def test_a_stop_that_failed_is_told() -> None:
     assert told(judge(wish(), STOPPING))[0] == 503
 

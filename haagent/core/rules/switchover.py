@@ -7,7 +7,9 @@
                                           ├─ no:  start again, answer 503
                                           └─ yes: close the epoch, release the key
 
-The epoch is closed before the key is released; from then on only a new acquisition makes us writable (H6).
+"Checks again" also means: the candidate has written what the CHECKPOINT wrote; one that hangs is not behind
+while nothing is written. The epoch is closed before the key is released; from then on only a new acquisition
+makes us writable (H6).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from haagent.core.actions import (
     StartPrimary,
     StopInstance,
 )
-from haagent.core.candidate import best_successor, handover_refusal, has_received
+from haagent.core.candidate import best_successor, end_of_wal, flushed_by, handover_refusal, has_received
 from haagent.core.memory import begin_handover
 from haagent.core.model import Decision, Handover, Memory, Observation, PeerAnswer, PeerSilent, evolve
 from haagent.core.rules import common
@@ -133,6 +135,25 @@ def _before_the_stop(
     refusal = handover_refusal(obs, common.view(obs), handover.candidate, forced=not request.is_switchover)
     if refusal is not None:
         return _wait_for_candidate(obs, evolve(memory, handover=None), request, refusal)
+    return _until_it_writes(obs, memory, handover, request) or _stop(obs, memory, handover)
+
+
+def _until_it_writes(
+    obs: Observation, memory: Memory, handover: Handover, request: FailoverRequest
+) -> Decision | None:
+    """A standby that hangs is not behind while nothing is written: the CHECKPOINT was, so it shows now."""
+    to_write = handover.to_write or (end_of_wal(obs), obs.now)
+    flushed = flushed_by(obs, handover.candidate)
+    if not request.is_switchover or (flushed is not None and flushed >= to_write[0]):
+        return None
+    if obs.now - to_write[1] >= PROOF_S:
+        hangs = f"{handover.candidate} streams, but has written no WAL for {PROOF_S:g} s: it hangs"
+        return _clear(memory, request, 412, f"switchover is not possible: {hangs}")
+    waiting = evolve(memory, handover=replace(handover, to_write=to_write))
+    return common.wait("switchover.flush", f"waiting for {handover.candidate} to write", waiting, 0.05)
+
+
+def _stop(obs: Observation, memory: Memory, handover: Handover) -> Decision:
     stopping = evolve(memory, handover=replace(handover, stopping_since=obs.now))
     reason = f"stopping PostgreSQL to hand over, {handover.candidate} is fit"
     stop = StopInstance("fast", "switchover", common.SENDERS_GRACE_S)

@@ -126,7 +126,13 @@ def backends_without_postmaster_and_guardian(stage: Stage) -> None:
     stage.until("somebody else leads", lambda: stage.leads(b) or stage.leads(c))
 
 
-@scenario("H10", {"agent-does-not-stand-in": "rule1.writable-under-lease"})
+@scenario(
+    "H10",
+    {
+        "agent-does-not-stand-in": "rule1.writable-under-lease",
+        "agent-trusts-a-silent-guardian": "rule1.writable-under-lease",
+    },
+)
 def guardian_frozen_and_the_lease_runs_out(stage: Stage) -> None:
     """The guardian is frozen for good, and the agent loses the store: the agent itself is the fence."""
     a, b, c = stage.settle()

@@ -142,7 +142,7 @@ def owner_lost_in_a_pause(stage: Stage) -> None:
 
 @scenario("H20", {"race-owner-lost-before-this-life": "rule1.one-writable"})
 def owner_lost_in_a_pause_before_the_others_started(stage: Stage) -> None:
-    """Cut off from the store in a pause, and everybody who saw it lead is started anew: its own word is left."""
+    """Cut off from the store in a pause; whoever saw it lead is started anew: only its own word is left."""
     a, b, c = stage.settle()
     resume = stage.strike("pause")
     stage.until("the fence is off", lambda: stage.disarmed(a))
@@ -165,8 +165,8 @@ def owner_lost_in_a_pause_before_the_others_started(stage: Stage) -> None:
 
 @scenario("H20", {"race-resume-grace-skipped": "rule1.one-writable"})
 def owner_comes_back_after_a_resume(stage: Stage) -> None:
-    """The key vanishes in a pause; the others do not know whose it was, and the owner cannot be asked. Nor has
-    it left word that its fence is off, as Patroni's members do not."""
+    """The key vanishes in a pause; the others do not know whose it was, and the owner cannot be asked. Nor
+    has it left word that its fence is off, as Patroni's members do not."""
     a, b, c = stage.settle()
     resume = stage.strike("pause")
     stage.until("the fence is off", lambda: stage.disarmed(a))
@@ -185,9 +185,10 @@ def owner_comes_back_after_a_resume(stage: Stage) -> None:
     stage.until("the owner leads by another key", lambda: stage.leads(a))
 
 
-@scenario("H20", {"guardian-stays-disarmed": "rule1.one-writable"})
+@scenario("H20", {"guardian-stays-disarmed": "liveness.one-primary"})
 def agent_dies_after_a_resume(stage: Stage) -> None:
-    """A pause came and went; then the leader's agent dies: the fence must be on again."""
+    """A pause came and went; then the leader's agent dies: the fence must be on again, and
+    known to be."""
     a, b, c = stage.settle()
     resume = stage.strike("pause")
     stage.until("the fence is off", lambda: stage.disarmed(a))
@@ -196,4 +197,6 @@ def agent_dies_after_a_resume(stage: Stage) -> None:
     stage.run(3.0)
     stage.until("it leads on", lambda: stage.leads(a), 0.0)
     stage.strike("kill-agent", a, duration=10 * stage.ttl_s)
-    stage.until("somebody else leads", lambda: stage.leads(b) or stage.leads(c))
+    stage.must(
+        "liveness.one-primary", "another one leads", lambda: stage.leads(b) or stage.leads(c), 4 * stage.ttl_s
+    )
