@@ -410,8 +410,9 @@ def _owner_lost_in_pause(
 def unfenced_owners(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> frozenset[str]:
     """Others that may be writable although the key is gone: by their own word, which outlives this agent's
     memory, or because this agent saw them vanish in a pause (Patroni's members leave no word)."""
-    told = cluster.unfenced.name if cluster.unfenced is not None else None
-    return frozenset(n for n in (memory.lost_in_pause, told) if n is not None and n != obs.me.name)
+    owner = cluster.unfenced
+    told = owner.name if owner is not None and owner.name != obs.me.name else None
+    return frozenset(n for n in (memory.lost_in_pause, told) if n is not None)
 
 
 def _nobody_ahead(
