@@ -221,8 +221,8 @@ def most_wal_and_cannot_lead(stage: Stage) -> None:
     stage.fall_behind(a, c)
     stage.strike("power-cut", a)
     stage.until("the key is gone", lambda: stage.holder() != a)
-    stage.expect("it cannot", lambda: stage.said("race.refused", b, "postgres.wal-read"), 2.0)
-    stage.expect("the other one waits", lambda: stage.said("race.refused", c, "peer.ahead"), 2.0)
+    stage.expect("it cannot", lambda: stage.said("race.refused", b, "postgres.wal-read"), stage.ttl_s)
+    stage.expect("the other one waits", lambda: stage.said("race.refused", c, "peer.ahead"))
     stage.must("liveness.one-primary", f"{c} leads", lambda: stage.leads(c), 2 * stage.ttl_s)
 
 
