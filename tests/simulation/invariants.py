@@ -301,7 +301,7 @@ class Invariants(Truth):
         if not lost:
             return
         gone = self.vacancy
-        planned = gone is not None and gone.released and bool((gone.request or {}).get("leader"))
+        planned = gone is not None and gone.released and _asked_to_step_down(gone)
         in_time = gone is not None and self.engine.now <= gone.since + self.world.plan.ttl_s * (1 - _DRIFT)
         if planned and in_time and not self._forced():
             text = f"{len(lost)} acknowledged records are not on {server.member}, up to {lost[-1]!r}"
@@ -349,11 +349,13 @@ class Invariants(Truth):
     def decision(self, node: Node, rule: str, actions: list[str]) -> None:
         """A decision was carried out, at least in part."""
         agent = node.agent
-        if node.decide_is_broken:
+        # What was decided before may still be under way.
+        broken, obs = node.decide_broken_since, agent.last_observation
+        if broken is not None and obs is not None and obs.now >= broken:
             self.violated("rule10.nothing-new", f"{node.name} did {rule} although it cannot decide")
         if not agent.observer.settings.pause or not _HANDS_OFF.intersection(actions):
             return
-        obs, memory = agent.last_observation, agent.memory
+        memory = agent.memory
         asked = obs is None or obs.request is not None or memory.handover is not None or memory.clean_release
         cluster = getattr(obs, "cluster", None)
         if not asked and getattr(cluster, "failover", None) is None:
@@ -382,6 +384,11 @@ class Invariants(Truth):
 def set_of(records: tuple[Record, ...]) -> set[int]:
     """Identities of records; only compared, never iterated."""
     return {id(record) for record in records}
+
+
+def _asked_to_step_down(gone: Vacancy) -> bool:
+    """Whoever released the key is whom a switchover named; not one that only held it for a moment later."""
+    return gone.holder is not None and (gone.request or {}).get("leader") == gone.holder.name
 
 
 def _is_ahead(server: Server, answer: Answer) -> bool:

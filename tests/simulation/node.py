@@ -46,7 +46,8 @@ class Node:
         self.agent_is_up = False
         #: The agent has met the store: from then on it does what it promises.
         self.can_act = False
-        self.decide_is_broken = False
+        #: Since when every decision raises, on this host's clock.
+        self.decide_broken_since: float | None = None
         self.open_requests = 0
         self._postgres: SimPostgres | None = None
         #: A lying disk lost WAL here.
@@ -78,7 +79,7 @@ class Node:
             rest=lambda operations, config: SimRest(self),
         )
         self.agent_is_up = self.can_act = False
-        self.decide_is_broken = False
+        self.decide_broken_since = None
         process.spawn(partial(self._live, ports), "loop")
         if self.host.frozen:
             process.freeze()
@@ -134,8 +135,8 @@ class Node:
 
     def break_decide(self, broken: bool) -> None:
         """Every decision raises, as a bug in a rule would (H12)."""
-        if self.agent_is_up or self.decide_is_broken:
-            self.decide_is_broken = broken
+        if self.agent_is_up or self.decide_broken_since is not None:
+            self.decide_broken_since = self.host.clock.now() if broken else None
             self.agent.decide = _raises if broken else decide
 
     def ask(self, what: str, call: Callable[[Agent], Any]) -> None:

@@ -45,6 +45,7 @@ from tests.unit.core_facts import (
     leading,
     lease,
     lost_stream,
+    member,
     no_answer,
     paused,
     primary,
@@ -203,6 +204,19 @@ def test_the_request_is_cleared_once_the_promotion_has_begun() -> None:
     view = asked(cluster(), request(candidate="pg0", leader="pg9"))
     decision = judge(leading(lost_stream(), view, peers=(answer("pg1"), answer("pg2"))))
     assert kinds(decision) == (WriteClaim, Promote, ClearFailover)
+
+
+def test_only_a_proven_hand_over_is_called_without_loss() -> None:
+    """A switchover was asked for, but its leader was lost before it handed over anything."""
+    handed = asked(cluster(members=(member("pg0"), member("pg9", state="stopped"))), request(leader="pg9"))
+    running = asked(cluster(members=(member("pg0"), member("pg9", state="running"))), request(leader="pg9"))
+    notes = []
+    for view, end in ((handed, OPTIME + 1), (handed, OPTIME), (running, OPTIME + 1)):
+        decision = judge(leading(lost_stream(end), view, peers=(answer("pg9", end - 1),)))
+        claim = decision.actions[0]
+        assert isinstance(claim, WriteClaim)
+        notes.append((claim.note or "").partition(":")[0])
+    assert notes == ["planned", "expected loss", "expected loss"]
 
 
 def test_the_holder_of_the_key_gives_it_back_when_another_has_more_wal() -> None:

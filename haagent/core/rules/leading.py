@@ -25,6 +25,7 @@ from haagent.core.actions import (
 )
 from haagent.core.candidate import (
     expected_loss_text,
+    has_last_record,
     manual_failover_to_me,
     standing,
     unanswered,
@@ -159,7 +160,7 @@ def _promote(obs: Observation, memory: Memory, epoch: int) -> Decision:
     """Rule 2, in this order: claim the timeline, promote (H15); the request is cleared while it promotes."""
     cluster, timeline = common.view(obs), next_timeline(obs, common.view(obs))
     loss = "expected loss: " + expected_loss_text(obs, cluster)
-    if cluster.failover is not None and cluster.failover.is_switchover:
+    if cluster.failover is not None and cluster.failover.is_switchover and has_last_record(obs, cluster):
         loss = "planned: nothing lost"
     claim = WriteClaim(timeline, epoch, cluster.claims_version, loss)
     clear: tuple[Action, ...] = ()
