@@ -1,4 +1,7 @@
-"""The command line of the agent: `haagent run FILE`, `haagent demo`, `haagent --version`."""
+"""The command line of the agent: `haagent run FILE`, `haagent config …`, `haagent demo`, `haagent --version`.
+
+Patroni's spellings are understood as well (contract 5.8): `haagent FILE`, `haagent --validate-config FILE`.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +19,35 @@ def main(argv: list[str] | None = None) -> None:
         from haagent.demo import main as demo
 
         sys.exit(demo(args))
+    if args.command == "config":
+        from haagent.config.commands import main as config
+
+        sys.exit(config(args))
     if args.command == "run":
         run(args.config)
     _parser().print_help()
     sys.exit(2)
 
 
+#: Patroni's options that are commands here.
+_OPTIONS = {
+    "--validate-config": "validate",
+    "--generate-config": "generate",
+    "--generate-sample-config": "sample",
+}
+
+
 def _with_command(argv: list[str]) -> list[str]:
-    """`haagent FILE` means `haagent run FILE`."""
-    if argv and not argv[0].startswith("-") and argv[0] not in ("run", "demo"):
+    """`haagent FILE` means `haagent run FILE`; `haagent --validate-config` is `haagent config validate`."""
+    for option in argv:
+        if option in _OPTIONS and argv[0] not in _COMMANDS:
+            return ["config", _OPTIONS[option], *(a for a in argv if a != option)]
+    if argv and not argv[0].startswith("-") and argv[0] not in _COMMANDS:
         return ["run", *argv]
     return argv
+
+
+_COMMANDS = ("run", "demo", "config")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,9 +57,27 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     run_parser = commands.add_parser("run", help="run the agent beside one PostgreSQL")
     run_parser.add_argument("config", nargs="?", help="YAML file, or a directory of them")
+    _config_commands(commands.add_parser("config", help="check, explain or make a configuration"))
     demo_parser = commands.add_parser("demo", help="a three-node cluster on this machine, with faults")
     _demo_options(demo_parser)
     return parser
+
+
+def _config_commands(parser: argparse.ArgumentParser) -> None:
+    """Of `haagent config`."""
+    commands = parser.add_subparsers(dest="config_command", metavar="COMMAND", required=True)
+    validate = commands.add_parser("validate", help="check FILE and this machine (also: --validate-config)")
+    validate.add_argument(
+        "-i", "--ignore-listen-port", action="store_true", help="ports to listen on may be in use"
+    )
+    validate.add_argument("-p", "--print", action="store_true", help="print what was read, secrets masked")
+    sample = commands.add_parser(
+        "sample", help="an example for this machine (also: --generate-sample-config)"
+    )
+    generate = commands.add_parser("generate", help="from a running server (also: --generate-config)")
+    generate.add_argument("--dsn", help="the server, as libpq writes it; a superuser")
+    for command in (validate, sample, generate):
+        command.add_argument("config", nargs="?", metavar="FILE", help="the configuration file")
 
 
 def _demo_options(parser: argparse.ArgumentParser) -> None:

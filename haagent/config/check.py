@@ -16,6 +16,8 @@ from haagent.core.settings import SAFETY_DYNAMIC, Problem, unknown_key
 
 #: Shown for a secret, whatever it is.
 MASK = "***"
+#: What a generated file has where only people know the value.
+FIXME = "#FIXME"
 _LOGIN_IN_URL = re.compile(r"//[^/@\s]*@")
 
 
@@ -43,11 +45,16 @@ class Checked:
         key = KEYS.get(path)
         shown = MASK if key is not None and key.secret and value != "" else value
         if isinstance(shown, str):
-            shown = _LOGIN_IN_URL.sub(f"//{MASK}@", shown)
+            shown = without_login(shown)
         self.problems.append(Problem(path, shown, allowed + (f" ({origin})" if origin else "")))
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
+
+
+def without_login(text: str) -> str:
+    """`text` with the login of every URL in it masked."""
+    return _LOGIN_IN_URL.sub(f"//{MASK}@", text)
 
 
 def check(tree: Tree) -> Checked:
@@ -107,6 +114,8 @@ def _methods(data: Mapping[str, Any], section: str) -> tuple[str, ...]:
 
 
 def _check_value(key: Key, value: object, checked: Checked) -> None:
+    if isinstance(value, (str, list)) and FIXME in str(value):
+        checked.warn(f"{key.path}: still has {FIXME}: the right value must be put there")
     try:
         parsed = key.type.parse(value)
     except (ValueError, TypeError, RecursionError, OverflowError):

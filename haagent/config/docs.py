@@ -41,6 +41,15 @@ whole YAML; other variables are ignored then. Every variable also works with the
 **Problems.** A file that cannot be used is refused with one line per problem: key, value, what is allowed,
 and where it stands. Unknown keys are ignored with a warning that names the nearest known key.
 
+**Checking and making a file.** `haagent --validate-config FILE` is silent when all is well; else it prints
+one line per problem, `path value reason`, and ends with 1. It also looks at this machine: free ports (`-i`:
+they may be in use), servers of the DCS, programs, data directory. `-p` prints what came out of files and
+variables, with every secret as `***`: unlike Patroni, because such output ends in tickets and logs.
+`haagent --generate-sample-config [FILE]` makes an example, `haagent --generate-config [--dsn DSN] [FILE]`
+describes a running server; what only you know is `#FIXME`, and the check names what is left. A file made so
+is new and readable by its owner only; passwords (the superuser's from the DSN) are written there, never to
+the terminal. All are `haagent config validate | sample | generate`, too.
+
 **Reload.** *reload* takes effect on SIGHUP and `POST /reload`; *start* when the agent is started again.
 *DCS* in the same column: the key may stand in `postgresql` of the dynamic configuration too; the local file
 wins.

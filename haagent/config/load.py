@@ -38,15 +38,20 @@ def load(path: str | None, environment: Environment | None = None) -> AgentConfi
 
     Without `path`, of the variables alone. Raises ConfigErrors.
     """
-    checked = check(_read(path, environment or process_environment()))
-    config = _build(checked, path)
+    config, checked = judge(read(path, environment or process_environment()), path)
     if config is None or checked.problems:
         raise ConfigErrors(tuple(checked.problems), tuple(checked.warnings))
     return config
 
 
-def _read(path: str | None, environment: Environment) -> Tree:
-    """File and variables, one over the other."""
+def judge(tree: Tree, path: str | None) -> tuple[AgentConfig | None, Checked]:
+    """What `tree` amounts to: the configuration (None when a part is missing), and all that was found."""
+    checked = check(tree)
+    return _build(checked, path), checked
+
+
+def read(path: str | None, environment: Environment) -> Tree:
+    """File and variables, one over the other. Raises ConfigErrors for what is no YAML mapping."""
     if path is not None:
         tree = read_path(path)
     elif environment.document is not None:
