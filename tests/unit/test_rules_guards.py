@@ -61,12 +61,18 @@ def test_an_unreadable_initialize_says_nothing_about_our_data() -> None:
 
 
 def test_a_replica_of_a_cluster_nobody_knows_lets_its_primary_go_first() -> None:
-    new = cluster(leader=None, initialize=None, members=())
+    new = cluster(leader=None, initialize=None, members=(), status=None)
     assert judge(obs("pg1", standby(), new)).rule == "start.replica-first"
 
 
+def test_a_replica_of_a_cluster_whose_initialize_was_deleted_takes_part() -> None:
+    """Else, with the last primary gone for good, every agent that is started would end, for ever."""
+    view = cluster(leader=None, initialize=None, members=())
+    assert judge(obs("pg1", lost_stream(), view)).rule == "race.take"
+
+
 def test_a_replica_whose_store_was_wiped_stays() -> None:
-    new = cluster(leader=None, initialize=None, members=())
+    new = cluster(leader=None, initialize=None, members=(), status=None)
     assert judge(obs("pg1", lost_stream(), new), REMEMBERS).rule != "start.replica-first"
 
 

@@ -61,7 +61,7 @@ def test_an_unreadable_leader_did_not_vanish_in_a_pause() -> None:
 
 
 def test_an_unreadable_initialize_is_no_invitation_to_make_a_cluster() -> None:
-    view = spoilt("initialize", cluster(leader=None, initialize=None, members=()))
+    view = spoilt("initialize", cluster(leader=None, initialize=None, members=(), status=None))
     assert judge(obs("pg1", empty(), view)).rule == "bootstrap.wait"
     assert judge(obs("pg1", standby(), view)).rule != "start.replica-first"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dcs.records import ClusterSnapshot, Leader
 from haagent.core.actions import Action, ApplyConfig
-from haagent.core.model import Decision, Memory, Observation, PeerAnswer, Unavailable
+from haagent.core.model import Decision, Memory, Observation, PeerAnswer, Unavailable, unreadable
 from postgres_ctl.facts import ControlData, ControlState, DataDirState
 
 #: Starts that may fail one after the other without a pause, then at most this long between two, seconds.
@@ -30,6 +30,18 @@ def owns_key(obs: Observation) -> bool:
     """The key is ours under the handle the guardian keeps (H5: the name alone proves nothing)."""
     key = leader(obs)
     return key is not None and key.name == obs.me.name and key.epoch == obs.lease.epoch
+
+
+def left_by_a_leader(cluster: ClusterSnapshot) -> str | None:
+    """What only the leader of a cluster leaves in the store, also where `initialize` was deleted.
+
+    None in the store of a new cluster (it may hold `config`), or of servers that no agent has led yet."""
+    keys = (
+        ("status", cluster.status is not None),
+        ("history", bool(cluster.history)),
+        ("haagent_claims", bool(cluster.claims)),
+    )
+    return next((f"the key {key}" for key, there in keys if there or unreadable(cluster, key)), None)
 
 
 def name_is_taken(obs: Observation) -> bool:

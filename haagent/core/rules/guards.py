@@ -25,7 +25,9 @@ def foreign_cluster(obs: Observation, memory: Memory) -> Decision | None:
 
 
 def replica_without_cluster(obs: Observation, memory: Memory) -> Decision | None:
-    """A running standby of a cluster nobody has initialised: its primary goes first (contract 1.3)."""
+    """A running standby of a cluster nobody has initialised: its primary goes first (contract 1.3).
+
+    Where a leader has left its traces, `initialize` was only deleted, and this member may be the next."""
     if isinstance(obs.cluster, Unavailable) or obs.settings.pause:
         return None
     if (
@@ -35,7 +37,8 @@ def replica_without_cluster(obs: Observation, memory: Memory) -> Decision | None
         or not obs.instance.serves_as_standby
     ):
         return None
-    if obs.instance.follows is None or memory.last_leader is not None:
+    known = memory.last_leader is not None or common.left_by_a_leader(obs.cluster) is not None
+    if obs.instance.follows is None or known:
         return None
     reason = f"{obs.me.name} is a replica without a known cluster: start the primary's agent first"
     return Decision("start.replica-first", reason, memory, (Exit(1, reason),))

@@ -62,20 +62,11 @@ def _race_for_new_cluster(obs: Observation, memory: Memory) -> Decision:
 
 
 def _trace_of_a_cluster(cluster: ClusterSnapshot, memory: Memory) -> str | None:
-    """What only a running cluster leaves behind; None in a store of a new one (which may hold `config`).
-
-    `initialize` alone may have been deleted: a new cluster would lock out all who have the data (rule 7)."""
+    """Signs of a cluster that is or was here: a new one would lock out all who have its data (rule 7)."""
     if memory.last_leader is not None:
         return f"{memory.last_leader} was its leader"
-    for key, there in (
-        ("status", cluster.status is not None),
-        ("history", bool(cluster.history)),
-        ("haagent_claims", bool(cluster.claims)),
-    ):
-        if there or unreadable(cluster, key):
-            return f"the key {key}"
     has_data = next((m.name for m in cluster.members if m.xlog_location is not None), None)
-    return f"{has_data} has its data" if has_data is not None else None
+    return common.left_by_a_leader(cluster) or (f"{has_data} has its data" if has_data is not None else None)
 
 
 def _abandoned(obs: Observation, memory: Memory) -> Decision | None:
