@@ -250,7 +250,8 @@ class Interpreter:
             or HistoryRow(s.timeline, s.switch_lsn.value, s.reason)
             for s in switches or ()
         ]
-        if rows and rows[-1].new_leader is None:
+        # Of our own timeline we are the leader, whoever else went on from there before us.
+        if rows and rows[-1].new_leader != self.config.name:
             last = rows[-1]
             stamp = self.instance.pg.history_mtime(data_dir, timeline)
             rows[-1] = HistoryRow(last.timeline, last.lsn, last.reason, stamp, self.config.name)

@@ -24,7 +24,7 @@ from haagent.core.actions import (
     WriteStatus,
 )
 from haagent.core.model import JobFacts, LastExit, Memory, OperatorRequest, Unavailable
-from postgres_ctl.facts import ControlState, InstanceSample, Lsn
+from postgres_ctl.facts import ControlState, InstanceSample, Lsn, TimelineSwitch
 from tests.unit.core_facts import (
     DOWN,
     EPOCH,
@@ -313,6 +313,20 @@ def test_history_of_the_last_promotion_is_written_once() -> None:
     two = primary(sample=sample(primary=True, timeline=2))
     assert WriteHistory in kinds(judge(leading(two), SETTLED))
     assert WriteHistory not in kinds(judge(leading(two, cluster(history=history(1))), SETTLED))
+
+
+def test_history_tells_of_the_living_primary_not_of_one_that_went_on_from_the_same_place_and_died() -> None:
+    """H15: else the cluster's line would be the dead one's, and ours diverged: nobody could lead after us."""
+    path = (TimelineSwitch(1, Lsn(OPTIME), "no recovery target specified"),)
+    three = primary(sample=sample(primary=True, timeline=3), history=path)
+    row = history(1)[0]
+    for other in (
+        replace(row, new_leader="pg1"),
+        replace(row, lsn=OPTIME - 8),
+        replace(row, new_leader=None),
+    ):
+        assert WriteHistory in kinds(judge(leading(three, cluster(history=(other,))), SETTLED))
+    assert WriteHistory not in kinds(judge(leading(three, cluster(history=(row,))), SETTLED))
 
 
 def test_rows_of_an_older_cluster_are_removed_on_timeline_one() -> None:

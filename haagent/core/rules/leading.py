@@ -264,7 +264,8 @@ def _claim(cluster: ClusterSnapshot, obs: Observation, sample: InstanceSample) -
 def _history(
     obs: Observation, cluster: ClusterSnapshot, sample: InstanceSample, guard: Guard
 ) -> tuple[Action, ...]:
-    """Rewritten when the last row is not the timeline before ours, or lacks its columns (contract 1.3).
+    """Rewritten when the last row is not the timeline before ours, ended where we left it, with our name as
+    the new leader (contract 1.3): somebody else may have gone on from the same place, and died.
 
     Before `status`: whoever sees a position on our timeline can also see where it began (H15)."""
     timeline, rows = sample.timeline or 0, cluster.history
@@ -272,7 +273,8 @@ def _history(
         return (WriteHistory(guard, timeline),) if rows or rows is None else ()
     last, path = rows[-1] if rows else None, obs.instance.history
     before = path[-1].timeline if path else timeline - 1
-    if last is not None and last.timeline == before and last.new_leader is not None:
+    same_place = last is not None and (not path or last.lsn == path[-1].switch_lsn.value)
+    if last is not None and same_place and (last.timeline, last.new_leader) == (before, obs.me.name):
         return ()
     return (WriteHistory(guard, timeline),)
 
