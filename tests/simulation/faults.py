@@ -13,7 +13,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tests.simulation.plan import Fault
+from dcs import codec
+from dcs.api import KeyEvent
+from tests.simulation.plan import Fault, may_lead
+from tests.simulation.store import SQUATTER
+from tests.simulation.wal import DataDir, in_common
 
 if TYPE_CHECKING:
     from haagent.agent import Agent
@@ -46,6 +50,12 @@ def freeze_agent(world: World, fault: Fault) -> Undo:
         world.unreliable(node)
 
     return undo
+
+
+def kill_agents(world: World, fault: Fault) -> None:
+    """All at once: a bad package, a bad configuration."""
+    for node in world.nodes.values():
+        node.kill_agent(fault.duration)
 
 
 def kill_guardian(world: World, fault: Fault) -> None:
@@ -183,9 +193,12 @@ def store_lags(world: World, fault: Fault) -> Undo:
 
 
 def garbage(world: World, fault: Fault) -> Undo:
-    """Somebody writes nonsense into the store, and puts back what was there."""
+    """Somebody writes nonsense into the store, and puts back what was there; never other nonsense."""
     key = fault.node
-    before = world.store.raw_get(key)
+    now = world.store.raw_get(key)
+    written, before = world.nonsense.get(key, ("", now))
+    before = before if now == written else now
+    world.nonsense[key] = (fault.detail, before)
     world.store.raw_put(key, fault.detail)
 
     def undo() -> None:
@@ -196,6 +209,87 @@ def garbage(world: World, fault: Fault) -> Undo:
                 world.store.raw_put(key, before)
 
     return undo
+
+
+def delete_key(world: World, fault: Fault) -> None:
+    """By hand, and not put back: the agents are to write it again."""
+    world.store.raw_delete(fault.detail)
+
+
+def squat_leader(world: World, fault: Fault) -> Undo:
+    """The next time the leader key is free, somebody writes nonsense into it, and takes it away later."""
+    store = world.store
+
+    def write(event: KeyEvent) -> None:
+        if event.key == codec.LEADER and event.deleted:
+            store.on_change.remove(write)
+            store.raw_put(codec.LEADER, SQUATTER)
+
+    def undo() -> None:
+        if write in store.on_change:
+            store.on_change.remove(write)
+        elif store.raw_get(codec.LEADER) == SQUATTER.decode("utf-8", "replace"):
+            store.raw_delete(codec.LEADER)
+
+    store.on_change.append(write)
+    return undo
+
+
+def store_anew(world: World, fault: Fault) -> Undo:
+    """Down for longer than any lease, then a new store with the same keys: its revisions begin anew."""
+    store = world.store
+    store.outage(refuses=fault.value > 0.75)
+
+    def undo() -> None:
+        anew = store.down and store.begin_anew()
+        world.trace("*", "store", f"{'begins anew' if anew else 'is back'} at revision {store.revision()}")
+        store.recover()
+
+    return undo
+
+
+# --- data directories -----------------------------------------------------------------------------
+
+
+def foreign_files(world: World, fault: Fault) -> Undo | None:
+    """Somebody's files lie where a data directory is to be made, until somebody takes them away."""
+    dd = world.nodes[fault.node].host.dd
+    if dd.state != "empty":
+        return None
+    dd.state = "foreign"
+    return partial(_clear_foreign, dd)
+
+
+def _clear_foreign(dd: DataDir) -> None:
+    if dd.state == "foreign":
+        dd.state = "empty"
+
+
+def lose_data(world: World, fault: Fault) -> Undo | None:
+    """The volume is gone, and PostgreSQL with it; for a while something foreign lies in its place.
+
+    Only if somebody who may lead has all of it, and outside of a pause, in which only an operator may go on
+    without the owner of the key: nobody can bring the last copy of anything back."""
+    if world.invariants.paused:
+        return None
+    host = world.nodes[fault.node].host
+    dd, procs = host.dd, host.processes_in(host.dd.path)
+    held_up = host.frozen or any(proc.stuck for proc in procs)
+    others = [n.host.dd for n in world.nodes.values() if n.host is not host and may_lead(n.tags)]
+    if dd.state != "valid" or dd.rewinding or held_up or not any(_has_all(o, dd) for o in others):
+        return None
+    for proc in procs:
+        host.signal_now(proc, signal.SIGKILL)
+    gone = tuple(dd.records)
+    dd.wipe()
+    host.discard(gone, "lost")
+    dd.state = "foreign" if fault.value else "empty"
+    return partial(_clear_foreign, dd)
+
+
+def _has_all(other: DataDir, dd: DataDir) -> bool:
+    good = other.state == "valid" and not (other.damaged or other.mixed or other.rewinding)
+    return good and in_common(dd.records, other.records[: other.durable]) == len(dd.records)
 
 
 # --- work -----------------------------------------------------------------------------------------
@@ -349,4 +443,10 @@ FAULTS: dict[str, Callable[[World, Fault], Undo | None]] = {
     "settings": settings,
     "garbage": garbage,
     "broken-decide": broken_decide,
+    "kill-agents": kill_agents,
+    "delete-key": delete_key,
+    "squat-leader": squat_leader,
+    "store-anew": store_anew,
+    "foreign-files": foreign_files,
+    "lose-data": lose_data,
 }  # fmt: skip

@@ -288,8 +288,98 @@ TOGETHER = (
 )  # fmt: skip
 
 
+# --- rare things ----------------------------------------------------------------------------------
+
+#: This share of the plans has some of them, drawn apart: what else such a plan has stays as it was.
+RARE_SHARE = 0.3
+RARE_TIMES, SCENES = 3, 2
+
+
+def _delete_key(draw: Draw, at: float) -> Fault:
+    key = draw.rng.choice(("initialize", "config", "history", "failover", f"members/{draw.node()}"))
+    return Fault(at, "delete-key", detail=key)
+
+
+def _store_anew(draw: Draw, at: float) -> Fault:
+    """Longer than the longest lease that the settings of a plan may ask for."""
+    longest_s = max(draw.ttl_s, *(float(ttl) for ttl, _, _ in TIMINGS[:-1]))
+    return Fault(
+        at, "store-anew", duration=longest_s * draw.rng.uniform(1.1, 1.6), value=draw.rng.uniform(0.05, 1.5)
+    )
+
+
+def _lose_data(draw: Draw, at: float) -> Fault:
+    foreign = float(draw.rng.random() < 0.4)
+    return Fault(at, "lose-data", draw.rng.choice((LEADER, draw.node())), "", draw.about_ttl(), foreign)
+
+
+#: kind -> maker.
+RARE: dict[str, Maker] = {
+    "kill-agents": lambda draw, at: Fault(at, "kill-agents", duration=draw.about_ttl()),
+    "delete-key": _delete_key,
+    "squat-leader": _store("squat-leader"),
+    "store-anew": _store_anew,
+    "foreign-files": _on_node("foreign-files"),
+    "lose-data": _lose_data,
+}
+#: What together leads to a rare situation. Times are in lives of the lease.
+RARE_TOGETHER: tuple[tuple[Fault, ...], ...] = (
+    # A primary whose agent died in a pause comes back to a cluster that has gone on without it.
+    (Fault(0.0, "pause", duration=1.4), Fault(0.1, "kill-agent", LEADER, duration=1.6),
+     Fault(1.2, "garbage", "history", duration=1.5, detail="{")),
+    (Fault(0.0, "pause", duration=1.4), Fault(0.1, "kill-agent", LEADER, duration=1.6),
+     Fault(1.2, "garbage", "history", duration=1.5, detail='[[7, 50331688, "by hand"]]')),
+    (Fault(0.0, "pause", duration=3.0), Fault(0.1, "kill-agent", LEADER, duration=1.6),
+     Fault(1.2, "delete-key", detail="initialize")),
+    (Fault(0.0, "pause", duration=2.4), Fault(0.1, "kill-agent", LEADER, duration=2.5),
+     Fault(1.3, "failover", duration=0.0), Fault(1.6, "kill-agents", duration=1.0)),
+    # All agents come back to a cluster that nobody has initialised, as far as the store knows.
+    (Fault(0.0, "kill-agents", duration=1.5), Fault(1.2, "delete-key", detail="initialize")),
+    (Fault(0.0, "squat-leader", duration=1.5), Fault(0.1, "isolate-from-dcs", LEADER, duration=1.2)),
+    (Fault(0.0, "kill-postgres", LEADER), Fault(0.0, "lose-data", LEADER, duration=0.5, value=1.0)),
+)  # fmt: skip
+#: A new cluster is made in the first seconds.
+FIRST_S = 1.0
+FIRST: tuple[Maker, ...] = (
+    lambda draw, at: Fault(0.0, "work", draw.node(), value=1.0, detail="pg.bootstrap"),
+    lambda draw, at: Fault(0.0, "foreign-files", draw.node(), duration=draw.about_ttl()),
+    lambda draw, at: Fault(at, "work", draw.node(), value=1.0, detail="pg.control"),
+    lambda draw, at: Fault(
+        0.0, "boundary", draw.node(), "lose-reply", draw.ttl_s * 0.3, 1.0, "dcs.create before"
+    ),
+    lambda draw, at: Fault(0.0, "boundary", draw.node(), "kill-agent", 0.1, 1.0, "dcs.put before"),
+    lambda draw, at: Fault(0.0, "boundary", draw.node(), "kill-agent", 0.1, 1.0, "pg.bootstrap after"),
+)
+
+
+def _rare(draw: Draw, end: float, fresh: bool) -> list[Fault]:
+    """Some of the rare things, in the first half of a plan that ends then."""
+    rng = draw.rng
+    found = [rng.choice(list(RARE.values()))(draw, rng.uniform(0.0, end / 2)) for _ in range(RARE_TIMES)]
+    for _ in range(SCENES):
+        begin = rng.uniform(0.0, end / 2)
+        for one in rng.choice(RARE_TOGETHER):
+            other = draw.node() if one.kind == "failover" else one.other
+            node = one.node or (draw.node() if one.kind == "failover" else "")
+            at, lasts = begin + one.at * draw.ttl_s, one.duration * draw.ttl_s
+            found.append(replace(one, at=at, duration=lasts, node=node, other=other))
+    if fresh:
+        found += [make(draw, rng.uniform(0.0, FIRST_S)) for make in rng.sample(FIRST, 3)]
+    return found
+
+
 def draw_plan(seed: int) -> Plan:
     """The plan of `seed`."""
+    plan, rare = common_plan(seed), Draw(seed, "rare")
+    if rare.rng.random() >= RARE_SHARE:
+        return plan
+    rare.names, rare.ttl_s = plan.names, plan.ttl_s
+    fresh = plan.fresh or rare.rng.random() < 0.4
+    found = _rare(rare, plan.faults[-1].at, fresh)
+    return replace(plan, fresh=fresh, faults=tuple(sorted((*plan.faults, *found), key=lambda f: f.at)))
+
+
+def common_plan(seed: int) -> Plan:
     draw = Draw(seed)
     rng = draw.rng
     nodes = rng.choice((1, 2, 3, 3, 3, 3, 4, 5, 7))
@@ -365,9 +455,14 @@ def _dynamic(draw: Draw, ttl: int, loop_wait: int, retry: int) -> dict[str, Any]
     }
 
 
+def may_lead(tags: Mapping[str, Any]) -> bool:
+    """By its tags."""
+    return not tags.get("nofailover") and tags.get("failover_priority", 1) > 0
+
+
 def somebody_may_lead(tags: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """A cluster none of whose members may lead has no primary, ever: that is no finding."""
-    if any(not t.get("nofailover") and t.get("failover_priority", 1) > 0 for t in tags.values()):
+    if any(may_lead(t) for t in tags.values()):
         return tags
     return tags | {next(iter(tags)): {}}
 

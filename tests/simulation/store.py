@@ -32,6 +32,8 @@ DIRECT_S = 0.0002
 RECONNECT_S = 0.5
 #: A repeated message arrives at most this much after the first, seconds.
 REPEAT_S = 1.0
+#: What somebody wrote into the leader key by hand: nobody's name.
+SQUATTER = b"\xff"
 #: What a transport may repeat on its own.
 _REPEATED = frozenset(("dcs.snapshot", "dcs.renew_session", "dcs.renew_leader", "dcs.put", "dcs.put_member"))
 
@@ -94,6 +96,15 @@ class _SimTable(MemoryStore):
         held = self._sessions.get(session)
         return None if held is None else held.expires_at
 
+    def sessions(self) -> list[str]:
+        return list(self._sessions)
+
+    def renumber(self) -> None:
+        """The keys in their order, as if they had just been written into an empty store."""
+        kept = sorted(self._keys.items(), key=lambda item: item[1].version)
+        self._keys = {p: replace(k, version=n, create_revision=n) for n, (p, k) in enumerate(kept, 1)}
+        self._revision = len(kept)
+
     def extend_all(self) -> None:
         for session in list(self._sessions):
             self.extend_session(session)
@@ -146,7 +157,7 @@ class SimStore:
 
     def leader(self) -> Holder | None:
         key = self._table.get(self._leader_path)
-        if key is None:
+        if key is None or key.value == SQUATTER:
             return None
         expires_at = self._table.expires_at(key.session) if key.session else math.inf
         if self._holder_of[0] is not key or self._holder_of[1] != expires_at:
@@ -206,6 +217,18 @@ class SimStore:
             watch.lose()
             watch.look()
         self._expire()
+
+    def begin_anew(self) -> bool:
+        """A new store into which the keys were copied: no sessions, and revisions begin anew. False, and
+        nothing done, while a session lives that the old one promised to keep."""
+        sessions = self._table.sessions()
+        if any((self._table.expires_at(s) or 0.0) > self.engine.now for s in sessions):
+            return False
+        for session in sessions:
+            self._table.run(partial(_end_session, session))
+        self._table.renumber()
+        self._snapshot = None
+        return True
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -439,6 +462,10 @@ class _SimWatch:
 
 
 _kinds: dict[str, str] = {}
+
+
+def _end_session(session: str, table: Table) -> None:
+    table.end_session(session)
 
 
 def _kind(work: Callable[[Table], Any]) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.simulation.plan import Plan, draw_plan, somebody_may_lead
-from tests.simulation.run import run_batch, run_seed, shrink
+from tests.simulation.plan import RARE, Plan, common_plan, draw_plan, somebody_may_lead
+from tests.simulation.run import UNREACHED, known_rules, run_batch, run_seed, shrink
 from tests.simulation.world import World
 
 ROOT = Path(__file__).parent.parent.parent
@@ -66,6 +66,18 @@ def test_somebody_may_lead_in_every_plan() -> None:
     assert somebody_may_lead(tags) == tags | {"pg0": {}}
     fine = tags | {"pg2": {"clonefrom": True}}
     assert somebody_may_lead(fine) == fine
+
+
+def test_rules_that_no_plan_reaches_exist() -> None:
+    assert set(UNREACHED) <= set(known_rules())
+
+
+def test_rare_things_leave_the_rest_of_a_plan_as_it_was() -> None:
+    plans = [draw_plan(seed) for seed in range(40)]
+    rare = [p for p in plans if any(f.kind in RARE for f in p.faults)]
+    assert 5 < len(rare) < 25
+    for plan in plans:
+        assert set(common_plan(plan.seed).faults) <= set(plan.faults)
 
 
 def test_leaving_out_faults_keeps_the_others() -> None:

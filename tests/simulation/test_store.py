@@ -32,7 +32,7 @@ from tests.contract import test_dcs as contract
 from tests.simulation import workload
 from tests.simulation.engine import START_S, Engine, HostClock, Process
 from tests.simulation.network import Network
-from tests.simulation.store import RECONNECT_S, Holder, SimDcs, SimStore
+from tests.simulation.store import RECONNECT_S, SQUATTER, Holder, SimDcs, SimStore
 
 TTL_S = 10.0
 CALL_S = 2.0
@@ -171,6 +171,31 @@ def test_a_session_ends_in_the_instant_its_ttl_is_over(world: World) -> None:
     assert world.store.leader() is None
     refused = world.one(client, lambda: client.renew_leader(handle, "pg1", CALL_S))
     assert isinstance(refused, Refused)
+
+
+def test_a_store_that_begins_anew_keeps_keys_and_forgets_sessions_and_revisions(world: World) -> None:
+    store = world.store
+    store.raw_put("config", "{}")
+    for number in range(20):
+        store.raw_put("status", str(number))
+    world.leader(world.client(), ttl_s=3.0)
+    holder = store.leader()
+    assert holder is not None
+    store.outage()
+    assert not store.begin_anew(), "a session lives whose time is not over"
+    world.engine.run(holder.expires_at + 0.1)
+    assert store.begin_anew()
+    store.recover()
+    assert store.leader() is None
+    assert (store.raw_get("config"), store.raw_get("status")) == ("{}", "19")
+    assert store.revision() == 2
+    again = world.leader(world.client(), ttl_s=3.0)
+    assert again.epoch < holder.epoch
+
+
+def test_a_leader_key_written_by_hand_is_held_by_nobody(world: World) -> None:
+    world.store.raw_put("leader", SQUATTER)
+    assert world.store.leader() is None
 
 
 def test_a_store_may_end_sessions_late(world: World) -> None:

@@ -80,6 +80,8 @@ class World:
         self.nodes: dict[str, Node] = {}
         self.boundaries: list[Trigger] = []
         self.key_deleted_by_hand = False
+        #: Key -> what nonsense was written there last, and what had been there before any.
+        self.nonsense: dict[str, tuple[str, str | None]] = {}
         self._undo: dict[int, Undo] = {}
         self._asked = 0
         self._answered = 0
@@ -143,6 +145,7 @@ class World:
         why = "not looked at"
         while engine.now < began + bound and not self.invariants.violations:
             engine.run(engine.now + LOOK_EVERY_S)
+            _resume(self)
             why = self.not_whole()
             if not why:
                 break
@@ -339,7 +342,8 @@ class _FaultLog(logging.Handler):
 
 
 def _resume(world: World) -> None:
-    """A pause whose end nobody could be told ends now."""
+    """A pause whose end nobody could be told ends now; also one that a leader writes again, which had it in
+    its copy when somebody deleted `config`."""
     try:
         data = json.loads(world.store.raw_get(codec.CONFIG) or "null")
     except ValueError:
