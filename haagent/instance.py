@@ -501,7 +501,8 @@ class LocalInstance:
 
     def start(self, writable: bool, epoch: int | None, upstream: tuple[str, int] | None) -> str | None:
         """Ask the guardian to start the postmaster; None or the reason. Raises PostgresError."""
-        if self.link is None:
+        link = self.link  # it may be lost while the files are written
+        if link is None:
             return "no guardian"
         pg = self.effective.config
         self._control = self._read_control()
@@ -523,7 +524,7 @@ class LocalInstance:
             # A standby cannot start with less. The file says what is wanted; a reload shows it as pending.
             self.rewrite_files()
         argv = process.postmaster_argv(pg.bin_dir, pg.data_dir, server.config_file, options)
-        outcome = self.link.start(
+        outcome = link.start(
             argv, clean_environment(), pg.data_dir, writable=writable, epoch=epoch, deadline_s=10.0
         )
         if isinstance(outcome, guardian.Started):
