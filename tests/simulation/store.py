@@ -102,7 +102,7 @@ class _SimTable(MemoryStore):
     def renumber(self) -> None:
         """The keys in their order, as if they had just been written into an empty store."""
         kept = sorted(self._keys.items(), key=lambda item: item[1].version)
-        self._keys = {p: replace(k, version=n, create_revision=n) for n, (p, k) in enumerate(kept, 1)}
+        self._keys = {p: RawKey(k.value, n, n, k.session) for n, (p, k) in enumerate(kept, 1)}
         self._revision = len(kept)
 
     def extend_all(self) -> None:

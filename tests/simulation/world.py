@@ -15,6 +15,9 @@ from functools import partial
 from typing import Any
 
 from dcs import codec
+from haagent.agent import Agent
+from haagent.core.candidate import standing
+from haagent.core.model import Unavailable
 from postgres_ctl.facts import ControlState, Lsn, TimelineSwitch
 from tests.simulation.client import Writer
 from tests.simulation.engine import START_S, Crash, Engine, HostClock, Livelock, Process
@@ -36,6 +39,8 @@ HEALING_S = 240.0
 HEALING_TTLS = 4
 #: A schedule with more events than this is a storm: something goes round and round.
 STORM_EVENTS = 200_000
+#: Refusals that an operator may waive, after a loss that no agent may take in silence.
+FOR_AN_OPERATOR = {"lag", "timeline.diverged"}
 #: While healing, the goal is looked at this often, seconds.
 LOOK_EVERY_S = 0.5
 
@@ -142,10 +147,12 @@ class World:
         self.trace("*", "heal", "all faults are over")
         self._heal_all()
         began, bound = engine.now, HEALING_S + HEALING_TTLS * self._longest_ttl()
-        why = "not looked at"
+        why, decided = "not looked at", False
         while engine.now < began + bound and not self.invariants.violations:
             engine.run(engine.now + LOOK_EVERY_S)
             _resume(self)
+            if not decided and engine.now > began + bound / 2:
+                decided = self._operator_decides()
             why = self.not_whole()
             if not why:
                 break
@@ -171,6 +178,20 @@ class World:
         _resume(self)
         for node in self.nodes.values():
             node.host.knobs.clear()
+
+    def _operator_decides(self) -> bool:
+        """A disk lost what it had flushed, more than may be lost in silence (rule 5): an operator fails over by
+        hand to whoever has most and refuses for nothing else, as docs/safety.md says. True when done."""
+        if self.store.leader() is not None or not any(node.lost_wal for node in self.nodes.values()):
+            return False
+        fit = [n for n in self.nodes.values() if n.agent_is_up and _refuses(n.agent) <= FOR_AN_OPERATOR]
+        if not fit:
+            return False
+        best = max(fit, key=lambda node: (node.host.dd.end, node.name))
+        self.trace("*", "operator", f"fails over to {best.name}")
+        body = {"leader": None, "candidate": best.name}
+        best.ask("failover", lambda agent: agent.operations.failover(body))
+        return True
 
     def not_whole(self) -> str:
         """Which goal is missed, and how; "" once one primary serves and all others stream."""
@@ -306,6 +327,14 @@ class World:
     def server_of(self, name: str) -> Server | None:
         node = self.nodes.get(name)
         return node.host.server if node is not None else None
+
+
+def _refuses(agent: Agent) -> set[str]:
+    """Rules by which it does not take the key."""
+    obs = agent.last_observation
+    if obs is None or isinstance(obs.cluster, Unavailable):
+        return {"nothing is known"}
+    return {refusal.rule for refusal in standing(obs, agent.memory).refusals}
 
 
 def _streams(server: Server, primary: Server) -> bool:
