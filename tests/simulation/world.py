@@ -180,8 +180,8 @@ class World:
             node.host.knobs.clear()
 
     def _operator_decides(self) -> bool:
-        """A disk lost what it had flushed, more than may be lost in silence (rule 5): an operator fails over by
-        hand to whoever has most and refuses for nothing else, as docs/safety.md says. True when done."""
+        """A disk lost what it had flushed, more than may be lost in silence (rule 5): an operator fails over
+        by hand to whoever has most and refuses for nothing else, as docs/safety.md says. True when done."""
         if self.store.leader() is not None or not any(node.lost_wal for node in self.nodes.values()):
             return False
         fit = [n for n in self.nodes.values() if n.agent_is_up and _refuses(n.agent) <= FOR_AN_OPERATOR]
