@@ -149,7 +149,7 @@ def one_renewal_is_not_answered(stage: Stage) -> None:
     """A loop_wait that is long against the ttl, and one renewal whose answer is lost."""
     a, *_ = stage.settle()
     lost = stage.unheard(a, "dcs.renew_leader", reply=True)
-    stage.stays(KEPT, "it leads", lambda: stage.leads(a) and lost.times == 0, 0.0)
-    stage.until("a renewal is lost", lambda: lost.times == 1)
+    stage.until("a renewal is lost, or late", lambda: lost.times == 1 or not stage.writable(a))
+    stage.expect("it is lost", lambda: lost.times == 1)
     lost.ended = True
     stage.stays(KEPT, f"{a} is writable", lambda: stage.writable(a), 2 * stage.ttl_s)
