@@ -188,15 +188,19 @@ class Evidence:
 
 
 def replicated(writers: Writers, primary_dsn: str) -> frozenset[int]:
-    """Ids acknowledged by now, once every standby of that primary has them: no failover may lose these.
+    """Ids acknowledged by now, once all other nodes of the cluster stream and have them: no failover may lose
+    these. (One whose stream is just cut would not be counted as behind.)
 
     What is acknowledged after that may be lost by an asynchronous failover (rule 5)."""
     known = writers.evidence().acknowledged
-    behind = "SELECT count(*) FROM pg_stat_replication WHERE flush_lsn < %s::pg_lsn OR flush_lsn IS NULL"
+    have_it = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND flush_lsn >= %s::pg_lsn"
+    standbys = len(writers.cluster.nodes) - 1
     with contextlib.closing(psycopg.connect(primary_dsn, autocommit=True, connect_timeout=10)) as session:
         row = session.execute("SELECT pg_current_wal_flush_lsn()::text").fetchone()
         assert row is not None
-        wait_for(lambda: session.execute(behind, row).fetchone() == (0,), DEADLINE_S, "standbys catch up")
+        wait_for(
+            lambda: session.execute(have_it, row).fetchone() == (standbys,), DEADLINE_S, "standbys catch up"
+        )
     return known
 
 
@@ -351,7 +355,7 @@ class Writers:
 
         sessions: also those inside a transaction or a procedure ("open:…", "call:…").
         """
-        self._cluster = cluster
+        self.cluster = cluster
         servers = {node.sql_port: node.name for node in cluster.nodes}
         wanted: list[tuple[str, str, Keep]] = [("any", cluster.read_write_dsn, "while it works")]
         for node in cluster.nodes if direct else ():
@@ -367,7 +371,7 @@ class Writers:
             ]
 
     def start(self) -> None:
-        create_table(self._cluster.read_write_dsn)
+        create_table(self.cluster.read_write_dsn)
         for client in self._clients:
             client.thread.start()
 
