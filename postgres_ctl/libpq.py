@@ -24,6 +24,10 @@ from postgres_ctl.errors import PostgresUnavailable, QueryFailed
 
 Row = tuple[str | None, ...]
 
+_COPY = (pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH)
+#: feature_not_supported
+_NOT_SUPPORTED = "0A000"
+
 
 class Connection:
     """One libpq connection. Not thread safe: one thread uses it, any thread may let it be collected."""
@@ -77,6 +81,10 @@ class Connection:
         self, sql: str, deadline_s: float, params: tuple[str | None, ...] = ()
     ) -> list[tuple[bytes | None, ...]]:
         """Like `query`, values as the server sent them."""
+        return _rows(self.results(sql, deadline_s, params))
+
+    def results(self, sql: str, deadline_s: float, params: tuple[str | None, ...] = ()) -> list[abc.PGresult]:
+        """Like `query`, everything that came back, one result for each statement, none of them an error."""
         end = boottime() + deadline_s
         try:
             if params:
@@ -86,13 +94,18 @@ class Connection:
                 self._pgconn.send_query(sql.encode())
             self._flush(end)
             results = self._results(end)
-        except PostgresUnavailable:
+        except (PostgresUnavailable, QueryFailed):
             self.close()
             raise
         except Exception as e:  # psycopg raises its own tree for a broken connection
             self.close()
             raise PostgresUnavailable(_one_line(str(e))) from None
-        return _rows(results)
+        _raise_error(results)
+        return results
+
+    def cancel(self) -> None:
+        """Ask the server to end the running statement; waits for the server to take the wish."""
+        self._pgconn.get_cancel().cancel()
 
     def _flush(self, end: float) -> None:
         while self._pgconn.flush():
@@ -109,6 +122,8 @@ class Connection:
             result = self._pgconn.get_result()
             if result is None:
                 return results
+            if result.status in _COPY:  # would be returned again and again
+                raise QueryFailed("COPY from or to the client is not possible here", _NOT_SUPPORTED)
             results.append(result)
             if not self.is_open:
                 raise PostgresUnavailable(
@@ -150,12 +165,15 @@ def _wait(fd: int, events: int, end: float) -> int:
     raise PostgresUnavailable("no answer in time")
 
 
-def _rows(results: list[abc.PGresult]) -> list[tuple[bytes | None, ...]]:
+def _raise_error(results: list[abc.PGresult]) -> None:
     for result in results:
         if result.status == pq.ExecStatus.FATAL_ERROR:
             state = result.error_field(pq.DiagnosticField.SQLSTATE)
             message = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or result.error_message
             raise QueryFailed(_one_line(_text(message)), _text(state) or None)
+
+
+def _rows(results: list[abc.PGresult]) -> list[tuple[bytes | None, ...]]:
     last = results[-1] if results else None
     if last is None or last.status != pq.ExecStatus.TUPLES_OK:
         return []
