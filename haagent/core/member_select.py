@@ -43,10 +43,27 @@ def is_leader(snapshot: ClusterSnapshot, name: str) -> bool:
     return snapshot.leader is not None and snapshot.leader.name == name
 
 
+def has_same_leader(before: ClusterSnapshot, now: ClusterSnapshot) -> bool:
+    """True when nobody else has taken the leader key in between, nor given it back."""
+    return leader_name(before) == leader_name(now)
+
+
 def leads_standby_cluster(snapshot: ClusterSnapshot) -> bool:
     """True when the holder of the key follows another cluster."""
     member = leader_member(snapshot)
     return member is not None and roles.is_standby_leader(member.role)
+
+
+def runs_as_standby_cluster(snapshot: ClusterSnapshot) -> bool:
+    """True when the holder of the key follows another cluster, and PostgreSQL runs."""
+    member = leader_member(snapshot)
+    return member is not None and roles.is_standby_leader(member.role) and roles.is_running(member.state)
+
+
+def runs_on_its_own(snapshot: ClusterSnapshot) -> bool:
+    """True when the holder of the key is a running primary."""
+    member = leader_member(snapshot)
+    return member is not None and roles.is_primary(member.role) and roles.is_running(member.state)
 
 
 def row_leads(row: Mapping[str, Any]) -> bool:
@@ -81,6 +98,17 @@ def _has_role(snapshot: ClusterSnapshot, member: Member, role: str) -> bool:
     if role == "standby-leader":
         return leads and roles.is_standby_leader(member.role)
     return leads if role == "leader" else not leads
+
+
+def session_kind(snapshot: ClusterSnapshot, role: str) -> str:
+    """What a session on a member of `role` must find: "primary", "standby" or "any" server.
+
+    The store tells who leads; that the server really is what it should be, only the server itself tells.
+    """
+    if role == "any":
+        return "any"
+    follows = role in ("replica", "standby", "standby-leader") or leads_standby_cluster(snapshot)
+    return "standby" if follows else "primary"
 
 
 def candidates(snapshot: ClusterSnapshot) -> tuple[str, ...]:

@@ -75,6 +75,8 @@ def load_config(file: str | None, dcs_url: str | None, insecure: bool, env: Mapp
     data = _read_file(file, env)
     if file is not None or _document(env) is None:
         _overlay_environment(data, env)
+    if data.get("citus"):
+        raise CtlError("section citus: Citus is not supported")
     namespace = str(data.get("namespace") or DEFAULT_NAMESPACE)
     backend, section = _store_section(data)
     if dcs_url:
@@ -82,6 +84,7 @@ def load_config(file: str | None, dcs_url: str | None, insecure: bool, env: Mapp
         namespace = url_namespace or namespace
     if backend in UNUSABLE:
         raise CtlError(UNUSABLE[backend])
+    require_text("the namespace", namespace)
     scope = data.get("scope")
     rest = _rest_options(data, insecure)
     return CtlConfig(str(scope) if scope else None, namespace, backend, section, rest)
@@ -92,7 +95,7 @@ def load_config(file: str | None, dcs_url: str | None, insecure: bool, env: Mapp
 
 def _read_file(file: str | None, env: Mapping[str, str]) -> dict[str, Any]:
     if file is not None:
-        return _parse(_text_of(Path(file)), file)
+        return _read_directory(Path(file)) if os.path.isdir(file) else _parse(_text_of(Path(file)), file)
     document = _document(env)
     if document is not None:
         return _parse(env[document], document)
@@ -101,6 +104,19 @@ def _read_file(file: str | None, env: Mapping[str, str]) -> dict[str, Any]:
         if (base / name).is_file():
             return _parse(_text_of(base / name), str(base / name))
     return {}
+
+
+def _read_directory(path: Path) -> dict[str, Any]:
+    """The files of a configuration directory in name order, each laid over those before (contract 5.1)."""
+    from haagent.config.dynamic import merge_patch
+
+    data: dict[str, Any] = {}
+    files = sorted(found for found in path.iterdir() if found.suffix in (".yml", ".yaml"))
+    if not files:
+        raise CtlError(f"configuration directory {path} has no *.yml file")
+    for file in files:
+        data = merge_patch(data, _parse(_text_of(file), str(file)))
+    return data
 
 
 def _document(env: Mapping[str, str]) -> str | None:
@@ -221,13 +237,14 @@ def parse_dcs_url(url: str) -> tuple[str, dict[str, Any], str | None]:
     `local:/path`, `local:///path?namespace=…` name the file of the embedded store. Without a scheme the
     port decides, as Patroni's tool does it: 2379 and unknown ports mean etcd, that is version 2.
     """
+    require_text("the DCS URL", url)
     if url.startswith("local:"):
         return _parse_local_url(url)
-    parts = urlsplit(url if "://" in url else f"//{url}")
     try:
+        parts = urlsplit(url if "://" in url else f"//{url}")
         host, port = parts.hostname, parts.port
-    except ValueError:
-        raise CtlError("the port in the DCS URL is not a number between 0 and 65535") from None
+    except ValueError as error:
+        raise CtlError(f"the DCS URL cannot be understood, {_url_problem(error)}") from None
     backend = parts.scheme.lower() or _backend_by_port(port)
     if backend not in DEFAULT_PORTS:
         raise CtlError(f"unknown scheme {backend} in the DCS URL, expected etcd3 or local")
@@ -240,6 +257,20 @@ def parse_dcs_url(url: str) -> tuple[str, dict[str, Any], str | None]:
         section["username"] = unquote(parts.username)
         section["password"] = unquote(parts.password or "")
     return backend, section, parts.path.strip("/") or None
+
+
+def _url_problem(error: ValueError) -> str:
+    """What is wrong; never with a part of the URL in it, which may be the password."""
+    port = "port" in str(error).lower()
+    return "its port is not a number between 0 and 65535" if port else "its host is malformed"
+
+
+def require_text(what: str, text: str) -> None:
+    """Raise CtlError for bytes of the command line or the environment that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise CtlError(f"{what} is not UTF-8 text") from None
 
 
 def _unusable_url(backend: str, host: str | None, port: int | None) -> str:

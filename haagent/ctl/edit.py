@@ -1,7 +1,7 @@
 """edit-config: change the dynamic configuration, by options, files or an editor (contract 4.4).
 
 Theory. The new configuration is built from the one read, shown as a diff, judged by the same function as
-the agents use, and written only if nobody changed it in between. `apply_pairs` and `merge` are pure.
+the agents use, and written only if nobody changed it in between. `apply_pairs` is pure.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def edit_config_command(
         return
     if not quiet:
         _show_diff(before, after)
-    _judge(cluster, snapshot, after)
+    judge(cluster, snapshot, after)
     if "-" in (apply_file, replace_file) and not force:
         click.echo("Use --force option to apply changes")
         refused()
@@ -81,11 +81,13 @@ def _edited(
     replace_file: str | None,
     force: bool,
 ) -> dict[str, Any]:
+    from haagent.config.dynamic import merge_patch
+
     after: dict[str, Any] = copy.deepcopy(dict(before))
     if replace_file:
         after = _mapping_from(replace_file)
     if apply_file:
-        after = merge(after, _mapping_from(apply_file))
+        after = merge_patch(after, _mapping_from(apply_file))
     if pairs:
         after = apply_pairs(after, pairs)
     if not (replace_file or apply_file or pairs):
@@ -94,20 +96,6 @@ def _edited(
 
 
 # --- changes ------------------------------------------------------------------------------------
-
-
-def merge(data: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
-    """`data` with `patch` merged into it: mappings by key, null removes, anything else replaces."""
-    result = dict(data)
-    for key, value in patch.items():
-        if value is None:
-            result.pop(key, None)
-        elif isinstance(value, Mapping):
-            inner = result.get(key)
-            result[key] = merge(inner if isinstance(inner, Mapping) else {}, value)
-        else:
-            result[key] = value
-    return result
 
 
 def apply_pairs(data: Mapping[str, Any], pairs: Iterable[str]) -> dict[str, Any]:
@@ -186,10 +174,10 @@ def _mapping_of(text: str, origin: str) -> dict[str, Any]:
 
 def _by_editor(data: Mapping[str, Any], force: bool) -> dict[str, Any]:
     from haagent.ctl.output import yaml_text
-    from haagent.ctl.selection import NO_TERMINAL
+    from haagent.ctl.selection import require_terminal
 
-    if not force and not sys.stdin.isatty():
-        raise CtlError(NO_TERMINAL)
+    if not force:
+        require_terminal("use --set, --pg, --apply or --replace with --force")
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:  # mode 0600
         file.write(yaml_text(data))
         file.flush()
@@ -227,14 +215,20 @@ def diff_text(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 
 
 def _show_diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """To standard output; what does not fit on the screen of a terminal goes through $PAGER."""
     from haagent.ctl.output import paint
 
+    lines = []
     for line in diff_text(before, after):
         colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
-        click.echo(paint(line, colour) if colour else line)
+        lines.append(paint(line, colour) if colour else line)
+    if sys.stdout.isatty() and len(lines) >= shutil.get_terminal_size().lines:
+        click.echo_via_pager("\n".join(lines) + "\n")
+    else:
+        click.echo("\n".join(lines))
 
 
-def _judge(cluster: Cluster, snapshot: ClusterSnapshot, after: Mapping[str, Any]) -> None:
+def judge(cluster: Cluster, snapshot: ClusterSnapshot, after: Mapping[str, Any]) -> None:
     """Refuse what the agents would refuse; a problem that was there before is only a warning."""
     from haagent.core.member_select import minimum_ttl_s
     from haagent.core.settings import validate_dynamic

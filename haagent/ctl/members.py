@@ -32,6 +32,7 @@ R = TypeVar("R")
 CONNECT_TIMEOUT_S = 3.0
 #: Longest answer read: `/cluster` of hundreds of members is far below.
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
+_SCHEMES = ("http", "https")
 #: Members asked at the same time.
 PARALLEL_REQUESTS = 16
 
@@ -84,8 +85,9 @@ class MemberClient:
         import urllib3
         from urllib3 import exceptions as fault
 
-        parts = urlsplit(api_url)
-        url = urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+        url = _address(api_url, path)
+        if url is None:
+            return NotReached("its api_url is no http address")
         headers = {**self._headers, **({"Content-Type": "application/json"} if body is not None else {})}
         timeout = urllib3.Timeout(connect=min(CONNECT_TIMEOUT_S, timeout_s), read=timeout_s)
         deadline = boottime() + timeout_s
@@ -122,6 +124,15 @@ def in_parallel(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
         return []
     with ThreadPoolExecutor(min(PARALLEL_REQUESTS, len(items))) as pool:
         return list(pool.map(work, items))
+
+
+def _address(api_url: str, path: str) -> str | None:
+    """`path` on the server of `api_url` (contract 8.2), None when that is no address."""
+    try:
+        parts = urlsplit(api_url)
+    except ValueError:
+        return None
+    return urlunsplit((parts.scheme, parts.netloc, path, "", "")) if parts.scheme in _SCHEMES else None
 
 
 def _headers(options: RestOptions) -> dict[str, str]:
