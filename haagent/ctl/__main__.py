@@ -6,7 +6,9 @@ so that the program answers at once.
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -18,6 +20,8 @@ from haagent.ctl.explain import explain_command
 from haagent.ctl.flush import flush_command
 from haagent.ctl.handover import failover_command, switchover_command
 from haagent.ctl.pause import pause_command, resume_command
+from haagent.ctl.query import query_command
+from haagent.ctl.remove import remove_command
 from haagent.ctl.session import Session
 from haagent.ctl.show import (
     history_command,
@@ -26,9 +30,12 @@ from haagent.ctl.show import (
     topology_command,
     version_command,
 )
+from haagent.ctl.standby import demote_cluster_command, promote_cluster_command
 
 #: Called by this name we answer as the program we stand in for (contract 4).
 PATRONI_NAME = "patronictl"
+#: Variables with the log level; the first one set counts.
+LOG_LEVELS = ("HAAGENT_LOG_LEVEL", "PATRONI_LOG_LEVEL", "PATRONI_LOGLEVEL", "LOGLEVEL")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -40,15 +47,27 @@ PATRONI_NAME = "patronictl"
 @click.pass_context
 def cli(context: click.Context, config_file: str | None, dcs_url: str | None, insecure: bool) -> None:
     """Look at and control a PostgreSQL cluster managed by haagent or Patroni."""
+    _set_log_level(os.environ)
     session = Session(config_file or None, dcs_url or None, insecure)
     context.obj = session
     context.call_on_close(session.close)
 
 
+def _set_log_level(env: Mapping[str, str]) -> None:
+    """Log to stderr as the variables say; without them only warnings are seen (contract 4.1)."""
+    named = [env[name] for name in LOG_LEVELS if env.get(name)]
+    if named:
+        import logging
+
+        level = logging.getLevelNamesMapping().get(named[0].strip().upper(), logging.WARNING)
+        logging.basicConfig(level=level, format="%(asctime)s %(levelname)s: %(message)s")
+
+
 for _command in (
     list_command, topology_command, explain_command, history_command, show_config_command, version_command,
-    dsn_command, flush_command, switchover_command, failover_command, restart_command, reload_command,
-    reinit_command, pause_command, resume_command, edit_config_command,
+    dsn_command, query_command, flush_command, switchover_command, failover_command, restart_command,
+    reload_command, reinit_command, pause_command, resume_command, edit_config_command,
+    demote_cluster_command, promote_cluster_command, remove_command,
 ):  # fmt: skip
     cli.add_command(_command)
 

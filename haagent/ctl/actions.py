@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from haagent.ctl.errors import CtlError, refused
-from haagent.ctl.handover import next_hour, refuse_schedule
 from haagent.ctl.session import (
     Session,
     force_option,
@@ -56,26 +55,40 @@ def restart_command(
     scheduled: str | None, pg_version: str | None, pending: bool, timeout: str | None, force: bool,
 ) -> None:  # fmt: skip
     """Restart PostgreSQL on the members of a cluster, or on those named."""
+    from haagent.core.cluster_view import is_paused
+    from haagent.ctl.schedule import next_hour, parse_schedule
     from haagent.ctl.selection import ask
 
     snapshot, members = _chosen(session, cluster_name, role, member_names)
     if scheduled is None and not force:
         scheduled = ask(f"When should the restart take place (e.g. {next_hour()} ) ", default="now")
-    refuse_schedule(scheduled, "restart")
+    scheduled_at = parse_schedule(scheduled)
+    if scheduled_at and is_paused(snapshot):
+        raise CtlError("Can't schedule restart in the paused state")
     _confirm("restart", members, force)
     if any_one:
         members = [random.choice(members)]
     if pg_version is None and not force:
         pg_version = ask("Restart if the PostgreSQL version is less than provided (e.g. 9.5.2) ")
-    filters = {"restart_pending": pending, "postgres_version": pg_version, "timeout": timeout}
-    body = {key: value for key, value in filters.items() if value}
+    fields = {
+        "restart_pending": pending, "postgres_version": pg_version, "timeout": timeout,
+        "schedule": scheduled_at,
+    }  # fmt: skip
+    body = {key: value for key, value in fields.items() if value}
     wait_s = _start_timeout_s(snapshot, timeout) + STOP_MARGIN_S
-    _each(members, lambda member: _restart_one(session, member, body, wait_s))
+    _each(members, lambda member: _restart_one(session, member, body, wait_s, replace=force))
 
 
-def _restart_one(session: Session, member: Member, body: dict[str, Any], wait_s: float) -> bool:
+def _restart_one(
+    session: Session, member: Member, body: dict[str, Any], wait_s: float, replace: bool
+) -> bool:
+    """Ask one member; with `replace` a restart scheduled before makes way for the new one."""
     from haagent.ctl.members import Reply
 
+    if replace and "schedule" in body and member.scheduled_restart and member.api_url:
+        gone = session.members.request("DELETE", member.api_url, "/restart", None, QUICK_TIMEOUT_S)
+        if not isinstance(gone, Reply) or gone.status not in (200, 404):
+            return _failed("flush scheduled restart", member, gone)
     outcome = _post(session, member, "/restart", body, wait_s)
     if isinstance(outcome, Reply) and outcome.status in (200, 202):
         done = "restart scheduled" if outcome.status == 202 else "restart"
@@ -153,7 +166,8 @@ def reinit_command(
     _, replicas = _chosen(session, cluster_name, "replica", member_names)
     if not member_names:
         names = ", ".join(member.name for member in replicas)
-        named = ask(f"Which member do you want to reinitialize [{names}]?")
+        question = f"Which member do you want to reinitialize [{names}]?"
+        named = ask(question, instead="name the member after the cluster, and use --force")
         replicas = [member for member in replicas if member.name == named]
         if not replicas:
             raise CtlError(f"{named or 'nothing'} is not a replica of this cluster")

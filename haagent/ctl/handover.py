@@ -9,7 +9,7 @@ member could be reached the wish is left in the store, by compare-and-set, for t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -40,15 +40,16 @@ _UNKNOWN_END = "status unknown"
 
 @dataclass(frozen=True)
 class _Wish:
-    """What is asked for; `leader` is set for a switchover only."""
+    """What is asked for; `leader` and `scheduled_at` (ISO 8601) are set for a switchover only."""
 
     action: str
     leader: str | None
     candidate: str | None
+    scheduled_at: str | None = None
 
     def body(self) -> dict[str, str]:
         """The body of the REST request."""
-        fields = {"leader": self.leader, "candidate": self.candidate}
+        fields = {"leader": self.leader, "candidate": self.candidate, "scheduled_at": self.scheduled_at}
         return {key: value for key, value in fields.items() if value}
 
 
@@ -69,8 +70,8 @@ def switchover_command(
     snapshot = _show_before(cluster)
     leader = _checked_leader(snapshot, cluster.scope, leader, force)
     candidate = _checked_candidate(snapshot, cluster.scope, candidate, "switchover", force)
-    refuse_schedule(_asked_time(scheduled, "switchover", force), "switchover")
-    wish = _Wish("switchover", leader, candidate)
+    scheduled_at = _checked_time(snapshot, scheduled, force)
+    wish = _Wish("switchover", leader, candidate, scheduled_at)
     _confirm(snapshot, cluster.scope, wish, force)
     _carry_out(session, cluster, snapshot, wish)
 
@@ -132,7 +133,7 @@ def _checked_candidate(
     if not names:
         raise CtlError(f"No candidates found to {action} to")
     if given is None and not force:
-        given = ask(f"Candidate {list(names)}")
+        given = ask(f"Candidate {list(names)}", instead="use --candidate and --force")
     if not given:
         return None
     if is_leader(snapshot, given):
@@ -142,23 +143,17 @@ def _checked_candidate(
     return given
 
 
-def _asked_time(scheduled: str | None, action: str, force: bool) -> str:
+def _checked_time(snapshot: ClusterSnapshot, given: str | None, force: bool) -> str | None:
+    from haagent.core.cluster_view import is_paused
+    from haagent.ctl.schedule import next_hour, parse_schedule
     from haagent.ctl.selection import ask
 
-    if scheduled is not None or force:
-        return scheduled or "now"
-    return ask(f"When should the {action} take place (e.g. {next_hour()} ) ", default="now")
-
-
-def next_hour() -> str:
-    """An example of a time for prompts: one hour from now, local."""
-    return (datetime.now().astimezone() + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M")
-
-
-def refuse_schedule(when: str | None, action: str) -> None:
-    """Raises CtlError for any time but now."""
-    if when and when != "now":
-        raise CtlError(f"scheduling a {action} is not supported yet, only 'now' is")
+    if given is None and not force:
+        given = ask(f"When should the switchover take place (e.g. {next_hour()} ) ", default="now")
+    scheduled_at = parse_schedule(given)
+    if scheduled_at and is_paused(snapshot):
+        raise CtlError("Can't schedule switchover in the paused state")
+    return scheduled_at
 
 
 def _confirm_risk(snapshot: ClusterSnapshot, candidate: str, force: bool) -> None:
@@ -180,7 +175,9 @@ def _confirm(snapshot: ClusterSnapshot, scope: str, wish: _Wish, force: bool) ->
         return
     current = leader_name(snapshot)
     demoting = f", demoting current leader {current}" if current else ""
-    if not confirm(f"Are you sure you want to {wish.action} cluster {scope}{demoting}?"):
+    do = f"schedule {wish.action} of" if wish.scheduled_at else wish.action
+    at = f" at {wish.scheduled_at}" if wish.scheduled_at else ""
+    if not confirm(f"Are you sure you want to {do} cluster {scope}{at}{demoting}?"):
         raise CtlError(f"Aborting {wish.action}")
 
 
@@ -235,9 +232,11 @@ def _leave_in_store(cluster: Cluster, snapshot: ClusterSnapshot, wish: _Wish) ->
     from dcs.codec import encode_failover
     from haagent.ctl.output import timestamp
 
-    value, version = encode_failover(wish.leader, wish.candidate), snapshot.failover_version
+    if wish.scheduled_at and datetime.fromisoformat(wish.scheduled_at) < datetime.now().astimezone():
+        raise CtlError("no member could be reached, and the time of the switchover has passed")
+    value = encode_failover(wish.leader, wish.candidate, wish.scheduled_at)
     with one_line_errors():
-        written = cluster.dcs.compare_and_set("failover", value, version, DCS_DEADLINE_S)
+        written = cluster.dcs.compare_and_set("failover", value, snapshot.failover_version, DCS_DEADLINE_S)
     if isinstance(written, Unknown):
         raise CtlError(f"no member could be reached; unknown whether the DCS took it: {written.cause}")
     if not isinstance(written, Ok):

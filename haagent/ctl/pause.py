@@ -8,7 +8,6 @@ may still run as a primary nobody watches (hazard H20).
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING
 
 import click
@@ -20,16 +19,13 @@ from haagent.ctl.session import (
     force_option,
     group_option,
     loop_wait_s,
-    one_line_errors,
     pass_session,
+    patch_config,
 )
 
 if TYPE_CHECKING:
     from dcs.records import ClusterSnapshot
-    from haagent.ctl.members import Reply
 
-#: A PATCH is one read and one write of the store by the member.
-PATCH_TIMEOUT_S = 15.0
 #: Whether a member is there at all.
 PRESENCE_TIMEOUT_S = 3.0
 #: Members write their key at the end of a step: one step and this much (contract 4.2).
@@ -100,7 +96,7 @@ def _silent(session: Session, snapshot: ClusterSnapshot) -> dict[str, str]:
 
 def _switch(session: Session, cluster: Cluster, snapshot: ClusterSnapshot, paused: bool, wait: bool) -> None:
     word = "pause" if paused else "resume"
-    reply = _patch(session, snapshot, paused)
+    reply = patch_config(session, snapshot, {"pause": True if paused else None})
     if reply.status != 200:
         click.echo(f"Failed: {word} cluster management, status code={reply.status}, ({reply.text})")
         refused()
@@ -110,41 +106,14 @@ def _switch(session: Session, cluster: Cluster, snapshot: ClusterSnapshot, pause
     click.echo(f"Success: cluster management is {'paused' if paused else 'resumed'}")
 
 
-def _patch(session: Session, snapshot: ClusterSnapshot, paused: bool) -> Reply:
-    """The first answer. A PATCH of one value may be repeated, so a lost answer is no end."""
-    from haagent.core.member_select import leader_first
-    from haagent.ctl.members import Reply
-
-    for member in leader_first(snapshot):
-        body = {"pause": True if paused else None}
-        outcome = session.members.request("PATCH", member.api_url or "", "/config", body, PATCH_TIMEOUT_S)
-        if isinstance(outcome, Reply):
-            return outcome
-    raise CtlError("Can not find accessible cluster member")
-
-
 def _await_members(cluster: Cluster, before: ClusterSnapshot, paused: bool) -> None:
     """Return when every member has published the state; else print who has not, and exit 1."""
-    from dcs.api import WatchEvent, boottime
     from haagent.core.member_select import not_yet
 
     names = frozenset(member.name for member in before.members if member.api_url)
     limit_s = loop_wait_s(before) + RECOGNIZE_MARGIN_S
-    changed = threading.Event()
-
-    def on_event(_event: WatchEvent) -> None:
-        changed.set()
-
-    deadline = boottime() + limit_s
-    with one_line_errors():
-        watch = cluster.dcs.watch(on_event)
-    try:
-        remaining = not_yet(cluster.snapshot(), names, paused)
-        while remaining and changed.wait(deadline - boottime()):
-            changed.clear()
-            remaining = not_yet(cluster.snapshot(), names, paused)
-    finally:
-        watch.close()
-    if remaining:
-        click.echo(f"{', '.join(remaining)} members didn't recognized pause state after {limit_s} seconds")
-        refused()
+    if cluster.wait_until(lambda now: not not_yet(now, names, paused), limit_s):
+        return
+    remaining = not_yet(cluster.snapshot(), names, paused)
+    click.echo(f"{', '.join(remaining)} members didn't recognized pause state after {limit_s} seconds")
+    refused()

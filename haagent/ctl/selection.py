@@ -1,7 +1,7 @@
 """Which members a command means, and the questions it asks on a terminal.
 
-Questions are for people only: without a terminal on standard input and without `--force` the command ends
-with one line that names `--force`, instead of waiting for an answer nobody can give.
+Questions are for people only: without a terminal on standard input the command ends with one line that names
+the option to give, instead of waiting for an answer nobody can give.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from haagent.ctl.errors import CtlError
 
 if TYPE_CHECKING:
     from dcs.records import ClusterSnapshot, Member
-
-NO_TERMINAL = "standard input is not a terminal, so no question can be asked: use --force"
 
 
 def choose_members(snapshot: ClusterSnapshot, role: str, names: Sequence[str]) -> list[Member]:
@@ -36,18 +34,28 @@ def choose_members(snapshot: ClusterSnapshot, role: str, names: Sequence[str]) -
     return [member for member in snapshot.members if member.name in chosen]
 
 
-def ask(text: str, default: str = "") -> str:
-    """The user's answer; raises CtlError without a terminal, click.Abort on Ctrl-C."""
-    _require_terminal()
+def ask(text: str, default: str = "", instead: str = "use --force") -> str:
+    """The user's answer; raises CtlError without a terminal, click.Abort on Ctrl-C.
+
+    `instead` tells what to do where nobody can be asked.
+    """
+    require_terminal(instead)
     return str(click.prompt(text, type=str, default=default)).strip()
+
+
+def ask_secret(text: str, instead: str) -> str:
+    """As `ask`, without showing what is typed."""
+    require_terminal(instead)
+    return str(click.prompt(text, type=str, hide_input=True))
 
 
 def confirm(text: str) -> bool:
     """True for yes; raises CtlError without a terminal, click.Abort on Ctrl-C."""
-    _require_terminal()
+    require_terminal("use --force")
     return click.confirm(text)
 
 
-def _require_terminal() -> None:
+def require_terminal(instead: str) -> None:
+    """Raises CtlError, which tells to do `instead`, unless a person can be asked."""
     if not sys.stdin.isatty():
-        raise CtlError(NO_TERMINAL)
+        raise CtlError(f"standard input is not a terminal, so no question can be asked: {instead}")

@@ -7,11 +7,11 @@ nothing before it is asked to, so that `--help` and `version` need no store.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import cached_property, update_wrapper
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -21,10 +21,15 @@ if TYPE_CHECKING:
     from dcs.api import Dcs
     from dcs.records import ClusterSnapshot
     from haagent.ctl.config import CtlConfig
-    from haagent.ctl.members import MemberClient
+    from haagent.ctl.members import MemberClient, Reply
 
 #: For one read or write of the store: the default retry_timeout, during which a quorum may be re-elected.
 DCS_DEADLINE_S = 10.0
+#: A PATCH is one read and one write of the store by the member.
+PATCH_TIMEOUT_S = 15.0
+#: Pause between two pictures of `-W`, seconds.
+DEFAULT_WATCH_S = 2.0
+LONGEST_WATCH_S = 86400.0
 #: Used where the cluster has no `loop_wait` (contract 5.3).
 DEFAULT_LOOP_WAIT_S = 10
 
@@ -64,6 +69,29 @@ class Cluster:
         require_sound(snapshot, needed)
         return snapshot
 
+    def wait_until(self, done: Callable[[ClusterSnapshot], bool], limit_s: float) -> bool:
+        """Look at every change of the store until `done`; False after `limit_s` seconds. Raises CtlError."""
+        import threading
+
+        from dcs.api import WatchEvent, boottime
+
+        changed = threading.Event()
+
+        def on_event(_event: WatchEvent) -> None:
+            changed.set()
+
+        deadline = boottime() + limit_s
+        with one_line_errors():
+            watch = self.dcs.watch(on_event)
+        try:
+            while not done(self.snapshot()):
+                if not changed.wait(deadline - boottime()):
+                    return False
+                changed.clear()
+        finally:
+            watch.close()
+        return True
+
 
 @dataclass
 class Session:
@@ -88,9 +116,12 @@ class Session:
 
     def cluster(self, scope: str | None) -> Cluster:
         """The cluster named, or the configured one. Raises CtlError."""
+        from haagent.ctl.config import require_text
+
         name = scope or self.config.scope
         if not name:
             raise CtlError("no cluster name given and no scope configured")
+        require_text("the cluster name", name)
         if name not in self._opened:
             self._opened[name] = Cluster(name, self._open(name))
         return self._opened[name]
@@ -124,6 +155,21 @@ def loop_wait_s(snapshot: ClusterSnapshot) -> int:
     """The cluster's `loop_wait` in seconds."""
     value = snapshot.config.data.get("loop_wait") if snapshot.config else None
     return value if isinstance(value, int) and not isinstance(value, bool) else DEFAULT_LOOP_WAIT_S
+
+
+def patch_config(session: Session, snapshot: ClusterSnapshot, patch: Mapping[str, Any]) -> Reply:
+    """The first answer of a member to this PATCH of the dynamic configuration, the leader asked first.
+
+    A PATCH may be repeated, so a lost answer is no end. Raises CtlError when nobody answers.
+    """
+    from haagent.core.member_select import leader_first
+    from haagent.ctl.members import Reply
+
+    for member in leader_first(snapshot):
+        outcome = session.members.request("PATCH", member.api_url or "", "/config", patch, PATCH_TIMEOUT_S)
+        if isinstance(outcome, Reply):
+            return outcome
+    raise CtlError("Can not find accessible cluster member")
 
 
 # --- options that many commands share -----------------------------------------------------------
@@ -168,3 +214,45 @@ def role_option(command: Command) -> Command:
         show_default=True,
         help="Only members with this role.",
     )(command)
+
+
+def watch_options(command: Command) -> Command:
+    """`-W` and `-w SEC`; the command gets `every_s`, seconds, None for "once"."""
+
+    def settled(*args: Any, watch: bool, every_s: float | None, **options: Any) -> Any:
+        every = DEFAULT_WATCH_S if every_s is None and watch else every_s
+        if every is not None and not every <= LONGEST_WATCH_S:  # also what is not a number
+            raise CtlError(f"--watch takes at most {LONGEST_WATCH_S:g} seconds")
+        return command(*args, every_s=every, **options)
+
+    wrapped = update_wrapper(settled, command)
+    click.option("-W", "watch", is_flag=True, help=f"Show again every {DEFAULT_WATCH_S:g} seconds.")(wrapped)
+    click.option(
+        "-w",
+        "--watch",
+        "every_s",
+        type=click.FloatRange(min=0.1),
+        metavar="SEC",
+        help="Show again every SEC.",
+    )(wrapped)
+    return cast(Command, wrapped)
+
+
+def repeated(once: Callable[[], None], every_s: float | None) -> None:
+    """Call `once`; with `every_s` again and again with this pause between, until Ctrl-C."""
+    import threading
+
+    from haagent.ctl.output import coloured
+
+    if every_s is None:
+        once()
+        return
+    pause = threading.Event()
+    while True:
+        if coloured():
+            click.clear()
+        try:
+            once()
+        except CtlError as error:  # a store without quorum is just what one watches for
+            error.show()
+        pause.wait(every_s)

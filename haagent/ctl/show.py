@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from haagent.ctl.errors import CtlError
-from haagent.ctl.session import Session, format_option, group_option, pass_session, require_sound
+from haagent.ctl.session import (
+    Session,
+    format_option,
+    group_option,
+    pass_session,
+    repeated,
+    require_sound,
+    watch_options,
+)
 
 if TYPE_CHECKING:
     from dcs.records import ClusterSnapshot
     from haagent.ctl.members import Reply
 
-#: Pause between two pictures of `-W`, seconds.
-DEFAULT_WATCH_S = 2.0
 #: `version` asks each member for this long.
 VERSION_TIMEOUT_S = 5.0
-
-
-def _watch_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    command = click.option("-W", "watch", is_flag=True, help="Show again every 2 seconds.")(command)
-    return click.option(
-        "-w",
-        "--watch",
-        "every_s",
-        type=click.FloatRange(min=0.1),
-        metavar="SEC",
-        help="Show again every SEC.",
-    )(command)
 
 
 @click.command("list", short_help="Show the members of clusters.")
@@ -38,37 +30,31 @@ def _watch_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("-e", "--extended", is_flag=True, help="Show all columns.")
 @click.option("-t", "--timestamp", "stamped", is_flag=True, help="Print the time first.")
 @format_option
-@_watch_options
+@watch_options
 @pass_session
 def list_command(
     session: Session, cluster_names: tuple[str, ...], extended: bool, stamped: bool, form: str,
-    watch: bool, every_s: float | None,
+    every_s: float | None,
 ) -> None:  # fmt: skip
     """Show the members of clusters: role, state, timeline and lag."""
-    _show(session, cluster_names, form, extended, stamped, tree=False, every_s=_interval(watch, every_s))
+    _show(session, cluster_names, form, extended, stamped, tree=False, every_s=every_s)
 
 
 @click.command("topology", short_help="Show who replicates from whom.")
 @click.argument("cluster_names", nargs=-1)
 @group_option
-@_watch_options
+@watch_options
 @pass_session
-def topology_command(
-    session: Session, cluster_names: tuple[str, ...], watch: bool, every_s: float | None
-) -> None:
+def topology_command(session: Session, cluster_names: tuple[str, ...], every_s: float | None) -> None:
     """Show the members of clusters as a tree below the leader."""
-    _show(session, cluster_names, "pretty", False, False, tree=True, every_s=_interval(watch, every_s))
-
-
-def _interval(watch: bool, every_s: float | None) -> float | None:
-    return every_s if every_s is not None else DEFAULT_WATCH_S if watch else None
+    _show(session, cluster_names, "pretty", False, False, tree=True, every_s=every_s)
 
 
 def _show(
     session: Session, names: tuple[str, ...], form: str, extended: bool, stamped: bool, tree: bool,
     every_s: float | None,
 ) -> None:  # fmt: skip
-    from haagent.ctl.output import coloured, warn
+    from haagent.ctl.output import warn
 
     scopes = names or tuple(filter(None, (session.config.scope,)))
     if not scopes:
@@ -79,24 +65,7 @@ def _show(
         for scope in scopes:
             _show_one(session, scope, form, extended, stamped, tree)
 
-    if every_s is None:
-        once()
-        return
-    while True:
-        if coloured():
-            click.clear()
-        try:
-            once()
-        except CtlError as error:  # a store without quorum is just what one watches for
-            error.show()
-        _wait(every_s)
-
-
-def _wait(seconds: float) -> None:
-    """The pause the user asked for between two pictures; Ctrl-C ends it."""
-    import threading
-
-    threading.Event().wait(seconds)
+    repeated(once, every_s)
 
 
 def _show_one(session: Session, scope: str, form: str, extended: bool, stamped: bool, tree: bool) -> None:

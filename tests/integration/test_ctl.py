@@ -427,14 +427,44 @@ def test_the_wish_is_left_in_the_store_when_nobody_can_be_reached(cluster: Clust
         ),
         (("failover",), "Failover could be performed only to a specific candidate"),
         (
-            ("switchover", "--scheduled", "2099-01-01T00:00:00"),
-            "scheduling a switchover is not supported yet, only 'now' is",
+            ("switchover", "--scheduled", "tomorrow-ish"),
+            "Unable to parse scheduled timestamp (tomorrow-ish). "
+            "It should be in an unambiguous format (e.g. ISO 8601)",
         ),
     ],
 )
 def test_wishes_that_make_no_sense(cluster: Cluster, args: tuple[str, ...], error: str) -> None:
     assert cluster.run(*args, "--force") == Result(1, BEFORE, f"Error: {error}\n")
     assert not any(node.seen for node in cluster.nodes.values())
+
+
+def test_scheduled_switchover_sends_the_time_with_its_zone(cluster: Cluster, store: Path) -> None:
+    cluster.nodes["n0"].answers["POST", "/switchover"] = (202, "Switchover scheduled")
+    schedule = ("switchover", "--scheduled", "2099-07-01 12:00", "--force")
+    result = cluster.run(*schedule, TZ="Europe/Berlin")
+    assert re.match(re.escape(BEFORE) + STAMP + " Switchover scheduled\n", result.out)
+    wish = {"leader": "n0", "scheduled_at": "2099-07-01T12:00:00+02:00"}
+    assert cluster.nodes["n0"].posts() == [("/switchover", wish)]
+    cluster.nodes["n0"].answers["POST", "/switchover"] = (400, "not supported yet: scheduled_at")
+    refused = "Switchover failed, details: 400, not supported yet: scheduled_at\n"
+    assert cluster.run(*schedule) == Result(1, BEFORE + refused, "")
+
+
+def test_schedule_is_left_in_the_store_unless_its_time_has_passed(cluster: Cluster) -> None:
+    for node in cluster.nodes.values():
+        node.stop()
+    result = cluster.run("switchover", "--scheduled", "2019-01-01T00:00Z", "--force")
+    assert result.code == 1
+    assert result.err == "Error: no member could be reached, and the time of the switchover has passed\n"
+    assert cluster.dcs.snapshot(5).failover is None
+    assert cluster.run("switchover", "--scheduled", "2099-01-01T00:00Z", "--force").code == 0
+    request = cluster.dcs.snapshot(5).failover
+    assert request is not None
+    assert (request.leader, request.scheduled_at) == ("n0", "2099-01-01T00:00:00+00:00")
+    listed = cluster.run("list").out
+    assert listed.endswith(
+        "+\n Switchover scheduled at: 2099-01-01T00:00:00+00:00\n                    from: n0\n"
+    )
 
 
 def test_cluster_without_leader_has_no_switchover(cluster: Cluster) -> None:
@@ -448,6 +478,7 @@ def test_cluster_without_leader_has_no_switchover(cluster: Cluster) -> None:
     [
         ("switchover",),
         ("switchover", "--leader", "n0", "--candidate", "n1", "--scheduled", "now"),
+        ("failover",),
         ("failover", "--candidate", "n1"),
         ("restart", "faceoff"),
         ("reload", "faceoff"),
@@ -592,12 +623,29 @@ def test_member_selection_by_role(cluster: Cluster) -> None:
     )
 
 
-def test_scheduled_restart_is_not_supported_yet(cluster: Cluster) -> None:
-    result = cluster.run("restart", "faceoff", "--scheduled", "2099-01-01T00:00:00+00:00", "--force")
-    assert (result.code, result.err) == (
-        1,
-        "Error: scheduling a restart is not supported yet, only 'now' is\n",
+def test_scheduled_restart_replaces_the_one_before_when_forced(cluster: Cluster) -> None:
+    cluster.member("n1", scheduled_restart={"schedule": "2098-01-01T00:00:00+00:00"})
+    cluster.nodes["n1"].answers["DELETE", "/restart"] = (200, "scheduled restart deleted")
+    cluster.answer_all("POST", "/restart", (202, "Restart scheduled"))
+    cluster.nodes["n2"].answers["POST", "/restart"] = (400, "not supported yet: schedule")
+    at = "2099-01-01T00:00:00+00:00"
+    args = ("--scheduled", "2099-01-01 00:00Z", "--pg-version", "17.1", "--force")
+    result = cluster.run("restart", "faceoff", "n1", "n2", *args)
+    assert result.code == 1
+    assert result.out.endswith(
+        "\nSuccess: restart scheduled on member n1\n"
+        "Failed: restart for member n2, status code=400, (not supported yet: schedule)\n"
     )
+    wish = {"postgres_version": "17.1", "schedule": at}
+    assert cluster.nodes["n1"].posts() == [("/restart", None), ("/restart", wish)]
+
+
+def test_nothing_is_scheduled_in_a_pause(cluster: Cluster) -> None:
+    cluster.dcs.put("config", encode_config({**CONFIG, "pause": True}), 5)
+    for action, *args in (("restart", "faceoff"), ("switchover", "--candidate", "n1")):
+        result = cluster.run(action, *args, "--scheduled", "2099-01-01T00:00Z", "--force")
+        assert (result.code, result.err) == (1, f"Error: Can't schedule {action} in the paused state\n")
+    assert not any(node.seen for node in cluster.nodes.values())
 
 
 def test_reinit_waits_until_the_clone_is_done(cluster: Cluster) -> None:
@@ -805,3 +853,104 @@ def test_edit_config_refuses_what_the_agents_would_refuse(cluster: Cluster) -> N
     assert result.code == 1
     assert result.err.startswith("Error: synchronous_mode")
     assert cluster.config() == CONFIG
+
+
+# --- remove -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answers", "error"),
+    [
+        ("nope\n", "Cluster names specified do not match"),
+        ("faceoff\nyes\n", 'You did not exactly type "Yes I am aware"'),
+        ("faceoff\nYes I am aware\nn1\n", "You did not specify the current leader of the cluster"),
+        ("faceoff\n", "standard input ended: give each answer as a line of it"),
+    ],
+)
+def test_remove_needs_every_answer(cluster: Cluster, answers: str, error: str) -> None:
+    result = cluster.run("remove", "faceoff", stdin=answers)
+    assert (result.code, result.err.strip()) == (1, f"Error: {error}")
+    assert cluster.config() == CONFIG
+
+
+def test_remove_takes_the_cluster_out_of_the_store(cluster: Cluster, store: Path) -> None:
+    other = make_dcs("local", {"path": str(store)}, "service", "faceoff2")
+    other.put("config", encode_config(CONFIG), 5)
+    result = cluster.run("remove", "faceoff", stdin="faceoff\nYes I am aware\nn0\n")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith(TABLE)
+    left = cluster.dcs.snapshot(5)
+    assert (left.initialize, left.leader, left.config, left.members) == (None, None, None, ())
+    assert other.snapshot(5).config is not None
+    other.close()
+
+
+# --- standby clusters ---------------------------------------------------------------------------
+
+
+def test_demote_cluster_is_refused_while_haagent_cannot_follow(cluster: Cluster) -> None:
+    result = cluster.run("demote-cluster", "--host", "10.0.0.9", "--port", "5432", "--force")
+    assert (result.code, result.out) == (1, TABLE)
+    assert re.match("Error: standby_cluster.*standby clusters are not built yet", result.err)
+    assert cluster.config() == CONFIG
+    assert not any(node.seen for node in cluster.nodes.values())
+    nothing = cluster.run("demote-cluster", "--force")
+    wanted = "At least --host, --port or --restore-command should be specified"
+    assert (nothing.code, nothing.err) == (1, f"Error: {wanted}\n")
+    promoted = cluster.run("promote-cluster", "--force")
+    assert (promoted.code, promoted.err) == (1, "Error: Cluster is already in the required state\n")
+
+
+def test_cluster_of_patroni_is_demoted_and_promoted(cluster: Cluster) -> None:
+    def answer(body: Any) -> tuple[int, Any]:
+        changed = {k: v for k, v in {**cluster.config(), **body}.items() if v is not None}
+        cluster.dcs.put("config", encode_config(changed), 5)
+        role = "primary" if body["standby_cluster"] is None else "standby_leader"
+        cluster.member("n0", agent=None, role=role)
+        return 200, changed
+
+    for name in cluster.nodes:
+        cluster.member(name, agent=None)
+    cluster.nodes["n0"].answers["PATCH", "/config"] = answer
+    result = cluster.run("demote-cluster", "--host", "h", "--primary-slot-name", "s", "--force")
+    assert result.code == 0
+    assert re.fullmatch(STAMP + " cluster is successfully demoted\n", result.out.removeprefix(TABLE))
+    assert cluster.config()["standby_cluster"] == {"host": "h", "primary_slot_name": "s"}
+    again = cluster.run("demote-cluster", "--host", "h", "--force")
+    assert (again.code, again.err) == (1, "Error: Cluster is already in the required state\n")
+    assert "Standby Leader" in again.out
+    result = cluster.run("promote-cluster", "--force")
+    assert result.code == 0
+    assert re.search(STAMP + " cluster is successfully promoted\n", result.out)
+    assert cluster.config() == CONFIG
+
+
+# --- the program itself -------------------------------------------------------------------------
+
+
+def test_called_patronictl_it_is_patronictl(cluster: Cluster, tmp_path: Path) -> None:
+    program, alias = tmp_path / "haagentctl", tmp_path / "patronictl"
+    program.write_text(f"#!{sys.executable}\nfrom haagent.ctl.__main__ import main\nmain()\n")
+    program.chmod(0o755)
+    alias.symlink_to(program)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def run(*command: str, **more: str) -> str:
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=DEADLINE_S, env={**env, **more}, check=True
+        ).stdout
+
+    assert run(str(alias), "version") == "patronictl version 4.1.5\n"
+    assert "_HAAGENTCTL_COMPLETE" in run(str(program), _HAAGENTCTL_COMPLETE="bash_source")
+    words = {"COMP_WORDS": "patronictl re", "COMP_CWORD": "1", "_PATRONICTL_COMPLETE": "bash_complete"}
+    assert run(str(alias), **words).split() == [
+        f"plain,{name}" for name in ("reinit", "reload", "remove", "restart", "resume")
+    ]
+
+
+def test_log_level_comes_from_the_environment(cluster: Cluster) -> None:
+    cluster.nodes["n0"].answers["GET", "/patroni"] = (200, {"patroni": {"version": "4.1.5"}})
+    loud = cluster.run("version", "faceoff", "n0", LOGLEVEL="error", PATRONI_LOG_LEVEL="debug")
+    assert "DEBUG: " in loud.err
+    assert "secret" not in loud.err
+    assert cluster.run("list", LOGLEVEL="nonsense") == Result(0, TABLE, "")

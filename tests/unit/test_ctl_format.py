@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
+import time
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from dcs.codec import RawKey, build_snapshot
 from dcs.records import ClusterSnapshot
 from haagent.core import member_select
-from haagent.ctl.config import load_config, parse_dcs_url
-from haagent.ctl.edit import apply_pairs, diff_text, merge
+from haagent.ctl.config import RestOptions, load_config, parse_dcs_url
+from haagent.ctl.edit import apply_pairs, diff_text
 from haagent.ctl.errors import CtlError
 from haagent.ctl.explain import _for_people
+from haagent.ctl.members import MemberClient, NotReached
 from haagent.ctl.output import Column, pretty_table, render, yaml_text
+from haagent.ctl.query import table_text
 from haagent.ctl.rows import show_members
+from haagent.ctl.schedule import next_hour, parse_schedule
 from haagent.ctl.show import history_rows, postgres_version
+from postgres_ctl.adhoc import Table
 
 SYSTEM = "7710469456714918895"
 CONFIG = {"ttl": 30, "loop_wait": 10, "retry_timeout": 10}
@@ -351,6 +359,99 @@ def test_explain_for_people() -> None:
     ]
 
 
+# --- query --------------------------------------------------------------------------------------
+
+ANSWER = Table(
+    ("id", "name", "at", "tags"),
+    ((1, "a", datetime(2030, 1, 2, tzinfo=UTC), {"x": [Decimal("1.50")]}), (20, None, None, None)),
+    "SELECT 2",
+)
+
+
+def test_rows_of_a_query_as_tsv_are_what_python_prints() -> None:
+    assert table_text(ANSWER, "tsv", "\t") == (
+        "id\tname\tat\ttags\n1\ta\t2030-01-02 00:00:00+00:00\t{'x': [Decimal('1.50')]}\n20\tNone\tNone\tNone"
+    )
+
+
+def test_rows_of_a_query_as_json_and_yaml_keep_numbers_and_nulls() -> None:
+    rows = [
+        {"id": 1, "name": "a", "at": "2030-01-02 00:00:00+00:00", "tags": {"x": ["1.50"]}},
+        {"id": 20, "name": None, "at": None, "tags": None},
+    ]
+    assert json.loads(table_text(ANSWER, "json", "\t")) == rows
+    assert yaml.safe_load(table_text(ANSWER, "yaml", "\t")) == rows
+
+
+def test_rows_of_a_query_as_a_table() -> None:
+    assert table_text(Table(("n", "t"), ((1, "x"), (20, None)), "SELECT 2"), "pretty", "\t") == (
+        "+----+---+\n|  n | t |\n+----+---+\n|  1 | x |\n| 20 |   |\n+----+---+"
+    )
+
+
+def test_columns_of_the_same_name_are_all_shown() -> None:
+    table = Table(("?column?", "?column?"), ((1, 2),), "SELECT 1")
+    assert table_text(table, "tsv", ";") == "?column?;?column?\n1;2"
+    assert "|        1 |        2 |" in table_text(table, "pretty", "")
+
+
+def test_statement_without_rows_tells_what_it_did() -> None:
+    assert table_text(Table((), (), "CREATE TABLE"), "tsv", "\t") == "CREATE TABLE"
+    assert table_text(Table(("a",), (), "SELECT 0"), "tsv", "\t") == "a"
+
+
+def test_a_session_must_find_what_its_role_promises() -> None:
+    kinds = {role: member_select.session_kind(three_nodes(), role) for role in member_select.ROLES}
+    assert kinds == {
+        "leader": "primary", "primary": "primary", "standby-leader": "standby", "replica": "standby",
+        "standby": "standby", "any": "any",
+    }  # fmt: skip
+    following = three_nodes(members__n0=member(0, role="standby_leader"))
+    assert member_select.session_kind(following, "leader") == "standby"
+
+
+# --- schedules ----------------------------------------------------------------------------------
+
+
+def test_schedule_without_zone_is_local(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        assert parse_schedule("2030-07-01 12:00") == "2030-07-01T12:00:00+02:00"
+        assert parse_schedule("2030-01-01 12:00") == "2030-01-01T12:00:00+01:00"
+        assert parse_schedule("2030-01-01T12:00:00Z") == "2030-01-01T12:00:00+00:00"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_now_is_no_schedule() -> None:
+    assert [parse_schedule(text) for text in (None, "", "now", " NOW ")] == [None] * 4
+    assert parse_schedule(next_hour()) is not None
+
+
+@pytest.mark.parametrize(
+    "text", ["soon", "2030-13-01", "2030-01-01 12:00 XYZ", "1" * 40, "((((", "12:00 25:00"]
+)
+def test_unclear_times_are_refused(text: str) -> None:
+    with pytest.raises(CtlError) as refused:
+        parse_schedule(text)
+    assert refused.value.message == (
+        f"Unable to parse scheduled timestamp ({text}). It should be in an unambiguous format (e.g. ISO 8601)"
+    )
+
+
+# --- standby clusters ---------------------------------------------------------------------------
+
+
+def test_when_a_cluster_has_become_a_standby_cluster() -> None:
+    following = three_nodes(members__n0=member(0, role="standby_leader"))
+    starting = three_nodes(members__n0=member(0, role="standby_leader", state="starting"))
+    seen = [(member_select.runs_as_standby_cluster(c), member_select.runs_on_its_own(c))
+            for c in (three_nodes(), following, starting)]  # fmt: skip
+    assert seen == [(False, True), (True, False), (False, False)]
+
+
 # --- selections ---------------------------------------------------------------------------------
 
 
@@ -418,6 +519,12 @@ def test_silent_member_is_explained_by_what_the_store_knows() -> None:
     assert [rule["passed"] for rule in answer["rules"]] == [False, False, False, None]
 
 
+@pytest.mark.parametrize("api_url", ["", "n1", "::bad::", "http://[::1", "ftp://h/patroni"])
+def test_member_without_a_usable_address_is_not_reached(api_url: str) -> None:
+    outcome = MemberClient(RestOptions()).request("GET", api_url, "/patroni", None, 1.0)
+    assert outcome == NotReached("its api_url is no http address")
+
+
 # --- configuration ------------------------------------------------------------------------------
 
 
@@ -444,7 +551,10 @@ def test_dcs_urls(url: str, expected: object) -> None:
         ("h:2181", "zookeeper is not built yet"),
         ("consul://h", "consul is not built yet"),
         ("redis://h", "unknown scheme redis"),
-        ("etcd3://h:notaport", "port"),
+        ("etcd3://h:notaport", "its port is not a number"),
+        ("etcd3://h:99999", "its port is not a number"),
+        ("etcd3://u:secret@[::1", "its host is malformed"),
+        ("local:/x\udcff.db", "is not UTF-8 text"),
         ("local:relative.db", "absolute path"),
         ("local:/x.db?nmespace=a", "unknown option nmespace"),
     ],
@@ -474,6 +584,17 @@ def test_agent_file_works_as_it_is(tmp_path: Path) -> None:
         False,
     )
     assert "number-one" not in repr(config)
+
+
+def test_directory_of_files_is_merged_in_name_order(tmp_path: Path) -> None:
+    (tmp_path / "10-base.yml").write_text("scope: one\netcd3: {host: 'h:2379', username: u}\n")
+    (tmp_path / "20-site.yaml").write_text("scope: two\netcd3: {username: null}\n")
+    (tmp_path / "README").write_text("- not read")
+    config = load_config(str(tmp_path), None, False, {})
+    assert (config.scope, dict(config.section)) == ("two", {"host": "h:2379"})
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CtlError, match=r"has no \*.yml file"):
+        load_config(str(tmp_path / "empty"), None, False, {})
 
 
 def test_environment_wins_over_the_file_and_the_url_over_both(tmp_path: Path) -> None:
@@ -515,6 +636,7 @@ def test_own_default_file_is_read_before_patronis(tmp_path: Path) -> None:
         ("restapi: text", "restapi must be a mapping"),
         ("ctl: {insecure: perhaps}", "ctl.insecure must be true or false"),
         ("etcd: {host: h}", "etcd v2 is not supported"),
+        ("citus: {group: 0, database: d}", "Citus is not supported"),
     ],
 )
 def test_broken_files_are_told_in_one_line(tmp_path: Path, text: str, problem: str) -> None:
@@ -555,12 +677,6 @@ def test_pairs_set_and_remove_values() -> None:
 def test_bad_pairs_are_refused(pair: str) -> None:
     with pytest.raises(CtlError, match=r"Invalid parameter setting"):
         apply_pairs({"ttl": 30}, [pair])
-
-
-def test_merge_removes_by_null() -> None:
-    assert merge({"a": 1, "b": {"c": 2, "d": 3}}, {"a": None, "b": {"c": None, "e": 4}}) == {
-        "b": {"d": 3, "e": 4}
-    }
 
 
 def test_diff_is_unified_with_three_lines_of_context() -> None:
