@@ -41,7 +41,7 @@ def query(cluster: Cluster, *args: str, stdin: str = "") -> Result:
 def test_rows_come_with_a_header(cluster: Cluster) -> None:
     assert query(cluster, "-c", "select 1 as a") == Result(0, "a\n1\n", "")
     values = query(cluster, "-m", "n0", "-c", "select true, null as n, 1.50 as d, 'infinity'::date is null")
-    assert values.out == "bool\tn\td\t?column?\nTrue\tNone\t1.50\tFalse\n"
+    assert values.out == "?column?\tn\td\t?column?\nTrue\tNone\t1.50\tFalse\n"
     assert query(cluster, "--delimiter", ";", "-c", "select 1 as a, 2 as b").out == "a;b\n1;2\n"
     assert query(cluster, "-c", "select 'infinity'::date as day").out == "day\ninfinity\n"
 
@@ -66,14 +66,14 @@ def test_sql_from_a_file_may_be_several_statements(cluster: Cluster) -> None:
     [
         ("select * from nowhere", "42P01", 'relation "nowhere" does not exist'),
         ("copy (select 1) to stdout", "0A000", "COPY from or to the client is not possible here"),
-        ("select pg_terminate_backend(pg_backend_pid())", "57P01|terminating", "terminating connection"),
+        ("select pg_terminate_backend(pg_backend_pid())", "57P01|.*terminating", ".*terminating connection"),
     ],
 )
 def test_what_the_server_refuses_is_told(cluster: Cluster, sql: str, state: str, cause: str) -> None:
     shown = query(cluster, "-c", sql)
     assert shown.code == 0
     assert re.match(f"{TIME}ERROR, SQLSTATE: ({state})", shown.out)
-    assert shown.err.startswith(f"Warning: {cause}")
+    assert re.match(f"Warning: {cause}", shown.err)
 
 
 def test_no_statement_reaches_the_wrong_kind_of_server(cluster: Cluster) -> None:
