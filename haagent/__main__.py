@@ -76,7 +76,11 @@ def _config_commands(parser: argparse.ArgumentParser) -> None:
     )
     generate = commands.add_parser("generate", help="from a running server (also: --generate-config)")
     generate.add_argument("--dsn", help="the server, as libpq writes it; a superuser")
-    for command in (validate, sample, generate):
+    commands.add_parser("schema", help="the JSON Schema of the file, for editors")
+    explain = commands.add_parser("explain", help="the value of a key in force, and where it comes from")
+    explain.add_argument("key", metavar="KEY", help="such as postgresql.parameters.work_mem, or a section")
+    explain.add_argument("-f", "--format", choices=("pretty", "json"), default="pretty")
+    for command in (validate, sample, generate, explain):
         command.add_argument("config", nargs="?", metavar="FILE", help="the configuration file")
 
 

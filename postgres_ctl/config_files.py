@@ -365,19 +365,19 @@ def restore_backups(server: ServerConfig) -> tuple[str, ...]:
     return tuple(restored)
 
 
-_DYNAMIC_CACHE = "patroni.dynamic.json"
+DYNAMIC_CACHE = "patroni.dynamic.json"
 
 
 def write_dynamic_cache(data_dir: str, dynamic: Mapping[str, Any]) -> bool:
     """Cache the dynamic configuration in PGDATA (the name is contract). True when it changed."""
-    path = os.path.join(data_dir, _DYNAMIC_CACHE)
+    path = os.path.join(data_dir, DYNAMIC_CACHE)
     return write_if_changed(path, json.dumps(dynamic), file_mode(data_dir, path))
 
 
 def read_dynamic_cache(data_dir: str) -> dict[str, Any] | None:
     """The cached dynamic configuration, None when there is none or it is broken."""
     try:
-        cached = json.loads(read_text(os.path.join(data_dir, _DYNAMIC_CACHE)) or "")
+        cached = json.loads(read_text(os.path.join(data_dir, DYNAMIC_CACHE)) or "")
     except (ValueError, ConfigFileError):
         return None
     return cached if isinstance(cached, dict) else None

@@ -50,6 +50,12 @@ describes a running server; what only you know is `#FIXME`, and the check names 
 is new and readable by its owner only; passwords (the superuser's from the DSN) are written there, never to
 the terminal. All are `haagent config validate | sample | generate`, too.
 
+**Explaining.** `haagent config explain KEY [FILE]` tells the value in force and where it comes from: a
+variable, file and line, the DCS (its copy patroni.dynamic.json when it does not answer), a default; what is
+set elsewhere without effect; and when a change takes effect. KEY may be a section. `-f json` is for
+programs. `haagent config schema` prints a JSON Schema for editors (configs/haagent.schema.json); a first
+line `# yaml-language-server: $schema=haagent.schema.json` makes them use it.
+
 **Reload.** *reload* takes effect on SIGHUP and `POST /reload`; *start* when the agent is started again.
 *DCS* in the same column: the key may stand in `postgresql` of the dynamic configuration too; the local file
 wins.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -25,6 +25,8 @@ class ValueType:
     parse: Callable[[Any], Any]
     #: Word for the reference table.
     name: str
+    #: The same as a JSON Schema, as far as that can say it: never narrower than the parser.
+    json: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -269,24 +271,65 @@ def _option(item: object) -> Iterable[str]:
 
 # --- the kinds ----------------------------------------------------------------------------------
 
-TEXT = ValueType("text", text, "text")
-WORD = ValueType("a single non-empty line", _nonempty, "text")
-PATH_WORD = ValueType("one word without /", _path_word, "text")
-FLAG = ValueType("on or off", _flag, "on/off")
-HOST_PORT = ValueType("host:port, an IPv6 address in []", host_port, "host:port")
-LISTEN = ValueType("addr[,addr...]:port, an IPv6 address in []", listen, "addr[,addr…]:port")
-ENDPOINTS = ValueType("host:port, or a list of them", endpoints, "list of host:port")
-PORT = ValueType("a port from 1 to 65535", parse_port, "port")
-URL = ValueType("http://host:port or https://host:port", url, "URL")
-STRINGS = ValueType("a list of single values", strings, "list")
-LINES = ValueType("a list of lines", lines, "list of lines")
-PATH = ValueType("an absolute path", absolute_path, "path")
-FILE = ValueType("a readable file", _readable_file, "file")
-MODE = ValueType("an octal file mode like 0644", _octal, "octal")
-MAPPING = ValueType("a mapping", mapping, "mapping")
-SCALARS = ValueType("a mapping of names to single values", scalars, "mapping")
-TEXTS = ValueType("a mapping of names to single values", texts, "mapping")
-OPTIONS = ValueType("a list of `option` or `option: value`", options, "list of options")
+_ONE: dict[str, Any] = {"type": ["string", "number", "boolean"]}
+_WORD: dict[str, Any] = {"type": ["string", "number"]}
+_STRING: dict[str, Any] = {"type": "string"}
+_OBJECT: dict[str, Any] = {"type": "object"}
+_NAMED_VALUES: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": {"type": ["string", "number", "boolean", "null"]},
+}
+
+
+def _any_case(*words: str) -> str:
+    """A pattern for `words` in capitals, small letters or both: JSON Schema has no flag for that."""
+    letters = ("".join(f"[{c.upper()}{c.lower()}]" if c.isalpha() else c for c in word) for word in words)
+    return f"^({'|'.join(letters)})$"
+
+
+def _list_or_text(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [_STRING, {"type": "array", "items": dict(item)}]}
+
+
+def _number(minimum: float, maximum: float | None = None) -> dict[str, Any]:
+    limits = {"minimum": minimum} | ({} if maximum is None else {"maximum": maximum})
+    return {"type": ["number", "string"], **limits}
+
+
+_ON_OFF: dict[str, Any] = {
+    "anyOf": [
+        {"type": "boolean"},
+        {"type": "string", "pattern": _any_case("on", "off", "true", "false", "yes", "no", "1", "0")},
+        {"enum": [0, 1]},
+    ]
+}
+_LONG_OPTIONS: dict[str, Any] = {
+    "anyOf": [{"type": "array", "items": {"anyOf": [_STRING, _NAMED_VALUES]}}, _NAMED_VALUES]
+}
+
+TEXT = ValueType("text", text, "text", _ONE)
+WORD = ValueType("a single non-empty line", _nonempty, "text", _WORD)
+PATH_WORD = ValueType("one word without /", _path_word, "text", _WORD)
+FLAG = ValueType("on or off", _flag, "on/off", _ON_OFF)
+HOST_PORT = ValueType("host:port, an IPv6 address in []", host_port, "host:port", _STRING)
+LISTEN = ValueType("addr[,addr...]:port, an IPv6 address in []", listen, "addr[,addr…]:port", _STRING)
+ENDPOINTS = ValueType("host:port, or a list of them", endpoints, "list of host:port", _list_or_text(_ONE))
+PORT = ValueType(
+    "a port from 1 to 65535",
+    parse_port,
+    "port",
+    _number(1, 65535),
+)
+URL = ValueType("http://host:port or https://host:port", url, "URL", _STRING | {"pattern": "^https?://"})
+STRINGS = ValueType("a list of single values", strings, "list", _list_or_text(_ONE))
+LINES = ValueType("a list of lines", lines, "list of lines", _list_or_text(_STRING))
+PATH = ValueType("an absolute path", absolute_path, "path", _STRING)
+FILE = ValueType("a readable file", _readable_file, "file", _STRING)
+MODE = ValueType("an octal file mode like 0644", _octal, "octal", {"type": ["integer", "string"]})
+MAPPING = ValueType("a mapping", mapping, "mapping", _OBJECT)
+SCALARS = ValueType("a mapping of names to single values", scalars, "mapping", _NAMED_VALUES)
+TEXTS = ValueType("a mapping of names to single values", texts, "mapping", _NAMED_VALUES)
+OPTIONS = ValueType("a list of `option` or `option: value`", options, "list of options", _LONG_OPTIONS)
 ANY = ValueType("anything", lambda value: value, "any")
 
 
@@ -301,7 +344,12 @@ def choice(*words: str, ignore_case: bool = False) -> ValueType:
         fail(word not in known)
         return known[word]
 
-    return ValueType(f"one of {', '.join(words)}", parse, " | ".join(words))
+    json: dict[str, Any] = {"enum": list(words)}
+    if ignore_case:
+        json = {"type": "string", "pattern": _any_case(*words), "examples": list(words)}
+    if known.keys() & {"on", "off"}:
+        json = {"anyOf": [json, {"type": "boolean"}]}
+    return ValueType(f"one of {', '.join(words)}", parse, " | ".join(words), json)
 
 
 def whole(minimum: int, maximum: int | None = None) -> ValueType:
@@ -314,7 +362,7 @@ def whole(minimum: int, maximum: int | None = None) -> ValueType:
         return number
 
     limits = f"{minimum} or more" if maximum is None else f"{minimum} to {maximum}"
-    return ValueType(f"a whole number, {limits}", parse, "number")
+    return ValueType(f"a whole number, {limits}", parse, "number", _number(minimum, maximum))
 
 
 def size(minimum: int) -> ValueType:
@@ -326,7 +374,7 @@ def size(minimum: int) -> ValueType:
             raise ValueError
         return number
 
-    return ValueType(f"a size like 512kB, {minimum} bytes or more", parse, "size")
+    return ValueType(f"a size like 512kB, {minimum} bytes or more", parse, "size", _number(minimum))
 
 
 def seconds(minimum: float) -> ValueType:
@@ -338,4 +386,4 @@ def seconds(minimum: float) -> ValueType:
             raise ValueError
         return number
 
-    return ValueType(f"seconds, {minimum:g} or more", parse, "seconds")
+    return ValueType(f"seconds, {minimum:g} or more", parse, "seconds", _number(minimum))
