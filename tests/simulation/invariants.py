@@ -8,7 +8,7 @@ guardian frozen, a store that broke its promise) is excused here, by name, and n
 
     rule1.writable-under-lease   rule1.one-writable          rule2.promote-after-key
     rule2.release-after-stop
-    rule3.switchover-loses-nothing                           rule5.loss-bounded
+    rule3.switchover-loses-nothing                           rule5.loss-bounded         rule5.loss-reported
     rule6.beside-a-primary       rule6.behind                rule6.told-not-to         rule6.restart-behind
     rule7.never-the-primary      rule7.last-copy             rule7.kept-aside
     rule7.histories-not-mixed
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcs.api import KeyEvent
 from tests.simulation.postgres import Server, Truth
+from tests.simulation.reports import Report, unreported
 from tests.simulation.store import Holder
 from tests.simulation.wal import DATA, END_OF_RECOVERY, FIRST_LSN, RECORD_BYTES, Record, in_common
 
@@ -102,6 +103,9 @@ class Invariants(Truth):
         self.excused_until: dict[str, float] = {}
         self.answers: dict[tuple[str, str], Answer] = {}
         self.limits: list[tuple[float, int]] = []
+        #: What each member reported of the loss of its last promotion.
+        self.reports: dict[str, Report] = {}
+        self.published_timeline = 0
         self.moves = 0
         self.store.on_change.append(self._store_changed)
         self._read_config()
@@ -122,6 +126,10 @@ class Invariants(Truth):
             self._read_config()
         elif event.key == "failover":
             self._read_request()
+        elif event.key == "haagent_claims":
+            self._read_claims()
+        elif event.key == "status":
+            self._read_status()
 
     def _read_config(self) -> None:
         data = _json(self.store.raw_get("config"))
@@ -140,6 +148,20 @@ class Invariants(Truth):
         self.failover_asked = bool(request.get("member")) and not request.get("leader")
         if request.get("member") and not request.get("leader"):
             self.forced_until = self.engine.now + 4 * self.world.plan.ttl_s + 30.0
+
+    def _read_claims(self) -> None:
+        """The last one is new; what was published until then is what its note goes by."""
+        optime = _json(self.store.raw_get("status")).get("optime")
+        last = _last(self.store.raw_get("haagent_claims"))
+        known = optime if isinstance(optime, int) else None
+        report = Report(str(last.get("note") or ""), known, self.published_timeline)
+        self.reports[str(last.get("name"))] = report
+
+    def _read_status(self) -> None:
+        """Whose position it is."""
+        server = self.world.server_of(self.holder.name) if self.holder is not None else None
+        if server is not None:
+            self.published_timeline = server.timeline
 
     def _leader_changed(self) -> None:
         now, old, new = self.engine.now, self.holder, self.store.leader()
@@ -300,6 +322,9 @@ class Invariants(Truth):
         lost = self._missing_on(server)
         if not lost:
             return
+        missing = unreported(self.reports.get(server.member), lost)
+        if missing is not None:
+            self.violated("rule5.loss-reported", f"{server.member} promotes: {missing}")
         gone = self.vacancy
         planned = gone is not None and gone.released and _asked_to_step_down(gone)
         in_time = gone is not None and self.engine.now <= gone.since + self.world.plan.ttl_s * (1 - _DRIFT)
@@ -396,6 +421,15 @@ def _is_ahead(server: Server, answer: Answer) -> bool:
     mine = server.dd.records
     common = in_common(mine, answer.records)
     return common == len(mine) and answer.count > len(mine)
+
+
+def _last(text: str | None) -> dict[str, Any]:
+    """The last object of a list; empty where there is none."""
+    try:
+        rows = json.loads(text or "[]")
+    except ValueError:
+        return {}
+    return rows[-1] if isinstance(rows, list) and rows and isinstance(rows[-1], dict) else {}
 
 
 def _json(text: str | None) -> dict[str, Any]:
