@@ -20,7 +20,7 @@ from dcs.records import ClusterSnapshot
 from haagent.api.view import Answer, Published
 from haagent.config.dynamic import merge_patch, without_nulls
 from haagent.core.member_select import minimum_ttl_s
-from haagent.core.model import OperatorRequest
+from haagent.core.model import ALWAYS, OperatorRequest, RestartConditions
 from haagent.core.operations import Verdict, explain, outcome_of, peers_to_ask, refuse_request
 from haagent.core.settings import validate_dynamic
 from haagent.runtime import Event, Runtime
@@ -53,10 +53,16 @@ class RequestBox:
         self._pending: dict[int, _Pending] = {}
         self._ids = itertools.count(1)
 
-    def submit(self, kind: str, deadline_s: float, from_leader: bool = False) -> Answer:
+    def submit(
+        self,
+        kind: str,
+        deadline_s: float,
+        from_leader: bool = False,
+        conditions: RestartConditions = ALWAYS,
+    ) -> Answer:
         """Ask the loop and wait for its answer."""
         with self._lock:
-            request = OperatorRequest(next(self._ids), kind, from_leader)
+            request = OperatorRequest(next(self._ids), kind, from_leader, conditions)
             pending = self._pending[request.id] = _Pending(request, self._rt.event())
         self._wake()
         pending.done.wait(deadline_s)
@@ -199,9 +205,9 @@ class Operations:
 
     # --- this member ------------------------------------------------------------------------------------
 
-    def restart(self, body: Mapping[str, Any]) -> Answer:
+    def restart(self, conditions: RestartConditions) -> Answer:
         limit_s = self._settings.primary_start_timeout_s + RESTART_SLACK_S
-        return self._agent.requests.submit("restart", limit_s)
+        return self._agent.requests.submit("restart", limit_s, conditions=conditions)
 
     def reinitialize(self, body: Mapping[str, Any]) -> Answer:
         from_leader = body.get("from_leader") is True or body.get("from-leader") is True

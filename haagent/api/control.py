@@ -8,6 +8,7 @@ key, because to accept a schedule and then not act on it would be a broken promi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NoReturn
@@ -15,7 +16,8 @@ from typing import Any, NoReturn
 from dateutil import parser as dates
 
 from haagent.api.view import Answer
-from haagent.core.roles import same_member
+from haagent.core.model import RestartConditions
+from haagent.core.roles import RESTART_ROLES, is_restart_role, same_member
 
 _RESTART_FILTERS = ("role", "postgres_version", "restart_pending", "timeout")
 _NOW = "now"
@@ -74,22 +76,42 @@ def _judge_scheduled_switchover(scheduled_at: str, is_failover: bool, paused: bo
     return _bad_time(scheduled_at, "switchover", now) or Answer(400, "not supported yet: scheduled_at")
 
 
-def restart_request(body: Mapping[str, Any], paused: bool, now: datetime) -> dict[str, Any] | Answer:
-    """What is asked for (so far: nothing but a restart), or why not."""
+def restart_request(body: Mapping[str, Any], paused: bool, now: datetime) -> RestartConditions | Answer:
+    """When the restart asked for is wanted, or why it cannot be."""
     for key in body:
         if key not in (*_RESTART_FILTERS, "schedule"):
             return Answer(400, f"Unknown filter for the scheduled restart: {key}")
-    for key in _RESTART_FILTERS:
-        if key in body:
-            return Answer(400, f"not supported yet: {key}")
-    schedule = body.get("schedule")
+    role, version = body.get("role"), body.get("postgres_version")
+    if role is not None and not is_restart_role(role):
+        return Answer(400, f"role: must be one of {', '.join(RESTART_ROLES)}")
+    below = None if version is None else _version_number(version)
+    if version is not None and below is None:
+        return Answer(400, "postgres_version: must be a version such as 17.5")
+    if body.get("timeout") is not None:
+        return Answer(400, "not supported yet: timeout")
+    refused = _judge_restart_schedule(body.get("schedule"), paused, now)
+    return refused or RestartConditions(role, below, "restart_pending" in body)
+
+
+def _judge_restart_schedule(schedule: Any, paused: bool, now: datetime) -> Answer | None:
     if schedule is not None and not isinstance(schedule, str):
         return Answer(400, "schedule: must be a text")
     if _schedule(schedule) is None:
-        return {}
+        return None
     if paused:
         return Answer(500, "Can't schedule restart in the paused state")
     return _bad_time(schedule, "restart", now) or Answer(400, "not supported yet: schedule")
+
+
+def _version_number(text: Any) -> int | None:
+    """`17.5` -> 170005 and `9.6.3` -> 90603, as PostgreSQL counts itself; None for anything else."""
+    parts = text.split(".") if isinstance(text, str) else []
+    if not all(re.fullmatch("[0-9]{1,2}", part) for part in parts):
+        return None
+    numbers = [int(part) for part in parts]
+    if len(numbers) in (1, 2) and numbers[0] >= 10:
+        return numbers[0] * 10000 + sum(numbers[1:])
+    return numbers[0] * 10000 + numbers[1] * 100 + numbers[2] if len(numbers) == 3 else None
 
 
 def reinitialize_request(body: Mapping[str, Any]) -> dict[str, Any] | Answer:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from dcs.records import ClusterSnapshot, Tags
+from haagent.core.model import RestartConditions
 from haagent.core.settings import Settings
 from postgres_ctl.facts import InstanceSample
 
@@ -80,7 +81,8 @@ class AgentPort(Protocol):
 
     def failover(self, body: Mapping[str, Any]) -> Answer: ...
 
-    def restart(self, body: Mapping[str, Any]) -> Answer: ...
+    def restart(self, conditions: RestartConditions) -> Answer:
+        """Restart PostgreSQL if the conditions hold when it is its turn; blocks until the end."""
 
     def reinitialize(self, body: Mapping[str, Any]) -> Answer: ...
 

@@ -226,12 +226,28 @@ class JobResult:
 
 
 @dataclass(frozen=True)
+class RestartConditions:
+    """When a restart is wanted at all (contract 3.6); without any: always."""
+
+    #: Role of the member, as published.
+    role: str | None = None
+    #: Only a PostgreSQL older than this, as it counts itself: 170005.
+    below_version: int | None = None
+    #: Only while a parameter waits for a restart.
+    pending: bool = False
+
+
+ALWAYS = RestartConditions()
+
+
+@dataclass(frozen=True)
 class OperatorRequest:
     """A wish that concerns this member only. `kind`: restart | reinitialize."""
 
     id: int
     kind: str
     from_leader: bool = False
+    conditions: RestartConditions = ALWAYS
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,9 @@ DEMOTED = "demoted"
 UNINITIALIZED = "uninitialized"
 PROMOTED = "promoted"
 
+#: Those a restart may be limited to (contract 3.6).
+RESTART_ROLES = (PRIMARY, STANDBY_LEADER, REPLICA)
+
 #: What Patroni before 4.0 called a primary; still read, never written.
 _OLD_PRIMARY = "master"
 
@@ -31,6 +34,11 @@ def is_replica(role: str) -> bool:
 
 def is_standby_leader(role: str) -> bool:
     return role == STANDBY_LEADER
+
+
+def is_restart_role(role: object) -> bool:
+    """A role a restart may be limited to; anything may be asked."""
+    return role in RESTART_ROLES
 
 
 def is_demoted(role: str) -> bool:

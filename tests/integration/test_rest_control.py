@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from haagent.api import Answer, RestServer
+from haagent.core.model import ALWAYS, RestartConditions
 from haagent.core.settings import Settings
 from tests.support.rest import (
     CLUSTER,
@@ -67,9 +68,11 @@ BAD_TIME = "Unable to parse scheduled timestamp. It should be in an unambiguous 
         ("/failover", {"leader": "n0"}, 400, "Failover could be performed only to a specific candidate"),
         ("/failover", {"candidate": "n1", "scheduled_at": FUTURE}, 400, "Failover can't be scheduled"),
         ("/restart", {"bogus": 1}, 400, "Unknown filter for the scheduled restart: bogus"),
-        ("/restart", {"role": "replica"}, 400, "not supported yet: role"),
-        ("/restart", {"restart_pending": False}, 400, "not supported yet: restart_pending"),
-        ("/restart", {"postgres_version": "15.2"}, 400, "not supported yet: postgres_version"),
+        ("/restart", {"role": "leader"}, 400, "role: must be one of primary, standby_leader, replica"),
+        ("/restart", {"role": ["replica"]}, 400, "role: must be one of primary, standby_leader, replica"),
+        ("/restart", {"postgres_version": "new"}, 400, "postgres_version: must be a version such as 17.5"),
+        ("/restart", {"postgres_version": 15.2}, 400, "postgres_version: must be a version such as 17.5"),
+        ("/restart", {"postgres_version": "9.6"}, 400, "postgres_version: must be a version such as 17.5"),
         ("/restart", {"timeout": 5}, 400, "not supported yet: timeout"),
         ("/restart", {"schedule": FUTURE}, 400, "not supported yet: schedule"),
         ("/restart", {"schedule": "2020-01-01T00:00Z"}, 422, "Cannot schedule restart in the past"),
@@ -134,10 +137,17 @@ def test_bodies_refused_while_paused(path: str, body: Any, status: int, text: st
             {"leader": "n0", "candidate": "n1"},
             ("switchover", {"leader": "n0", "candidate": "n1"}),
         ),
-        ("POST", "/restart", None, ("restart", {})),
-        ("POST", "/restart", b"", ("restart", {})),
-        ("POST", "/restart", {}, ("restart", {})),
-        ("POST", "/restart", {"schedule": "now"}, ("restart", {})),
+        ("POST", "/restart", None, ("restart", ALWAYS)),
+        ("POST", "/restart", b"", ("restart", ALWAYS)),
+        ("POST", "/restart", {}, ("restart", ALWAYS)),
+        ("POST", "/restart", {"schedule": "now"}, ("restart", ALWAYS)),
+        (
+            "POST",
+            "/restart",
+            {"role": "replica", "postgres_version": "17.5", "restart_pending": False, "timeout": None},
+            ("restart", RestartConditions("replica", 170005, True)),
+        ),
+        ("POST", "/restart", {"postgres_version": "9.6.3"}, ("restart", RestartConditions(None, 90603))),
         ("POST", "/reinitialize", None, ("reinitialize", {"force": False, "from_leader": False})),
         ("POST", "/reinitialize", {"force": True}, ("reinitialize", {"force": True, "from_leader": False})),
         ("POST", "/reload", None, ("reload", None)),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcs import codec
 from dcs.api import KeyEvent
+from haagent.core.model import ALWAYS
 from tests.simulation.plan import Fault, may_lead
 from tests.simulation.store import SQUATTER
 from tests.simulation.wal import DataDir, in_common
@@ -378,7 +379,7 @@ def failover(world: World, fault: Fault) -> None:
 
 
 def restart(world: World, fault: Fault) -> None:
-    world.nodes[fault.node].ask("restart", lambda agent: agent.operations.restart({}))
+    world.nodes[fault.node].ask("restart", lambda agent: agent.operations.restart(ALWAYS))
 
 
 def reinitialize(world: World, fault: Fault) -> None:

@@ -30,6 +30,7 @@ from haagent.api import Answer, Published, RestServer
 from haagent.api.server import Limits
 from haagent.config.types import RestApiConfig
 from haagent.config.values import HostPort
+from haagent.core.model import RestartConditions
 from haagent.core.settings import Settings
 from postgres_ctl.facts import InstanceSample, Lsn, WalSender
 
@@ -144,8 +145,8 @@ class Agent:
     def failover(self, body: Mapping[str, Any]) -> Answer:
         return self._call("failover", body)
 
-    def restart(self, body: Mapping[str, Any]) -> Answer:
-        return self._call("restart", body)
+    def restart(self, conditions: RestartConditions) -> Answer:
+        return self._call("restart", conditions)
 
     def reinitialize(self, body: Mapping[str, Any]) -> Answer:
         return self._call("reinitialize", body)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from haagent.core.actions import AnswerRequest, AskPeers, CancelJob, Clone, Exit, Restart
-from haagent.core.model import JobFacts, Memory, OperatorRequest
+from haagent.core.model import JobFacts, Memory, OperatorRequest, RestartConditions
 from tests.unit.core_facts import (
     DOWN,
     EPOCH,
@@ -30,6 +30,7 @@ from tests.unit.core_facts import (
     obs,
     paused,
     primary,
+    sample,
     silent,
     standby,
     stopped,
@@ -180,6 +181,41 @@ def test_a_restart_of_a_starting_server_is_refused() -> None:
 def test_a_primary_without_a_proven_lease_is_not_restarted() -> None:
     view = cluster(leader=None)
     assert judge(obs("pg0", primary(), view, request=RESTART)).rule == "request.refused"
+
+
+@pytest.mark.parametrize(
+    ("conditions", "restarted"),
+    [
+        (RestartConditions(role="primary"), "leader"),
+        (RestartConditions(role="replica"), "standby"),
+        (RestartConditions(below_version=150006), "leader standby"),
+        (RestartConditions(below_version=150005), ""),
+        (RestartConditions(pending=True), ""),
+        (RestartConditions("replica", 150006, pending=True), ""),
+    ],
+)
+def test_a_restart_happens_only_where_its_conditions_hold(
+    conditions: RestartConditions, restarted: str
+) -> None:
+    wish = replace(RESTART, conditions=conditions)
+    refused = (AnswerRequest(3, 503, "restart conditions are not satisfied"),)
+    as_leader = judge(leading(primary(), request=wish)).actions
+    as_standby = judge(following(standby(), request=wish)).actions
+    assert as_leader == ((Restart(3, EPOCH, None),) if "leader" in restarted else refused)
+    assert as_standby == ((Restart(3, None, "pg0"),) if "standby" in restarted else refused)
+
+
+def test_a_pending_restart_is_one_of_the_conditions() -> None:
+    wish = replace(RESTART, conditions=RestartConditions(pending=True))
+    waiting = primary(sample=sample(primary=True, pending_restart=(("max_connections", "100", "60"),)))
+    assert judge(leading(waiting, request=wish)).actions == (Restart(3, EPOCH, None),)
+
+
+def test_conditions_that_cannot_be_judged_do_not_hold() -> None:
+    wish = replace(RESTART, conditions=RestartConditions(below_version=990000))
+    assert judge(following(stopped(), request=wish)).actions == (
+        AnswerRequest(3, 503, "restart conditions are not satisfied"),
+    )
 
 
 def test_a_replica_is_reinitialized_on_request() -> None:

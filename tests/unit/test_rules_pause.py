@@ -22,7 +22,15 @@ from haagent.core.actions import (
     StartStandby,
     TakeLeader,
 )
-from haagent.core.model import Handover, Instance, Memory, Observation, OperatorRequest, Rejoin
+from haagent.core.model import (
+    Handover,
+    Instance,
+    Memory,
+    Observation,
+    OperatorRequest,
+    Rejoin,
+    RestartConditions,
+)
 from postgres_ctl.facts import ControlState
 from tests.unit.core_facts import (
     DOWN,
@@ -237,6 +245,12 @@ def test_a_restart_of_the_primary_arms_the_fence_first() -> None:
     assert (armed.rule, armed.actions) == ("pause.arm-for-request", (SetFencing(True),))
     decision = judge(replace(seen, lease=lease()))
     assert (decision.rule, decision.actions) == ("request.restart", (Restart(3, EPOCH, None),))
+
+
+def test_a_restart_that_is_not_wanted_leaves_the_fence_alone() -> None:
+    unwanted = replace(RESTART, conditions=RestartConditions(role="replica"))
+    decision = judge(leads(primary(), request=unwanted))
+    assert (decision.rule, kinds(decision)) == ("request.refused", (AnswerRequest,))
 
 
 def test_a_restart_of_a_standby_is_done() -> None:

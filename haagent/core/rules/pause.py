@@ -12,7 +12,7 @@ from haagent.core.actions import (
 )
 from haagent.core.model import Decision, Memory, Observation
 from haagent.core.rules import common, leading
-from haagent.core.rules.requests import operator_request
+from haagent.core.rules.requests import operator_request, restart_is_wanted
 from haagent.core.rules.switchover import on_the_primary
 
 
@@ -39,11 +39,16 @@ def _needs_the_fence(obs: Observation, memory: Memory) -> bool:
     """The guardian starts and promotes a server only under an armed fence, in a pause as well."""
     if not common.owns_key(obs):
         return False
-    restart = obs.request is not None and obs.request.kind == "restart" and obs.instance.serves_as_primary
+    restart = _is_to_restart(obs) and obs.instance.serves_as_primary
     request = common.view(obs).failover
     named = request.candidate if request is not None else None
     hand_over = named not in (None, obs.me.name) and obs.instance.serves_as_primary
     return restart or hand_over or memory.handover is not None or _is_to_promote(obs)
+
+
+def _is_to_restart(obs: Observation) -> bool:
+    """An operator asked for a restart, and its conditions hold."""
+    return obs.request is not None and obs.request.kind == "restart" and restart_is_wanted(obs, obs.request)
 
 
 def _is_to_promote(obs: Observation) -> bool:

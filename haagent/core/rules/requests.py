@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from haagent.core.actions import AnswerRequest, Clone, Restart
 from haagent.core.model import Decision, Memory, Observation, OperatorRequest
+from haagent.core.publish import role_text
 from haagent.core.rules import common
 from haagent.core.rules.follower import clone_source
+from postgres_ctl.facts import InstanceSample
 
 
 def operator_request(obs: Observation, memory: Memory) -> Decision | None:
@@ -17,6 +19,19 @@ def operator_request(obs: Observation, memory: Memory) -> Decision | None:
     return _reinitialize(obs, memory, obs.request)
 
 
+def restart_is_wanted(obs: Observation, request: OperatorRequest) -> bool:
+    """The conditions of a restart hold; one that cannot be judged does not."""
+    wanted, sample = request.conditions, obs.instance.sample
+    if wanted.role is not None and wanted.role != role_text(obs):
+        return False
+    if wanted.below_version is None and not wanted.pending:
+        return True
+    if not isinstance(sample, InstanceSample):
+        return False
+    is_older = wanted.below_version is None or sample.server_version < wanted.below_version
+    return is_older and (not wanted.pending or bool(sample.pending_restart))
+
+
 def _refuse(request: OperatorRequest, text: str, memory: Memory) -> Decision:
     return Decision("request.refused", text, memory, (AnswerRequest(request.id, 503, text),))
 
@@ -26,6 +41,8 @@ def _restart(obs: Observation, memory: Memory, request: OperatorRequest) -> Deci
         return _refuse(request, "restart failed: there is no data directory yet", memory)
     if obs.instance.alive and not obs.instance.answers:
         return _refuse(request, "postgres is still starting", memory)
+    if not restart_is_wanted(obs, request):
+        return _refuse(request, "restart conditions are not satisfied", memory)
     key = common.leader(obs)
     if obs.instance.serves_as_primary:
         if not (common.owns_key(obs) and obs.lease.holds(obs.now)):
