@@ -64,7 +64,7 @@ def edit_config_command(
         click.echo("Not changed")
         return
     if not quiet:
-        _show_diff(before, after)
+        _show_diff(before, after, paged=not force)
     judge(cluster, snapshot, after)
     if "-" in (apply_file, replace_file) and not force:
         click.echo("Use --force option to apply changes")
@@ -214,15 +214,15 @@ def diff_text(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     return list(difflib.unified_diff(old, new, lineterm=""))
 
 
-def _show_diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """To standard output; what does not fit on the screen of a terminal goes through $PAGER."""
+def _show_diff(before: Mapping[str, Any], after: Mapping[str, Any], paged: bool) -> None:
+    """To standard output; with `paged`, what does not fit on the screen goes through $PAGER."""
     from haagent.ctl.output import paint
 
     lines = []
     for line in diff_text(before, after):
         colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
         lines.append(paint(line, colour) if colour else line)
-    if sys.stdout.isatty() and len(lines) >= shutil.get_terminal_size().lines:
+    if paged and sys.stdout.isatty() and len(lines) >= shutil.get_terminal_size().lines:
         click.echo_via_pager("\n".join(lines) + "\n")
     else:
         click.echo("\n".join(lines))

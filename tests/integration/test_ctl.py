@@ -806,6 +806,16 @@ def test_edit_config_shows_the_difference_and_writes(cluster: Cluster) -> None:
     assert cluster.config() == CONFIG
 
 
+def test_a_long_difference_is_paged_before_the_question(cluster: Cluster) -> None:
+    command = cluster.command("edit-config", "-s", "ttl=40")
+    terminal = Terminal(command, LINES="5", PAGER="sed s/^/paged:/", NO_COLOR="1")
+    terminal.expect("Apply these changes? [y/N]: ")
+    terminal.type("n\n")
+    assert terminal.finish() == 0
+    assert "paged:+ttl: 40" in terminal.shown
+    assert cluster.config() == CONFIG
+
+
 def test_edit_config_from_standard_input(cluster: Cluster) -> None:
     result = cluster.run("edit-config", "-q", "--apply", "-", stdin="ttl: 60\nloop_wait: null\n")
     assert (result.code, result.out) == (1, "Use --force option to apply changes\n")
