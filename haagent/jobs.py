@@ -376,6 +376,10 @@ class InstanceJobs:
         assert host_port is not None
         pg = self.instance.effective.config
         control = self._pg.control_data(pg.bin_dir, pg.data_dir)
+        if self._rewind_is_blind(control):
+            report = f"pg_rewind does not see timeline {control.newest_timeline}, which has no checkpoint yet"
+            log.warning("%s", report)
+            return {"report": report, "needed": False}
         target = self.instance.peer_target(*host_port, "replication")
         rewinder = self.instance.peer_target(*host_port, "rewind")
         self._pg.write_pgpass(pg.pgpass, [target, rewinder])
@@ -387,6 +391,12 @@ class InstanceJobs:
             raise Failed(outcome.reason + (f": {outcome.output.strip()[-300:]}" if outcome.output else ""))
         log.info("pg_rewind from %s: %s; %s", source, type(outcome).__name__, report)
         return {"report": report, "needed": isinstance(outcome, rewind.Rewound)}
+
+    def _rewind_is_blind(self, control: ControlData) -> bool:
+        data_dir = self.instance.config.postgresql.data_dir
+        major = self._pg.major_version(data_dir) or 0
+        begun = self._pg.rewind_interrupted(data_dir)  # then pg_control may be half the source's
+        return not begun and not rewind.sees_newest_timeline(control, major)
 
     def _keep_aside(self, control: ControlData, target: ConnectionTarget) -> str:
         """What pg_rewind will discard, kept beside the data directory; one line for people."""

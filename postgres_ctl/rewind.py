@@ -38,6 +38,10 @@ FORBIDDEN_OPTIONS = frozenset(
 )
 
 
+#: The first version whose pg_rewind looks at WAL replayed since the last checkpoint, too.
+_KNOWS_NEWEST = 16
+
+
 @dataclass(frozen=True)
 class Rewound:
     """The directory now follows the source's history; standby.signal is set, other settings are not."""
@@ -80,6 +84,14 @@ def possible(control: ControlData, bin_dir: str) -> bool:
     """Can pg_rewind work here: the program exists, and hint bit changes were logged or checksummed?"""
     has_program = shutil.which(tool(bin_dir, "pg_rewind")) is not None
     return has_program and (control.wal_log_hints or control.data_checksums)
+
+
+def sees_newest_timeline(control: ControlData, major_version: int) -> bool:
+    """Does pg_rewind know which timeline this server is on?
+
+    Before 16 it takes that of the last checkpoint: of a server that crashed between its promotion and the
+    checkpoint after it, it would leave what was written on the new timeline in place, unseen."""
+    return major_version >= _KNOWS_NEWEST or control.timeline == control.newest_timeline
 
 
 def interrupted(data_dir: str) -> bool:
