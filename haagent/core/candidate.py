@@ -370,24 +370,25 @@ def _fresh(obs: Observation, memory: Memory, peer: Peer) -> bool:
 
 
 def _peer_checks(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> tuple[Check, ...]:
-    answers = _answers(obs, memory, cluster)
+    answers = _answers(obs, memory)
     return (
-        _no_other_primary(other_primaries(obs, memory, cluster)),
+        _no_other_primary(other_primaries(obs, memory)),
         _owner_lost_in_pause(obs, memory, cluster, answers),
         _nobody_ahead(obs, memory, cluster, answers),
         _nobody_preferred(obs, cluster, answers),
     )
 
 
-def _answers(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> list[PeerAnswer]:
-    """What still counts: a lost host that is not waited for may have said something else long ago."""
-    peers = (obs.peers.get(name) for name in interesting_peers(obs, memory, cluster))
-    return [p for p in peers if isinstance(p, PeerAnswer) and _fresh(obs, memory, p)]
+def _answers(obs: Observation, memory: Memory) -> list[PeerAnswer]:
+    """What still counts: a lost host that is not waited for may have said something else long ago.
+
+    Also of a member whose key went since it answered: what it said is as true as before."""
+    return [p for p in obs.peers.values() if isinstance(p, PeerAnswer) and _fresh(obs, memory, p)]
 
 
-def other_primaries(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> list[str]:
+def other_primaries(obs: Observation, memory: Memory) -> list[str]:
     """Who answered as a running primary."""
-    return [p.name for p in _answers(obs, memory, cluster) if p.runs_as_primary]
+    return [p.name for p in _answers(obs, memory) if p.runs_as_primary]
 
 
 def _no_other_primary(alive: list[str]) -> Check:

@@ -66,6 +66,8 @@ class Vacancy:
     request: Mapping[str, Any] | None = None
     #: Position that the last holder's record asks for.
     optime: int = 0
+    #: Its agent was in the middle of a hand-over; not one that ends, or crashed, while a request is there.
+    handed_over: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,9 @@ class Invariants(Truth):
         self.engine, self.store = world.engine, world.store
         self.violations: list[Violation] = []
         self.writable_servers: dict[Server, float] = {}
+        self._were_writable: set[Server] = set()
+        #: The cluster's line: what the last server has that became a primary.
+        self._line: list[Record] = []
         #: Acknowledged records that no accepted loss took away, oldest first.
         self.acknowledged_records: list[Record] = []
         self.lost_records = 0
@@ -184,9 +189,10 @@ class Invariants(Truth):
         optime = status.get("optime")
         if released and old is not None:
             self.world.trace(old.name, "key", f"released epoch {old.epoch}")
-        return Vacancy(
-            self.engine.now, old, released, request or None, optime if isinstance(optime, int) else 0
-        )
+        agent = self.world.nodes[old.name].agent if old is not None and old.name in self.world.nodes else None
+        handed_over = released and agent is not None and agent.memory.handover is not None
+        position = optime if isinstance(optime, int) else 0
+        return Vacancy(self.engine.now, old, released, request or None, position, handed_over)
 
     def _broke_promise(self, old: Holder) -> bool:
         return (
@@ -221,7 +227,7 @@ class Invariants(Truth):
                 self.violated(
                     "rule6.beside-a-primary", f"{new.name} took the key; {peer} said it is a primary"
                 )
-            elif answer.able and not self._forced() and _is_ahead(server, answer):
+            elif answer.able and not self._forced() and self._is_ahead(server, answer):
                 text = f"{new.name} has {len(server.dd.records)} records, {peer} said it has {answer.count}"
                 self.violated("rule6.behind", text)
         if not self._forced() and gone.holder is not None:
@@ -236,6 +242,15 @@ class Invariants(Truth):
             text = f"{new.name} took the key {behind} bytes behind the last status, allowed are {limit}"
             self.violated("rule5.loss-bounded", text)
 
+    def _is_ahead(self, server: Server, answer: Answer) -> bool:
+        """The answerer had all that `server` has, and more of it; what left the cluster's line does not count
+        (H15)."""
+        mine = server.dd.records
+        if in_common(mine, answer.records) < len(mine):
+            return False
+        on_the_line = max(in_common(self._line, answer.records), len(mine))
+        return min(answer.count, on_the_line) > len(mine)
+
     def _forced(self) -> bool:
         return self.failover_asked or self.engine.now < self.forced_until
 
@@ -247,7 +262,10 @@ class Invariants(Truth):
         if not self._holds(server) and not self._excused(server) and server not in self.unleased:
             text = f"{server!r} became writable while the key is held by {self._held_by()}"
             self.violated("rule2.promote-after-key", text)
-        self._restarted(server)
+        if server not in self._were_writable:  # not one that only goes on: thawed, or answering again
+            self._were_writable.add(server)
+            self._line = server.dd.records
+            self._restarted(server)
         self.look()
 
     def not_writable(self, server: Server) -> None:
@@ -326,7 +344,7 @@ class Invariants(Truth):
         if missing is not None:
             self.violated("rule5.loss-reported", f"{server.member} promotes: {missing}")
         gone = self.vacancy
-        planned = gone is not None and gone.released and _asked_to_step_down(gone)
+        planned = gone is not None and gone.handed_over and _asked_to_step_down(gone)
         in_time = gone is not None and self.engine.now <= gone.since + self.world.plan.ttl_s * (1 - _DRIFT)
         if planned and in_time and not self._forced():
             text = f"{len(lost)} acknowledged records are not on {server.member}, up to {lost[-1]!r}"
@@ -414,13 +432,6 @@ def set_of(records: tuple[Record, ...]) -> set[int]:
 def _asked_to_step_down(gone: Vacancy) -> bool:
     """Whoever released the key is whom a switchover named; not one that only held it for a moment later."""
     return gone.holder is not None and (gone.request or {}).get("leader") == gone.holder.name
-
-
-def _is_ahead(server: Server, answer: Answer) -> bool:
-    """The answerer had all that `server` has, and more of the same history."""
-    mine = server.dd.records
-    common = in_common(mine, answer.records)
-    return common == len(mine) and answer.count > len(mine)
 
 
 def _last(text: str | None) -> dict[str, Any]:

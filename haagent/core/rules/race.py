@@ -122,7 +122,7 @@ def _ask_and_take(obs: Observation, memory: Memory) -> Decision:
         return Decision(
             "race.primary-ask", "asking the other members", memory, (AskPeers(ask),), common.SOON_S
         )
-    others = other_primaries(obs, memory, common.view(obs))
+    others = other_primaries(obs, memory)
     if others:
         detail = f"{', '.join(others)} runs as primary"
         reason = f"demoted self because {detail}"
