@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ DEFAULT_START_TIMEOUT_S = 300.0
 STOP_MARGIN_S = 300.0
 #: `reinit --wait` looks this often (contract 4.2).
 REINIT_LOOK_S = 2.0
+#: Since this PostgreSQL a version has two parts.
+FIRST_OF_TWO_PARTS = 10
 _CLONING = "creating replica"
 #: End of the answer while a job runs on the member (contract 3.6).
 _BUSY = "already in progress"
@@ -65,11 +68,14 @@ def restart_command(
     scheduled_at = parse_schedule(scheduled)
     if scheduled_at and is_paused(snapshot):
         raise CtlError("Can't schedule restart in the paused state")
+    if pending:  # the others need not be asked
+        members = [member for member in members if member.pending_restart]
     _confirm("restart", members, force)
-    if any_one:
+    if any_one and members:
         members = [random.choice(members)]
     if pg_version is None and not force:
         pg_version = ask("Restart if the PostgreSQL version is less than provided (e.g. 9.5.2) ")
+    _check_version(pg_version)
     fields = {
         "restart_pending": pending, "postgres_version": pg_version, "timeout": timeout,
         "schedule": scheduled_at,
@@ -98,6 +104,17 @@ def _restart_one(
         click.echo(f"Failed: another restart is already scheduled on member {member.name}")
         return False
     return _failed("restart", member, outcome)
+
+
+def _check_version(text: str | None) -> None:
+    """Raises CtlError for what is no version of PostgreSQL."""
+    if not text:
+        return
+    parts = text.split(".")
+    if not all(re.fullmatch("[0-9]+", part) for part in parts):
+        raise CtlError(f"Invalid PostgreSQL version: {text}")
+    if len(parts) != (3 if int(parts[0]) < FIRST_OF_TWO_PARTS else 2):
+        raise CtlError(f"Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted: {text}")
 
 
 def _start_timeout_s(snapshot: ClusterSnapshot, given: str | None) -> float:
@@ -199,11 +216,13 @@ def _await_clones(session: Session, members: Sequence[Member]) -> None:
     """Look at `GET /patroni` of each until the clone is over; a silent member is asked again."""
     import threading
 
-    waiting = list(members)
-    for member in waiting:
-        click.echo(f"Waiting for reinitialize to complete on: {member.name}")
-    pause = threading.Event()
+    waiting, pause = list(members), threading.Event()
+    told = 0
     while waiting:
+        if told != len(waiting):
+            told = len(waiting)
+            names = ", ".join(member.name for member in waiting)
+            click.echo(f"Waiting for reinitialize to complete on: {names}")
         pause.wait(REINIT_LOOK_S)
         for member in [m for m in waiting if _is_built(session, m)]:
             click.echo(f"Reinitialize is completed on: {member.name}")
@@ -224,11 +243,12 @@ def _is_built(session: Session, member: Member) -> bool:
 def _chosen(
     session: Session, scope: str, role: str, names: Sequence[str]
 ) -> tuple[ClusterSnapshot, list[Member]]:
-    from haagent.ctl.selection import choose_members
+    from haagent.ctl.selection import choose_members, require_members
     from haagent.ctl.show import print_members
 
     cluster = session.cluster(scope)
     snapshot = cluster.sound_snapshot("leader", "config")
+    require_members(snapshot, cluster.scope)
     print_members(snapshot, cluster.scope)
     return snapshot, choose_members(snapshot, role, names)
 

@@ -116,8 +116,6 @@ def apply_pairs(data: Mapping[str, Any], pairs: Iterable[str]) -> dict[str, Any]
 
 
 def _as_parameter(pair: str) -> str:
-    if "=" not in pair or pair.startswith("="):
-        raise CtlError(f"Invalid parameter setting {pair}")
     return ".".join((*_GUC_PATH, pair.strip()))
 
 

@@ -58,9 +58,10 @@ def _flush_restarts(
     force: bool,
 ) -> None:
     from haagent.ctl.members import Reply
-    from haagent.ctl.selection import choose_members, confirm
+    from haagent.ctl.selection import choose_members, confirm, require_members
     from haagent.ctl.show import print_members
 
+    require_members(snapshot, cluster.scope)
     print_members(snapshot, cluster.scope)
     members = choose_members(snapshot, role, names)
     listed = ", ".join(member.name for member in members)
@@ -72,7 +73,10 @@ def _flush_restarts(
             click.echo(f"No scheduled restart for member {member.name}")
             continue
         outcome = session.members.request("DELETE", member.api_url, "/restart", None, FLUSH_TIMEOUT_S)
-        if isinstance(outcome, Reply) and outcome.status in (200, 404):
+        if isinstance(outcome, Reply) and outcome.status == 404:  # the store has not caught up
+            click.echo(f"No scheduled restart for member {member.name}")
+            continue
+        if isinstance(outcome, Reply) and outcome.status == 200:
             click.echo(f"Success: flush scheduled restart for member {member.name}")
             continue
         failed = True

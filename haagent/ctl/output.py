@@ -88,11 +88,16 @@ def _row_lines(
 # --- machine formats ----------------------------------------------------------------------------
 
 
-def render(form: str, columns: Sequence[Column], rows: Sequence[Row]) -> str:
-    """Rows as `json`, `yaml`/`yml` or `tsv`; without the line end that printing adds."""
+def render(form: str, columns: Sequence[Column], rows: Sequence[Row], keep_empty: bool = False) -> str:
+    """Rows as `json`, `yaml`/`yml` or `tsv`; without the line end that printing adds.
+
+    Empty values are left out of JSON and YAML unless `keep_empty`.
+    """
     if form == "tsv":
         return tsv(columns, rows)
-    filled = [{key: value for key, value in row.items() if not _is_empty(value)} for row in rows]
+    filled = [
+        {key: value for key, value in row.items() if keep_empty or not _is_empty(value)} for row in rows
+    ]
     return json.dumps(filled) if form == "json" else yaml_text(filled)
 
 
@@ -110,11 +115,12 @@ def tsv(columns: Sequence[Column], rows: Sequence[Row]) -> str:
 
 def _flat(value: Any) -> str:
     if isinstance(value, Mapping):
-        return _flow(value) if value else ""
+        return flow_text(value) if value else ""
     return ", ".join(_lines(value)).replace("\t", " ")
 
 
-def _flow(value: Any) -> str:
+def flow_text(value: Any) -> str:
+    """YAML on one line."""
     import yaml
 
     text = yaml.safe_dump(_plain(value), default_flow_style=True, allow_unicode=True, width=10**6)

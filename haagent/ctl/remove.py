@@ -39,10 +39,10 @@ def remove_command(session: Session, cluster_name: str, form: str) -> None:
     click.echo(show_members(snapshot, cluster.scope, form))
     if _typed("Please confirm the cluster name to remove") != cluster.scope:
         raise CtlError("Cluster names specified do not match")
-    question = f'You are about to remove all information in the DCS about {cluster.scope}, type "{PHRASE}"'
+    question = f'You are about to remove all information in DCS for {cluster.scope}, please type: "{PHRASE}"'
     if _typed(question) != PHRASE:
         raise CtlError(f'You did not exactly type "{PHRASE}"')
-    question = "This cluster has a leader. Type its name to continue"
+    question = "This cluster currently is healthy. Please specify the leader name to continue"
     if snapshot.leader is not None and not is_leader(snapshot, _typed(question)):
         raise CtlError("You did not specify the current leader of the cluster")
     if not has_same_leader(snapshot, cluster.snapshot()):

@@ -51,7 +51,7 @@ def show_members(
         if form != "tsv":
             _add_notes(rows, snapshot)
         return render(form, [Column("Cluster"), *columns], [_single_text(row) for row in rows])
-    table = pretty_table(columns, [_for_people(row) for row in rows], _title(snapshot, scope), _colour)
+    table = pretty_table(columns, [_for_people(row, tree) for row in rows], _title(snapshot, scope), _colour)
     return "\n".join([table, *footer(view, snapshot)])
 
 
@@ -109,8 +109,8 @@ def _positions(member: Mapping[str, Any]) -> dict[str, Any]:
     own = member.get("lsn", UNKNOWN)
     if received == replayed == UNKNOWN and own != UNKNOWN:
         # An old agent that publishes one position only: it is what it receives, or what it replays.
-        kind = "Receive" if member.get("state") == "streaming" else "Replay"
-        return {f"{kind} LSN": own, f"{kind} Lag": _megabytes(member.get("lag"))}
+        kind, other = ("Receive", "Replay") if member.get("state") == "streaming" else ("Replay", "Receive")
+        return {f"{kind} LSN": own, f"{kind} Lag": _megabytes(member.get("lag")), f"{other} LSN": UNKNOWN}
     return {
         "Receive LSN": received,
         "Receive Lag": _megabytes(member.get("receive_lag")),
@@ -140,15 +140,16 @@ def _single_text(row: Row) -> dict[str, Any]:
     return {**told, "Pending restart reason": reasons}
 
 
-def _for_people(row: Row) -> dict[str, Any]:
-    from haagent.ctl.output import yaml_text
+def _for_people(row: Row, tree: bool) -> dict[str, Any]:
+    from haagent.ctl.output import flow_text, yaml_text
 
     reasons = [f"{guc}: {change}" for guc, change in row["Pending restart reason"]]
     short = [
         text if len(text) <= LONGEST_REASON else f"{guc}: [hidden - too long]"
         for text, (guc, _) in zip(reasons, row["Pending restart reason"], strict=True)
     ]
-    tags = yaml_text(row["Tags"]).strip() if row["Tags"] else ""
+    shown = flow_text if tree else yaml_text  # a tree is one line for each member
+    tags = shown(row["Tags"]).strip() if row["Tags"] else ""
     return {**row, "Pending restart reason": "\n".join(short), "Tags": tags}
 
 

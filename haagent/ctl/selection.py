@@ -34,6 +34,12 @@ def choose_members(snapshot: ClusterSnapshot, role: str, names: Sequence[str]) -
     return [member for member in snapshot.members if member.name in chosen]
 
 
+def require_members(snapshot: ClusterSnapshot, scope: str) -> None:
+    """Raises CtlError for a cluster nobody is in, such as a misspelt one."""
+    if not snapshot.members:
+        raise CtlError(f"{scope} cluster doesn't have any members")
+
+
 def ask(text: str, default: str = "", instead: str = "use --force") -> str:
     """The user's answer; raises CtlError without a terminal, click.Abort on Ctrl-C.
 

@@ -119,7 +119,7 @@ def history_command(session: Session, cluster_name: str | None, form: str) -> No
     ]  # fmt: skip
     rows = history_rows(snapshot)
     if form != "pretty":
-        click.echo(render(form, columns, rows))
+        click.echo(render(form, columns, rows, keep_empty=True))
         return
     click.echo(pretty_table(columns, rows))
     for row in rows:

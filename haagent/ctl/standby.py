@@ -82,13 +82,13 @@ def _change(
     from haagent.ctl.selection import confirm
     from haagent.ctl.show import print_members
 
-    print_members(snapshot, cluster.scope)
     if is_configured(snapshot):
         raise CtlError("Cluster is already in the required state")
     patch = {"standby_cluster": section}
     if any(member.is_haagent for member in snapshot.members):
         judge(cluster, snapshot, merge_patch(snapshot.config.data if snapshot.config else {}, patch))
-    if not force and not confirm(f"Are you sure you want to {action} cluster {cluster.scope}?"):
+    print_members(snapshot, cluster.scope)
+    if not force and not confirm(f"Are you sure you want to {action} {cluster.scope} cluster?"):
         raise CtlError(f"Aborting {action}")
     reply = patch_config(session, snapshot, patch)
     if reply.status != 200:

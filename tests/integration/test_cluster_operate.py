@@ -141,8 +141,9 @@ def test_haagentctl_on_a_living_cluster() -> None:
         ]
         later = ctl(cluster, "switchover", "--scheduled", "2099-01-01T00:00Z", "--force", code=1)
         assert "Switchover failed, details: 400, not supported yet: scheduled_at" in later
-        idle = ctl(cluster, "restart", cluster.scope, "--pending", "--force", code=1)
+        idle = ctl(cluster, "restart", cluster.scope, "--pg-version", "10.1", "--force", code=1)
         assert idle.count(", status code=503, (restart conditions are not satisfied)") == 2
+        assert leader.rest("/restart", "POST", {"restart_pending": True})[0] == 503
 
         # A setting of the cluster that needs restarts, the standby last because it shrinks.
         ctl(cluster, "edit-config", cluster.scope, "-p", "max_connections=60", "--force")

@@ -186,7 +186,15 @@ def test_member_with_one_position_only(state: str | None, shown: str) -> None:
     old = member(1, replication_state=state)
     old = {k: v for k, v in old.items() if k not in ("receive_lsn", "replay_lsn") and v is not None}
     row = json.loads(show_members(three_nodes(members__n1=old), "faceoff", "json"))[1]
-    assert [key for key in row if key.endswith("LSN")] == [shown]
+    assert {key: row[key] for key in row if key.endswith("LSN")} == {
+        "Receive LSN": "unknown", "Replay LSN": "unknown", shown: "0/4000060",
+    }  # fmt: skip
+
+
+def test_tags_of_a_tree_stand_on_one_line() -> None:
+    tags = {"clonefrom": True, "replicatefrom": "n1", "x": {"a": [1]}}
+    table = show_members(three_nodes(members__n2=member(2, tags=tags)), "faceoff", tree=True)
+    assert "| {clonefrom: true, replicatefrom: n1, x: {a: [1]}} |" in table
 
 
 def test_sync_roles_and_scheduled_restart_and_switchover() -> None:
@@ -309,10 +317,12 @@ def test_history_table_pads_short_rows() -> None:
         "|  2 | 67109999 | no recovery target specified |                                  |            |\n"
         "+----+----------+------------------------------+----------------------------------+------------+"
     )
-    assert json.loads(render("json", columns, rows))[1] == {
+    assert json.loads(render("json", columns, rows, keep_empty=True))[1] == {
         "TL": 2,
         "LSN": 67109999,
         "Reason": "no recovery target specified",
+        "Timestamp": "",
+        "New Leader": "",
     }
 
 
