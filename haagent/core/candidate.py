@@ -103,11 +103,14 @@ def _is_handed_over(obs: Observation, memory: Memory, cluster: ClusterSnapshot) 
 
 def has_last_record(obs: Observation, cluster: ClusterSnapshot) -> bool:
     """The leader that was asked to step down says that its PostgreSQL is stopped, and we have its last record
-    (rules 2 and 3): `status.optime` is then its shutdown checkpoint, and we have replayed beyond that."""
+    (rules 2 and 3): `status.optime` is then its shutdown checkpoint, and we have replayed beyond that. Nobody
+    else was told to make a timeline since: he may have led, and written."""
     request = cluster.failover
     former = cluster.member(request.leader) if request is not None and request.leader is not None else None
     complete = cluster.status is not None and my_position(obs).value > cluster.status.optime
-    return former is not None and former.state == "stopped" and complete
+    mine = obs.instance.timeline or 0
+    others = any(claim.timeline > mine and claim.name != obs.me.name for claim in cluster.claims)
+    return former is not None and former.state == "stopped" and complete and not others
 
 
 # --- what this member knows of itself -----------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dcs.records import Status
+from dcs.records import Status, TimelineClaim
 from haagent.core.actions import (
     AnswerRequest,
     AskPeers,
@@ -210,13 +210,16 @@ def test_only_a_proven_hand_over_is_called_without_loss() -> None:
     """A switchover was asked for, but its leader was lost before it handed over anything."""
     handed = asked(cluster(members=(member("pg0"), member("pg9", state="stopped"))), request(leader="pg9"))
     running = asked(cluster(members=(member("pg0"), member("pg9", state="running"))), request(leader="pg9"))
+    between = replace(handed, claims=(TimelineClaim(2, "pg1", EPOCH - 1),))
     notes = []
-    for view, end in ((handed, OPTIME + 1), (handed, OPTIME), (running, OPTIME + 1)):
-        decision = judge(leading(lost_stream(end), view, peers=(answer("pg9", end - 1),)))
+    for view, end in (
+        (handed, OPTIME + 1), (handed, OPTIME), (running, OPTIME + 1), (between, OPTIME + 1)
+    ):  # fmt: skip
+        decision = judge(leading(lost_stream(end), view, peers=(answer("pg9", end - 1), answer("pg1", 1))))
         claim = decision.actions[0]
         assert isinstance(claim, WriteClaim)
         notes.append((claim.note or "").partition(":")[0])
-    assert notes == ["planned", "expected loss", "expected loss"]
+    assert notes == ["planned", "expected loss", "expected loss", "expected loss"]
 
 
 def test_the_holder_of_the_key_gives_it_back_when_another_has_more_wal() -> None:
