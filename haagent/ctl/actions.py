@@ -64,13 +64,13 @@ def restart_command(
 
     snapshot, members = _chosen(session, cluster_name, role, member_names)
     if scheduled is None and not force:
-        scheduled = ask(f"When should the restart take place (e.g. {next_hour()} ) ", default="now")
+        scheduled = ask(f"When should the restart take place (e.g. {next_hour()}) ", default="now")
     scheduled_at = parse_schedule(scheduled)
     if scheduled_at and is_paused(snapshot):
         raise CtlError("Can't schedule restart in the paused state")
     if pending:  # the others need not be asked
         members = [member for member in members if member.pending_restart]
-    _confirm("restart", members, force)
+    _confirm("restart", members, force, scheduled_at)
     if any_one and members:
         members = [random.choice(members)]
     if pg_version is None and not force:
@@ -187,7 +187,7 @@ def reinit_command(
         named = ask(question, instead="name the member after the cluster, and use --force")
         replicas = [member for member in replicas if member.name == named]
         if not replicas:
-            raise CtlError(f"{named or 'nothing'} is not a replica of this cluster")
+            raise CtlError(f"{named or 'nothing'} is not a member of cluster")
     _confirm("reinitialize", replicas, force)
     body = {"force": force, "from_leader": from_leader}
     started = [member for member in replicas if _reinit_one(session, member, body)]
@@ -253,12 +253,15 @@ def _chosen(
     return snapshot, choose_members(snapshot, role, names)
 
 
-def _confirm(action: str, members: Sequence[Member], force: bool) -> None:
+def _confirm(action: str, members: Sequence[Member], force: bool, scheduled_at: str | None = None) -> None:
     from haagent.ctl.selection import confirm
 
     names = ", ".join(member.name for member in members)
-    if not force and not confirm(f"Are you sure you want to {action} members {names}?"):
-        raise CtlError(f"Aborting {action}")
+    what = f"{action} members {names}"
+    if scheduled_at:
+        what = f"schedule {action} of members {names} at {scheduled_at.replace('T', ' ')}"
+    if not force and not confirm(f"Are you sure you want to {what}?"):
+        raise CtlError(f"Aborted {action}")
 
 
 def _each(members: Sequence[Member], work: Callable[[Member], bool]) -> None:

@@ -66,7 +66,7 @@ def _flush_restarts(
     members = choose_members(snapshot, role, names)
     listed = ", ".join(member.name for member in members)
     if not force and not confirm(f"Are you sure you want to flush members {listed}?"):
-        raise CtlError("Aborting flush")
+        raise CtlError("Aborted flush")
     failed = False
     for member in members:
         if not member.scheduled_restart or not member.api_url:

@@ -178,7 +178,7 @@ def _confirm(snapshot: ClusterSnapshot, scope: str, wish: _Wish, force: bool) ->
     do = f"schedule {wish.action} of" if wish.scheduled_at else wish.action
     at = f" at {wish.scheduled_at}" if wish.scheduled_at else ""
     if not confirm(f"Are you sure you want to {do} cluster {scope}{at}{demoting}?"):
-        raise CtlError(f"Aborting {wish.action}")
+        raise CtlError(f"Aborting {'scheduled ' if wish.scheduled_at else ''}{wish.action}")
 
 
 # --- the request --------------------------------------------------------------------------------

@@ -87,9 +87,10 @@ def _change(
     patch = {"standby_cluster": section}
     if any(member.is_haagent for member in snapshot.members):
         judge(cluster, snapshot, merge_patch(snapshot.config.data if snapshot.config else {}, patch))
+    click.echo("Current cluster topology")
     print_members(snapshot, cluster.scope)
     if not force and not confirm(f"Are you sure you want to {action} {cluster.scope} cluster?"):
-        raise CtlError(f"Aborting {action}")
+        raise CtlError(f"Aborted cluster {'demotion' if action == 'demote' else 'promotion'}")
     reply = patch_config(session, snapshot, patch)
     if reply.status != 200:
         click.echo(f"Failed: {action} cluster, status code={reply.status}, ({reply.text})")

@@ -575,6 +575,26 @@ def test_declined_switchover_sends_nothing(cluster: Cluster) -> None:
     assert not cluster.nodes["n0"].seen
 
 
+def test_a_schedule_is_confirmed_with_its_time(cluster: Cluster) -> None:
+    questions = {
+        ("switchover", "--leader", "n0", "--candidate", "n1"): (
+            "schedule switchover of cluster faceoff at 2099-01-01T00:00:00+00:00, demoting current leader n0",
+            "Aborting scheduled switchover",
+        ),
+        ("restart", "faceoff", "n1"): (
+            "schedule restart of members n1 at 2099-01-01 00:00:00+00:00",
+            "Aborted restart",
+        ),
+    }
+    for command, (question, end) in questions.items():
+        terminal = Terminal(cluster.command(*command, "--scheduled", "2099-01-01T00:00Z"))
+        terminal.expect(f"Are you sure you want to {question}? [y/N]: ")
+        terminal.type("n\n")
+        assert terminal.finish() == 1
+        assert f"Error: {end}" in terminal.shown
+    assert not any(node.seen for node in cluster.nodes.values())
+
+
 def test_terminal_shows_colour_unless_told_not_to(cluster: Cluster) -> None:
     coloured = Terminal(cluster.command("list"))
     assert coloured.finish() == 0
@@ -958,7 +978,7 @@ def test_cluster_of_patroni_is_demoted_and_promoted(cluster: Cluster) -> None:
     cluster.nodes["n0"].answers["PATCH", "/config"] = answer
     result = cluster.run("demote-cluster", "--host", "h", "--primary-slot-name", "s", "--force")
     assert result.code == 0
-    assert re.fullmatch(STAMP + " cluster is successfully demoted\n", result.out.removeprefix(TABLE))
+    assert re.fullmatch(STAMP + " cluster is successfully demoted\n", result.out.removeprefix(BEFORE))
     assert cluster.config()["standby_cluster"] == {"host": "h", "primary_slot_name": "s"}
     again = cluster.run("demote-cluster", "--host", "h", "--force")
     assert (again.code, again.err) == (1, "Error: Cluster is already in the required state\n")
