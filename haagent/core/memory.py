@@ -101,13 +101,14 @@ def _after_leader_change(memory: Memory, cluster: ClusterSnapshot) -> Memory:
 def _after_request(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> Memory:
     """H18: the mark holds on after the successor cleared the request, unless the old leader simply stays.
 
-    It counts from the old leader's release: else whoever takes the key after it would find it fresh, give the
-    key back, take it again, and so on."""
+    It counts from the old leader's release: else whoever takes the key after it, be it the old leader itself,
+    would find it fresh, give the key back, take it again, and so on."""
     request, leader = cluster.failover, cluster.leader
     if request is not None and request.is_switchover:
         steps_down = leader is not None and leader.name == request.leader
-        seen_at = obs.now if steps_down else memory.handover_seen_at
-        seen_at = memory.leader_missing_since if leader is None else seen_at
+        seen_at = memory.leader_missing_since
+        if seen_at is None:
+            seen_at = obs.now if steps_down else memory.handover_seen_at
         return evolve(memory, handover_seen_at=seen_at, handover_from=request.leader)
     if request is None:
         memory = evolve(memory, request_seen=None)

@@ -356,6 +356,19 @@ def test_a_hand_over_waited_for_in_the_race_is_not_waited_for_again_under_the_ke
     assert judge(leading(lost_stream(OPTIME - 1), view, peers=behind), waited).rule == "promote.now"
 
 
+def test_an_old_leader_that_takes_the_key_again_does_not_wait_for_its_own_hand_over() -> None:
+    """H18: it lost WAL it had published, and nobody came: one ttl after the release it may lead again."""
+    since = NOW - SETTINGS.ttl_s - 1
+    waited = Memory(
+        leader_missing_since=since, handover_seen_at=since, handover_from="pg0", last_leader="pg0"
+    )
+    view = asked(cluster(), request("pg0", "pg2"))
+    here = leading(lost_stream(OPTIME - 1), view, peers=tuple(answer(n, OPTIME - 1) for n in ("pg1", "pg2")))
+    assert judge(here, waited).rule == "promote.now"
+    lately = replace(waited, leader_missing_since=NOW - 1, handover_seen_at=NOW - 1)
+    assert judge(here, lately).rule == "promote.refused"
+
+
 def test_a_primary_makes_a_slot_for_each_member() -> None:
     bare = primary(sample=sample(primary=True, slots=(slot("pg1"),)))
     assert SyncSlots(create=("pg2",)) in judge(leading(bare), SETTLED).actions
