@@ -331,21 +331,22 @@ class InstanceJobs:
     def compare_histories(self, source: str, cancel: Cancellation) -> dict[str, Any]:
         """Is our WAL part of the leader's history? `diverged` and `detail` say so.
 
-        Of a server that does not answer only what pg_control names is known: `whole` is False then."""
+        Of a server that does not answer only what pg_control names is known, and one that still reads its own
+        WAL may yet come upon what the leader has not got: `whole` is False then."""
         host_port = self._upstream(source)
         assert host_port is not None
         target = self.instance.peer_target(*host_port, "replication")
         theirs = self._pg.identify_system(target, IDENTIFY_S)
-        answered = self._end_of_replay()
-        timeline, position = answered or self._end_in_control()
+        timeline, position, whole = self._end_of_replay() or (*self._end_in_control(), False)
         verdict = self._divergence(timeline, position, theirs.timeline, target)
-        return {"diverged": verdict is not None, "detail": verdict or "", "whole": answered is not None}
+        return {"diverged": verdict is not None, "detail": verdict or "", "whole": whole}
 
-    def _end_of_replay(self) -> tuple[int, Lsn] | None:
+    def _end_of_replay(self) -> tuple[int, Lsn, bool] | None:
+        """Timeline, position, and whether all WAL in this directory is replayed; None: it does not answer."""
         sample = self.instance.sampler.fresh(1.0)
         if not isinstance(sample, InstanceSample) or sample.timeline is None:
             return None
-        return sample.timeline, sample.replay_lsn or Lsn(0)
+        return sample.timeline, sample.replay_lsn or Lsn(0), sample.position_is_proven
 
     def _end_in_control(self) -> tuple[int, Lsn]:
         """What this directory has to reach before it is consistent: its own WAL, or a rewind's source."""

@@ -334,6 +334,15 @@ def test_a_comparison_of_what_pg_control_names_is_not_the_last_word() -> None:
     assert judge(following(SILENT, now=NOW + 61), waits.memory).rule == "follow.compare"
 
 
+def test_a_comparison_of_a_standby_that_still_reads_its_own_wal_is_not_the_last_word() -> None:
+    """Behind what it has replayed may come WAL that the leader never had."""
+    told = finished("compare histories", diverged=False, whole=False)
+    memory = Memory(not_streaming_since=NOW - 9, last_epoch=EPOCH)
+    waits = judge(following(lost_stream(), finished=told), memory)
+    assert CheckDivergence not in kinds(waits)
+    assert judge(following(lost_stream(), now=NOW + 61), waits.memory).rule == "follow.compare"
+
+
 def test_a_standby_that_lets_nobody_in_and_has_diverged_is_stopped_to_be_mended() -> None:
     decision = judge(following(SILENT), DIVERGED)
     assert (decision.rule, kinds(decision)) == ("follow.stop-diverged", (StopInstance,))
