@@ -28,7 +28,7 @@ from haagent import guardian_types as guardian
 from haagent.act import Interpreter
 from haagent.api import RestError
 from haagent.api.view import Published
-from haagent.config.load import changed_keys, load
+from haagent.config.load import reload
 from haagent.config.types import AgentConfig, ConfigErrors
 from haagent.core.candidate import another_could_lead
 from haagent.core.decide import decide
@@ -98,7 +98,7 @@ class Agent:
         self._said: tuple[Member, str] | None = None
         self._where = _addresses(config)
 
-        self._peer_port = ports.peers
+        self._peer_port, self._reconfigured = ports.peers, ports.reconfigured
         self.dcs, self.journal = ports.dcs, ports.journal
         self.instance = LocalInstance(runtime, ports.postgres, ports.guardian, config, self.wake)
         settings = self._first_settings()
@@ -471,16 +471,18 @@ class Agent:
         if self.config.source is None:
             return
         try:
-            new = load(self.config.source)
+            new, changed, later = reload(self.config)
             self.rest.reload(new.restapi)
         except (ConfigErrors, RestError) as fault:
             log.error("the configuration was not reloaded: %s", fault)
             return
-        changed, later = changed_keys(self.config, new)
+        for warning in new.warnings:
+            log.warning("%s", warning)
         if later:
             log.warning("these keys change only when the agent is started again: %s", ", ".join(later))
         self.config = self.interpreter.config = new
         self._where = _addresses(new)
+        self._reconfigured(new)
         self.observer.use_config(new)
         self.instance.rewrite_files()
         log.info("configuration reloaded%s", f": {', '.join(changed)}" if changed else ", nothing changed")

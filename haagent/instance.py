@@ -18,12 +18,13 @@ from haagent import guardian_types as guardian
 from haagent.config.effective import EffectivePostgres, effective_postgresql
 from haagent.config.types import AgentConfig, Role
 from haagent.core.model import Instance, LastExit, Unavailable
+from haagent.core.roles import overlay_role
 from haagent.core.settings import Settings
 from haagent.ports import GuardianLink, GuardianPort, Postgres, Session
 from haagent.runtime import Runtime
 from haagent.storage import Storage
 from postgres_ctl import config_files, gucs, process, standby
-from postgres_ctl.api import ConnectionTarget, clean_environment
+from postgres_ctl.api import ConnectionTarget
 from postgres_ctl.errors import PostgresError
 from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, TimelineSwitch, slot_name
 
@@ -155,7 +156,8 @@ class LocalInstance:
         self._control: ControlData | Unavailable = Unavailable(self._now(), "never read")
         self._history: tuple[int, tuple[TimelineSwitch, ...]] = (0, ())
         self._applied: Applied | None = None
-        self._server: config_files.ServerConfig | None = None
+        #: By "is to be written to".
+        self._servers: dict[bool, config_files.ServerConfig] = {}
         self._kept: Mapping[str, Any] | None = None
         self.storage = Storage(runtime, on_change)
         self.settings: Settings = Settings.default()
@@ -181,6 +183,7 @@ class LocalInstance:
         return self._target(host, port, auth.replication if role == "replication" else auth.rewind)
 
     def _target(self, host: str, port: int, role: Role) -> ConnectionTarget:
+        kerberos = self.effective.config.krbsrvname
         return ConnectionTarget(
             host=host,
             port=port,
@@ -189,7 +192,7 @@ class LocalInstance:
             dbname=self.config.postgresql.database,
             sslmode=role.sslmode,
             sslpassword=role.sslpassword,
-            options=role.options,
+            options={**role.options, **({"krbsrvname": kerberos} if kerberos else {})},
         )
 
     # --- guardian ---------------------------------------------------------------------------------
@@ -329,11 +332,15 @@ class LocalInstance:
         return None
 
     def _read_control(self) -> ControlData | Unavailable:
-        pg = self.config.postgresql
         try:
-            return self.pg.control_data(pg.bin_dir, pg.data_dir)
+            return self.control_data()
         except PostgresError as fault:
             return Unavailable(self._now(), str(fault))
+
+    def control_data(self) -> ControlData:
+        """pg_control, now. Raises PostgresError."""
+        pg = self.effective.config
+        return self.pg.control_data(pg.bin_dir, pg.data_dir, program=pg.bin_name["pg_controldata"])
 
     def _history_of(self, timeline: int | None) -> tuple[TimelineSwitch, ...]:
         if timeline is None or timeline <= 1:
@@ -381,7 +388,7 @@ class LocalInstance:
         if self._used is not None and self._used[0] is config and self._used[1] == settings:
             return self.settings
         self.config, self._used = config, (config, settings)
-        self._effective, self._server = effective_postgresql(config, settings), None
+        self._effective, self._servers = effective_postgresql(config, settings), {}
         self._warn(self.effective.warnings)
         pg = self.effective.config
         self.settings = replace(
@@ -407,17 +414,19 @@ class LocalInstance:
         return wanted.files != self._applied.files or wanted.primary != self._applied.primary
 
     def _wanted(self, primary: bool, upstream: tuple[str, int] | None) -> Applied:
-        return Applied(self.server_config(), primary, upstream)
+        return Applied(self.server_config(primary), primary, upstream)
 
-    def server_config(self) -> config_files.ServerConfig:
-        """Everything that goes into the files (contract 5.4, 5.5)."""
-        if self._server is None:
-            self._server = self._make_server_config()
-        return self._server
+    def server_config(self, primary: bool) -> config_files.ServerConfig:
+        """Everything that goes into the files (contract 5.4, 5.5) in that role."""
+        if primary not in self._servers:
+            self._servers[primary] = self._make_server_config(primary)
+        return self._servers[primary]
 
-    def _make_server_config(self) -> config_files.ServerConfig:
-        pg = self.effective.config
-        accepted, warnings = self.pg.check_parameters(pg.bin_dir, pg.parameters)
+    def _make_server_config(self, primary: bool) -> config_files.ServerConfig:
+        pg = self.effective.config.for_role(overlay_role(primary))
+        accepted, warnings = self.pg.check_parameters(
+            pg.bin_dir, pg.parameters, program=pg.bin_name["postgres"]
+        )
         self._warn(warnings)
         return config_files.ServerConfig(
             data_dir=pg.data_dir,
@@ -491,7 +500,7 @@ class LocalInstance:
 
     def rewrite_files(self) -> None:
         """The next ApplyConfig writes and reloads, even without a change (contract 7.1)."""
-        self._applied = self._server = None
+        self._applied, self._servers = None, {}
 
     def reload(self) -> None:
         """By signal, not by SQL: a standby that lets nobody in yet must hear of a new leader as well."""
@@ -506,7 +515,7 @@ class LocalInstance:
             return "no guardian"
         pg = self.effective.config
         self._control = self._read_control()
-        self._server = None  # the programs may be newer ones since the last start
+        self._servers = {}  # the programs may be newer ones since the last start
         wanted = self._wanted(writable, upstream)
         self._write_files(wanted.files, wanted)
         self._applied = wanted
@@ -516,16 +525,23 @@ class LocalInstance:
             self.pg.remove_standby_signal(pg.data_dir)
         else:
             self.pg.write_standby_signal(pg.data_dir)
-        server = self.server_config()
+        server = wanted.files
         options = server.command_line()
         if not writable and isinstance(self._control, ControlData):
             options |= gucs.raise_to_standby_minima(server.protected, self._control)
         if options != server.command_line():
             # A standby cannot start with less. The file says what is wanted; a reload shows it as pending.
             self.rewrite_files()
-        argv = process.postmaster_argv(pg.bin_dir, pg.data_dir, server.config_file, options)
+        argv = process.postmaster_argv(
+            pg.bin_dir, pg.data_dir, server.config_file, options, pg.bin_name["postgres"]
+        )
         outcome = link.start(
-            argv, clean_environment(), pg.data_dir, writable=writable, epoch=epoch, deadline_s=10.0
+            argv,
+            process.postmaster_environment(),
+            pg.data_dir,
+            writable=writable,
+            epoch=epoch,
+            deadline_s=10.0,
         )
         if isinstance(outcome, guardian.Started):
             with self._exit_seen:

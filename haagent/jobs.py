@@ -157,6 +157,7 @@ class InstanceJobs:
         """Start accepting writes; ends when it does, when it died, or when cancelled."""
         self._start(True, epoch, None)
         self._until(lambda s: not s.in_recovery, cancel, None)
+        self._save_backups()
         return {"epoch": epoch}
 
     def start_standby(self, upstream: str | None, cancel: Cancellation) -> dict[str, Any]:
@@ -181,7 +182,11 @@ class InstanceJobs:
             raise Failed(refused)
 
     def _save_backups(self) -> None:
-        self._pg.save_backups(self.instance.server_config())
+        """For clones made from here (contract 5.5). A full disk does not make the start a failure."""
+        try:
+            self._pg.save_backups(self.instance.server_config(primary=False))
+        except PostgresError as fault:
+            log.warning("the configuration is not copied into the data directory: %s", fault)
 
     def _until(
         self, arrived: Callable[[InstanceSample], bool], cancel: Cancellation, limit_s: float | None
@@ -227,11 +232,11 @@ class InstanceJobs:
         """Like `wait_exit`, but once the shutdown checkpoint is written only `senders_grace_s` more.
 
         Then only walsenders hold the postmaster: pg_control is final, so ending them loses nothing here."""
-        pg, end = self.instance.config.postgresql, self._rt.now() + time_s
+        end = self._rt.now() + time_s
         while self._rt.now() < end:
             if self.instance.wait_exit(CONTROL_EVERY_S):
                 return True
-            if self._pg.control_data(pg.bin_dir, pg.data_dir).state in _SHUT_DOWN:
+            if self.instance.control_data().state in _SHUT_DOWN:
                 return self.instance.wait_exit(senders_grace_s)
         return False
 
@@ -277,7 +282,7 @@ class InstanceJobs:
         """New cluster with its roles; nothing listens. A failure leaves `<data_dir>.failed`."""
         self._require_storage()
         config = self.instance.config
-        pg, auth = config.postgresql, config.postgresql.authentication
+        pg, auth = self.instance.effective.config, config.postgresql.authentication
         roles = [bootstrap.RoleSpec(auth.replication.username, auth.replication.password, replication=True)]
         if auth.rewind.username != auth.superuser.username:
             roles.append(bootstrap.RoleSpec(auth.rewind.username, auth.rewind.password, rewind=True))
@@ -287,6 +292,8 @@ class InstanceJobs:
             superuser=bootstrap.RoleSpec(auth.superuser.username, auth.superuser.password, superuser=True),
             options=_options(config.bootstrap.initdb),
             roles=roles,
+            initdb=pg.bin_name["initdb"],
+            postgres=pg.bin_name["postgres"],
         )
         for warning in self._pg.bootstrap(spec, INITDB_S, cancel):
             log.warning("%s", warning)
@@ -314,9 +321,12 @@ class InstanceJobs:
             source=target,
             passfile=pg.pgpass,
             options=_options(pg.basebackup),
+            program=pg.bin_name["pg_basebackup"],
         )
         for warning in self._pg.clone(spec, COPY_S, cancel):
             log.warning("%s", warning)
+        for name in self._pg.restore_backups(self.instance.server_config(primary=False)):
+            log.info("%s brought back from the copy in the data directory", name)
         log.info("replica has been created using basebackup")
         return {"source": source}
 
@@ -350,8 +360,7 @@ class InstanceJobs:
 
     def _end_in_control(self) -> tuple[int, Lsn]:
         """What this directory has to reach before it is consistent: its own WAL, or a rewind's source."""
-        pg = self.instance.config.postgresql
-        control = self._pg.control_data(pg.bin_dir, pg.data_dir)
+        control = self.instance.control_data()
         if control.min_recovery_end > control.checkpoint_lsn:
             return control.min_recovery_end_timeline, control.min_recovery_end
         return control.timeline, control.checkpoint_lsn
@@ -376,7 +385,7 @@ class InstanceJobs:
         host_port = self._upstream(source)
         assert host_port is not None
         pg = self.instance.effective.config
-        control = self._pg.control_data(pg.bin_dir, pg.data_dir)
+        control = self.instance.control_data()
         if self._rewind_is_blind(control):
             report = f"pg_rewind does not see timeline {control.newest_timeline}, which has no checkpoint yet"
             log.warning("%s", report)
@@ -386,7 +395,16 @@ class InstanceJobs:
         self._pg.write_pgpass(pg.pgpass, [target, rewinder])
         report = self._keep_aside(control, target)
         outcome = self._pg.rewind(
-            rewind.RewindSpec(pg.data_dir, pg.bin_dir, rewinder, pg.pgpass), REWIND_S, cancel
+            rewind.RewindSpec(
+                pg.data_dir,
+                pg.bin_dir,
+                rewinder,
+                pg.pgpass,
+                options=_options(pg.rewind),
+                program=pg.bin_name["pg_rewind"],
+            ),
+            REWIND_S,
+            cancel,
         )
         if isinstance(outcome, rewind.RewindFailed):
             raise Failed(outcome.reason + (f": {outcome.output.strip()[-300:]}" if outcome.output else ""))

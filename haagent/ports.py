@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from dcs.api import Dcs
 from haagent import guardian_types as guardian
+from haagent.config.types import AgentConfig
 from haagent.runtime import Runtime
 from postgres_ctl.api import Cancellation, ConnectionTarget
 from postgres_ctl.basebackup import CloneSpec
@@ -67,7 +68,7 @@ class Postgres(Protocol):
     def has_signal_file(self, data_dir: str) -> bool:
         """standby.signal or recovery.signal."""
 
-    def control_data(self, bin_dir: str, data_dir: str) -> ControlData: ...
+    def control_data(self, bin_dir: str, data_dir: str, program: str = "pg_controldata") -> ControlData: ...
 
     def major_version(self, data_dir: str) -> int | None: ...
 
@@ -94,7 +95,7 @@ class Postgres(Protocol):
     # --- configuration
 
     def check_parameters(
-        self, bin_dir: str, parameters: Mapping[str, str]
+        self, bin_dir: str, parameters: Mapping[str, str], program: str = "postgres"
     ) -> tuple[dict[str, str], tuple[str, ...]]: ...
 
     def write_config(self, server: ServerConfig, recovery: RecoveryConfig | None) -> frozenset[str]: ...
@@ -106,6 +107,8 @@ class Postgres(Protocol):
     def remove_standby_signal(self, data_dir: str) -> None: ...
 
     def save_backups(self, server: ServerConfig) -> None: ...
+
+    def restore_backups(self, server: ServerConfig) -> tuple[str, ...]: ...
 
     def append_hba(self, data_dir: str, lines: Sequence[str]) -> None: ...
 
@@ -230,3 +233,5 @@ class Ports:
     journal: JournalPort
     #: Given the agent's operations and the `restapi` section.
     rest: Callable[[Any, Any], RestPort]
+    #: Told the configuration after each reload: logs and whatever else reads it outside the agent.
+    reconfigured: Callable[[AgentConfig], object] = lambda config: None

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import urllib3
 
 from dcs.factory import make_dcs
-from haagent import __version__, guardian_client, guardian_types
+from haagent import __version__, guardian_client, guardian_types, log
 from haagent.api import RestServer
 from haagent.config.types import AgentConfig
 from haagent.journal import Journal
@@ -40,17 +41,24 @@ _ALIVE_S = 3.0
 
 def system_ports(config: AgentConfig) -> Ports:
     """Everything an agent needs on this machine. Raises DcsConfigError, OSError."""
-    dcs = config.dcs
+    dcs, peers = config.dcs, HttpPeers(config)
     return Ports(
         runtime=SystemRuntime(),
         dcs=make_dcs(dcs.backend, dcs.section, config.namespace, config.scope),
         keeper_dcs=make_dcs(dcs.backend, dcs.section, config.namespace, config.scope),
         postgres=SystemPostgres(),
         guardian=SystemGuardian(),
-        peers=HttpPeers(config),
+        peers=peers,
         journal=Journal(config.postgresql.state_dir, secrets=config.secrets),
         rest=RestServer,
+        reconfigured=partial(_reconfigure, peers),
     )
+
+
+def _reconfigure(peers: HttpPeers, config: AgentConfig) -> None:
+    """After a reload: what reads the configuration outside the agent's loop."""
+    log.configure(config.log, config.secrets)
+    peers.use(config)
 
 
 class SystemPostgres:
@@ -94,8 +102,8 @@ class SystemPostgres:
     def has_signal_file(self, data_dir: str) -> bool:
         return any(os.path.exists(f"{data_dir}/{name}") for name in ("standby.signal", "recovery.signal"))
 
-    def control_data(self, bin_dir: str, data_dir: str) -> ControlData:
-        return controldata.read_controldata(bin_dir, data_dir)
+    def control_data(self, bin_dir: str, data_dir: str, program: str = "pg_controldata") -> ControlData:
+        return controldata.read_controldata(bin_dir, data_dir, program=program)
 
     def major_version(self, data_dir: str) -> int | None:
         return controldata.major_version(data_dir)
@@ -140,10 +148,10 @@ class SystemPostgres:
     # --- configuration
 
     def check_parameters(
-        self, bin_dir: str, parameters: Mapping[str, str]
+        self, bin_dir: str, parameters: Mapping[str, str], program: str = "postgres"
     ) -> tuple[dict[str, str], tuple[str, ...]]:
-        known = gucs.describe_gucs(bin_dir)
-        return gucs.check_parameters(parameters, known, lambda name: gucs.guc_exists(bin_dir, name))
+        known = gucs.describe_gucs(bin_dir, program)
+        return gucs.check_parameters(parameters, known, lambda name: gucs.guc_exists(bin_dir, name, program))
 
     def write_config(
         self, server: config_files.ServerConfig, recovery: config_files.RecoveryConfig | None
@@ -161,6 +169,9 @@ class SystemPostgres:
 
     def save_backups(self, server: config_files.ServerConfig) -> None:
         config_files.save_backups(server)
+
+    def restore_backups(self, server: config_files.ServerConfig) -> tuple[str, ...]:
+        return config_files.restore_backups(server)
 
     def append_hba(self, data_dir: str, lines: Sequence[str]) -> None:
         path = f"{data_dir}/pg_hba.conf"
@@ -218,6 +229,10 @@ class HttpPeers:
     """Other agents over HTTP."""
 
     def __init__(self, config: AgentConfig) -> None:
+        self.use(config)
+
+    def use(self, config: AgentConfig) -> None:
+        """Ask with these certificates from now on."""
         self._http = _http(config)
 
     def get(self, url: str, deadline_s: float) -> object:

@@ -38,6 +38,7 @@ class CloneSpec:
     options: Sequence[str | Mapping[str, object]] = ()
     #: So that several clones of one source can be told apart in pg_stat_replication.
     application_name: str = "pg_basebackup"
+    program: str = "pg_basebackup"
 
 
 def basebackup_arguments(
@@ -64,7 +65,7 @@ def clone(spec: CloneSpec, deadline_s: float, cancel: Cancellation | None = None
     arguments, warnings = basebackup_arguments(spec.options)
     dsn = spec.source.dsn(application_name=spec.application_name)
     argv = [
-        tool(spec.bin_dir, "pg_basebackup"),
+        tool(spec.bin_dir, spec.program),
         f"--pgdata={spec.data_dir}",
         "-X",
         "stream",

@@ -64,6 +64,9 @@ class InitdbSpec:
     options: Sequence[str | Mapping[str, object]] = ()
     #: Replication role, rewind role: those that are configured.
     roles: Sequence[RoleSpec] = ()
+    #: Names of the programs, where they differ.
+    initdb: str = "initdb"
+    postgres: str = "postgres"
 
 
 def initdb_arguments(options: Sequence[str | Mapping[str, object]]) -> tuple[list[str], list[str]]:
@@ -82,13 +85,18 @@ def bootstrap(spec: InitdbSpec, deadline_s: float, cancel: Cancellation | None =
     with under_construction(spec.data_dir):
         _initdb(spec, arguments, deadline_s, cancel)
         create_roles(
-            spec.bin_dir, spec.data_dir, [spec.superuser, *spec.roles], max(0.0, end - boottime()), cancel
+            spec.bin_dir,
+            spec.data_dir,
+            [spec.superuser, *spec.roles],
+            max(0.0, end - boottime()),
+            cancel,
+            program=spec.postgres,
         )
     return tuple(warnings)
 
 
 def _initdb(spec: InitdbSpec, arguments: list[str], deadline_s: float, cancel: Cancellation | None) -> None:
-    argv = [tool(spec.bin_dir, "initdb"), f"--pgdata={spec.data_dir}", f"--username={spec.superuser.name}"]
+    argv = [tool(spec.bin_dir, spec.initdb), f"--pgdata={spec.data_dir}", f"--username={spec.superuser.name}"]
     # LC_ALL=C is for readable output; the cluster's locale is what our own environment says.
     if not any(a.startswith(("--locale", "--no-locale", "--lc-")) for a in arguments):
         arguments = [f"--locale={_environment_locale()}", *arguments]
@@ -123,12 +131,13 @@ def create_roles(
     roles: Sequence[RoleSpec],
     deadline_s: float,
     cancel: Cancellation | None = None,
+    program: str = "postgres",
 ) -> None:
     """Create or change `roles` in a stopped data directory. Idempotent. Raises ToolFailed, DataDirError."""
     _require_plain_passwords(roles)
     statements = role_statements(roles)
     hidden = [role.password for role in roles if role.password]
-    single_user(bin_dir, data_dir, statements, deadline_s, cancel, secrets=hidden)
+    single_user(bin_dir, data_dir, statements, deadline_s, cancel, secrets=hidden, program=program)
 
 
 def role_statements(roles: Sequence[RoleSpec]) -> list[str]:
@@ -222,6 +231,7 @@ def single_user(
     settings: Mapping[str, str] | None = None,
     secrets: Sequence[str] = (),
     dbname: str = "postgres",
+    program: str = "postgres",
 ) -> ToolResult:
     """Start a single-user server, run `statements` (crash recovery first, where due), shut down cleanly.
 
@@ -236,7 +246,7 @@ def single_user(
         raise DataDirError(f"{data_dir} is a standby's: single-user mode cannot recover it")
     if any("\n" in statement for statement in statements):
         raise ConfigFileError("a statement for single-user mode contains a line break")
-    argv = [tool(bin_dir, "postgres"), "--single", "-D", data_dir]
+    argv = [tool(bin_dir, program), "--single", "-D", data_dir]
     if config_file:
         argv.append(f"--config-file={config_file}")
     for name, value in (_SINGLE_USER_SETTINGS | dict(settings or {})).items():

@@ -15,6 +15,7 @@ import signal
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from postgres_ctl.api import clean_environment
 from postgres_ctl.errors import DataDirError, PostgresUnavailable
 
 #: GUCs passed on the command line, in this order (contract 5.4, sample process.txt).
@@ -209,6 +210,12 @@ def postmaster_argv(
     """Arguments of the postmaster. `protected_gucs` must hold every name of COMMAND_LINE_GUCS."""
     argv = [os.path.join(bin_dir, postgres), "-D", data_dir, f"--config-file={config_file}"]
     return argv + [f"--{name}={protected_gucs[name]}" for name in COMMAND_LINE_GUCS]
+
+
+def postmaster_environment() -> dict[str, str]:
+    """What the postmaster gets of our environment; PG_MALLOC_ARENA_MAX is meant for it (contract 5.1)."""
+    arenas = os.environ.get("PG_MALLOC_ARENA_MAX", "")
+    return clean_environment(extra={"MALLOC_ARENA_MAX": arenas} if arenas else {})
 
 
 # --- /proc ----------------------------------------------------------------------------------------

@@ -78,6 +78,7 @@ class RewindSpec:
     restore_target_wal: bool = False
     #: Given to pg_rewind 15 and newer when the configuration is outside PGDATA.
     config_file: str | None = None
+    program: str = "pg_rewind"
 
 
 def possible(control: ControlData, bin_dir: str) -> bool:
@@ -136,7 +137,7 @@ def rewind_arguments(options: Sequence[str | Mapping[str, object]]) -> tuple[lis
 
 
 def _run(spec: RewindSpec, arguments: list[str], deadline_s: float, cancel: Cancellation | None) -> str:
-    argv = [tool(spec.bin_dir, "pg_rewind"), "-D", spec.data_dir, f"--source-server={spec.source.dsn()}"]
+    argv = [tool(spec.bin_dir, spec.program), "-D", spec.data_dir, f"--source-server={spec.source.dsn()}"]
     argv.append("--no-ensure-shutdown")
     if spec.restore_target_wal:
         argv.append("--restore-target-wal")

@@ -7,7 +7,7 @@ them together into `types.AgentConfig`; `effective` lays the DCS's `postgresql` 
 
 from haagent.config.dynamic import merge_patch, without_nulls
 from haagent.config.effective import EffectivePostgres, effective_postgresql
-from haagent.config.load import changed_keys, load, process_environment
+from haagent.config.load import changed_keys, load, process_environment, reload
 from haagent.config.sources import Environment, take_environment
 from haagent.config.types import AgentConfig, ConfigErrors
 
@@ -21,6 +21,7 @@ __all__ = [
     "load",
     "merge_patch",
     "process_environment",
+    "reload",
     "take_environment",
     "without_nulls",
 ]

@@ -6,7 +6,7 @@ Nothing is raised and nothing is decided here about how values belong together; 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,7 +125,8 @@ def _check_value(key: Key, value: object, checked: Checked) -> None:
     if unbuilt or _in(parsed, key.refused):
         checked.refuse(key.path, value, key.hint)
     elif key.status is Status.LATER and not _in(parsed, key.harmless):
-        checked.warn(f"{key.path}: not supported yet: ignored")
+        special = key.hint != Key.hint
+        checked.warn(f"{key.path}: {key.hint if special else 'not supported yet: ignored'}")
     checked.values[key.path] = parsed
 
 
@@ -133,7 +134,7 @@ def _in(value: object, values: tuple[object, ...]) -> bool:
     return any(type(value) is type(other) and value == other for other in values)
 
 
-def allowed_options(checked: Checked, path: str, forbidden: tuple[str, ...]) -> tuple[str, ...]:
+def allowed_options(checked: Checked, path: str, forbidden: Collection[str]) -> tuple[str, ...]:
     """Arguments of `path` without those only the agent may set (contract 5.6, 6.4); each is a problem."""
     allowed = []
     for argument in checked.get(path):

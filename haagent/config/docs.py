@@ -38,6 +38,11 @@ Variables are read once, at the start, and removed from the environment. `HAAGEN
 whole YAML; other variables are ignored then. Every variable also works with the prefix `PATRONI_`;
 `HAAGENT_` wins.
 
+**Roles.** `parameters_primary`, `parameters_replica` and `parameters_standby_leader` are laid over
+`parameters` while the member has that role; `pg_hba_<role>` and `pg_ident_<role>` stand in for `pg_hba` and
+`pg_ident`. Who was promoted is a primary, who was demoted a replica; the files change with the role.
+Parameters that only the DCS may set, and those the agent sets, may not depend on the role.
+
 **Problems.** A file that cannot be used is refused with one line per problem: key, value, what is allowed,
 and where it stands. Unknown keys are ignored with a warning that names the nearest known key.
 

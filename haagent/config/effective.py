@@ -13,12 +13,13 @@ from types import MappingProxyType
 
 from haagent.config.check import Checked, check_section
 from haagent.config.postgres import guc_texts, postgres_config
-from haagent.config.schema import POSTGRESQL_LOCAL_ONLY
+from haagent.config.schema import OVERLAYS, POSTGRESQL_LOCAL_ONLY
 from haagent.config.types import AgentConfig, PostgresConfig
 from haagent.core.settings import Settings
 from postgres_ctl.gucs import AGENT_OWNED, OBSOLETE, PROTECTED, protected_parameters
 
 _PARAMETERS = "postgresql.parameters"
+_OVERLAYS = tuple(f"{_PARAMETERS}_{role}" for role in OVERLAYS)
 _OURS = frozenset((*PROTECTED, *AGENT_OWNED, *OBSOLETE))
 
 
@@ -39,10 +40,17 @@ def effective_postgresql(config: AgentConfig, settings: Settings) -> EffectivePo
     """`settings.postgresql` under the local section. Never raises on anything a DCS may hold."""
     merged = _dynamic_part(settings)
     dynamic_texts = guc_texts(merged.get(_PARAMETERS))
+    overlays = {p: guc_texts(merged.get(p)) for p in _OVERLAYS}
     local = {p: value for p, value in config.values.items() if p.startswith("postgresql.")}
     user = {**dynamic_texts, **guc_texts(local.get(_PARAMETERS, {}))}
     merged.values |= local
     merged.values[_PARAMETERS] = {k: value for k, value in user.items() if not _is_ours(k)}
+    for path, texts in overlays.items():
+        both = {**texts, **guc_texts(local.get(path, {}))}
+        merged.values[path] = {k: value for k, value in both.items() if not _is_ours(k)}
+        merged.warnings += [
+            f"{path}.{name}: may not depend on the role, ignored" for name in both if _is_ours(name)
+        ]
     protected, warnings = protected_parameters(dynamic_texts)
     ignored = sorted(name for name in guc_texts(local.get(_PARAMETERS, {})) if _is_ours(name))
     merged.warnings += [

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+from dataclasses import replace
 from types import MappingProxyType
 
 from haagent.config import values as v
@@ -97,6 +98,26 @@ def _build(checked: Checked, path: str | None) -> AgentConfig | None:
 
 
 # --- reload --------------------------------------------------------------------------------
+
+
+def reload(old: AgentConfig) -> tuple[AgentConfig, tuple[str, ...], tuple[str, ...]]:
+    """The file of `old` read anew: (configuration, keys that changed, keys that change at the next start).
+
+    The latter keep their old values: half a move (another data directory, another store) would be none of
+    the two. Raises ConfigErrors, and then nothing has changed.
+    """
+    new = load(old.source)
+    changed, later = changed_keys(old, new)
+    if not later:
+        return new, changed, later
+    values = {p: value for p, value in new.values.items() if p not in later}
+    values |= {p: old.values[p] for p in later if p in old.values}
+    tops = frozenset(path.partition(".")[0] for path in values)
+    checked = Checked(values, tops=tops)
+    kept = _build(checked, old.source)
+    if kept is None or checked.problems:
+        raise ConfigErrors(tuple(checked.problems), new.warnings)
+    return replace(kept, warnings=new.warnings), changed, later
 
 
 def changed_keys(old: AgentConfig, new: AgentConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:

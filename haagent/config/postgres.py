@@ -12,9 +12,10 @@ from typing import Any
 
 from haagent.config import values as v
 from haagent.config.check import Checked, allowed_options
-from haagent.config.schema import KEYS, ROLES, TOOLS
-from haagent.config.types import Authentication, PostgresConfig, Role, state_dir
+from haagent.config.schema import KEYS, OVERLAYS, ROLES, TOOLS
+from haagent.config.types import Authentication, Overlay, PostgresConfig, Role, state_dir
 from haagent.config.values import HostPort
+from postgres_ctl.rewind import FORBIDDEN_OPTIONS as REWIND_FORBIDDEN
 
 #: Where Debian puts the programs of each version.
 _INSTALLED = "/usr/lib/postgresql/*/bin"
@@ -66,8 +67,18 @@ def postgres_config(checked: Checked) -> PostgresConfig | None:
         parameters=guc_texts(get("parameters")),
         recovery_conf=guc_texts(get("recovery_conf")),
         basebackup=allowed_options(checked, "postgresql.basebackup", _BASEBACKUP_FORBIDDEN),
+        rewind=allowed_options(checked, "postgresql.rewind", REWIND_FORBIDDEN),
+        overlays=MappingProxyType({role: _overlay(checked, role) for role in OVERLAYS}),
         pg_ctl_timeout_s=get("pg_ctl_timeout"),
         **{name: get(name) for name in _PG_SAME},
+    )
+
+
+def _overlay(checked: Checked, role: str) -> Overlay:
+    return Overlay(
+        parameters=guc_texts(checked.get(f"postgresql.parameters_{role}")),
+        pg_hba=checked.get(f"postgresql.pg_hba_{role}") or None,
+        pg_ident=checked.get(f"postgresql.pg_ident_{role}") or None,
     )
 
 
@@ -147,8 +158,24 @@ def check_machine(checked: Checked) -> None:
         checked.refuse(path, "", f"is missing: no PostgreSQL found in PATH or {_INSTALLED}")
     elif not os.access(program, os.X_OK) or os.path.isdir(program):
         checked.refuse(path, bin_dir, f"must contain the program {name}")
+    elif not _is_postgres(program):
+        why = (
+            "must be the program postgres, or a script that runs it: the fence knows PostgreSQL by that name"
+        )
+        checked.refuse("postgresql.bin_name.postgres", name, why)
     if checked.get("postgresql.data_dir"):
         _check_directories(checked.get("postgresql.data_dir"), checked)
+
+
+def _is_postgres(program: str) -> bool:
+    """Its processes will be called postgres; a script's are not its own."""
+    if os.path.basename(os.path.realpath(program)) in ("postgres", "postmaster"):
+        return True
+    try:
+        with open(program, "rb") as file:
+            return file.read(2) == b"#!"
+    except OSError:
+        return False
 
 
 def _check_directories(data_dir: str, checked: Checked) -> None:

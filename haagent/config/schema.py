@@ -47,7 +47,7 @@ class Key:
     harmless: tuple[object, ...] = ()
     #: For LATER: values that promise safety, refused.
     refused: tuple[object, ...] = ()
-    #: For REFUSED: what to do instead.
+    #: For REFUSED, and where it differs for LATER: why, and what to do instead.
     hint: str = "is not built yet"
 
     @property
@@ -139,6 +139,8 @@ CONN_OPTIONS = (
     "channel_binding", "sslnegotiation",
 )  # fmt: skip
 ROLES = ("superuser", "replication", "rewind")
+#: Roles with settings of their own; who is promoted counts as primary, who is demoted as replica.
+OVERLAYS = ("primary", "replica", "standby_leader")
 TOOLS = (
     "pg_ctl", "initdb", "pg_controldata", "pg_basebackup", "postgres", "pg_isready", "pg_rewind",
 )  # fmt: skip
@@ -184,15 +186,24 @@ def _postgresql() -> Iterator[Key]:
     yield Key(p + "parameters", v.SCALARS, "PostgreSQL parameters", {}, dynamic=True)
     yield Key(p + "pg_hba", v.LINES, "Lines of pg_hba.conf; untouched when left out", dynamic=True)
     yield Key(p + "pg_ident", v.LINES, "Lines of pg_ident.conf; untouched when left out", dynamic=True)
+    for overlay in OVERLAYS:
+        where = f"while this member is a {overlay.replace('_', ' ')}"
+        yield Key(p + f"parameters_{overlay}", v.SCALARS, f"Laid over `parameters` {where}", {}, dynamic=True)
+        for kind in ("pg_hba", "pg_ident"):
+            yield Key(p + f"{kind}_{overlay}", v.LINES, f"Instead of `{kind}` {where}", (), dynamic=True)
     yield Key(p + "recovery_conf", v.SCALARS, "Recovery settings of standbys", {}, dynamic=True)
     yield Key(p + "use_unix_socket", v.FLAG, "Connect through the socket directory", False, dynamic=True)
-    yield Key(p + "use_unix_socket_repl", v.FLAG, "The same for replication connections", False, dynamic=True)
+    yield Key(
+        p + "use_unix_socket_repl", v.FLAG, "Nothing here connects to its own server for replication", False,
+        status=Status.NO_EFFECT, dynamic=True,
+    )  # fmt: skip
     yield Key(p + "use_pg_rewind", v.FLAG, "Mend a diverged member with pg_rewind", False, dynamic=True)
     for case in ("rewind_failure", "diverged_timelines"):
         yield Key(
             p + f"remove_data_directory_on_{case}", v.FLAG, "Clone again in that case", False, dynamic=True
         )
     yield Key(p + "basebackup", v.OPTIONS, "Options of pg_basebackup", (), dynamic=True)
+    yield Key(p + "rewind", v.OPTIONS, "Options of pg_rewind", (), dynamic=True)
     yield Key(p + "pg_ctl_timeout", seconds(1), "How long a start may take, seconds", 60, dynamic=True)
     yield Key(p + "krbsrvname", v.WORD, "Kerberos service name", dynamic=True)
     yield Key(p + "use_slots", v.FLAG, "Replication slots; only from the DCS", True, dynamic=True)
@@ -210,11 +221,7 @@ def _postgresql_later() -> Iterator[Key]:
     later = {
         "callbacks": "Programs run on start, stop, restart, reload, role change",
         "before_stop": "Program run before a stop",
-        "rewind": "Options of pg_rewind",
     }
-    for role in ("primary", "replica", "standby_leader"):
-        for kind in ("parameters", "pg_hba", "pg_ident"):
-            later[f"{kind}_{role}"] = f"`{kind}` for the role {role}"
     for name, meaning in later.items():
         yield Key(p + name, v.ANY, meaning, status=Status.LATER, harmless=({}, [], ""), dynamic=True)
     yield Key(
@@ -235,8 +242,9 @@ def _bootstrap() -> Iterator[Key]:
     for name in ("post_bootstrap", "post_init"):
         yield Key(b + name, v.ANY, "Program run once in a new cluster", reload=_START, status=Status.LATER)
     yield Key(
-        b + "users", v.ANY, "Gone since Patroni 4.0", status=Status.LATER, harmless=({},), reload=_START
-    )
+        b + "users", v.ANY, "Gone since Patroni 4.0", status=Status.LATER, harmless=({},), reload=_START,
+        hint="is gone since Patroni 4.0, no users are made: ignored",
+    )  # fmt: skip
 
 
 def _later_sections() -> Iterator[Key]:
@@ -256,8 +264,9 @@ def _later_sections() -> Iterator[Key]:
     yield Key("citus.database", v.ANY, "Citus database", status=Status.LATER)
     for name in ("ttl", "loop_wait", "retry_timeout"):
         yield Key(
-            name, v.ANY, "Only from the dynamic configuration: see `bootstrap.dcs`", status=Status.LATER
-        )
+            name, v.ANY, "Only from the dynamic configuration: see `bootstrap.dcs`", status=Status.LATER,
+            hint="counts in the dynamic configuration only: ignored here (see bootstrap.dcs)",
+        )  # fmt: skip
 
 
 def _dcs() -> Iterator[Key]:

@@ -6,7 +6,7 @@ Built by `load`; everything optional that the file leaves out carries its defaul
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -140,6 +140,15 @@ def state_dir(data_dir: str) -> str:
 
 
 @dataclass(frozen=True)
+class Overlay:
+    """What a member has while it has one role (contract 5.2). None, and nothing: as without it."""
+
+    parameters: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
+    pg_hba: tuple[str, ...] | None = None
+    pg_ident: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
 class PostgresConfig:
     """Section `postgresql`: of the local file alone, or merged by `dynamic.effective_postgresql`."""
 
@@ -170,14 +179,29 @@ class PostgresConfig:
     remove_data_directory_on_rewind_failure: bool = False
     remove_data_directory_on_diverged_timelines: bool = False
     pg_ctl_timeout_s: float = 60
-    #: Arguments of pg_basebackup.
+    #: Arguments of pg_basebackup and pg_rewind.
     basebackup: tuple[str, ...] = ()
+    rewind: tuple[str, ...] = ()
+    #: By role word: `primary`, `replica`, `standby_leader`.
+    overlays: Mapping[str, Overlay] = field(default_factory=lambda: _EMPTY)
     krbsrvname: str | None = None
 
     @property
     def state_dir(self) -> str:
         """The agent's own directory, beside the data directory."""
         return state_dir(self.data_dir)
+
+    def for_role(self, role: str) -> PostgresConfig:
+        """The same with the overlay of `role` in place. An empty list of lines is no overlay."""
+        overlay = self.overlays.get(role)
+        if overlay is None:
+            return self
+        return replace(
+            self,
+            parameters=MappingProxyType({**self.parameters, **overlay.parameters}),
+            pg_hba=overlay.pg_hba or self.pg_hba,
+            pg_ident=overlay.pg_ident or self.pg_ident,
+        )
 
     @property
     def listen(self) -> Listen:

@@ -54,6 +54,11 @@ def same_member(one: str | None, other: str | None) -> bool:
     return one is not None and one == other
 
 
+def overlay_role(primary: bool) -> str:
+    """Whose overlay of the configuration counts (contract 5.2): promoted is primary, demoted is replica."""
+    return PRIMARY if primary else REPLICA
+
+
 def shown_role(role: str, in_recovery: bool | None, standby_cluster: bool) -> str:
     """The role of `GET /patroni` (contract 3.4): what PostgreSQL is, where it answers.
 

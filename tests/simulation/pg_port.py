@@ -238,7 +238,7 @@ class SimPostgres:
     def has_signal_file(self, data_dir: str) -> bool:
         return self._dd(data_dir).standby_signal
 
-    def control_data(self, bin_dir: str, data_dir: str) -> ControlData:
+    def control_data(self, bin_dir: str, data_dir: str, program: str = "pg_controldata") -> ControlData:
         self.before("pg.control")
         dd = self._dd(data_dir)
         if dd.state != "valid":
@@ -291,7 +291,7 @@ class SimPostgres:
     # --- configuration ----------------------------------------------------------------------------
 
     def check_parameters(
-        self, bin_dir: str, parameters: Mapping[str, str]
+        self, bin_dir: str, parameters: Mapping[str, str], program: str = "postgres"
     ) -> tuple[dict[str, str], tuple[str, ...]]:
         if self._checked[0] is not parameters:
             self._checked = (parameters, dict(parameters))
@@ -326,6 +326,9 @@ class SimPostgres:
         self.before("pg.standby-signal")
         self._dd(data_dir).standby_signal = there
         self.process.boundary("pg.standby-signal", "after")
+
+    def restore_backups(self, server: ServerConfig) -> tuple[str, ...]:
+        return ()
 
     def save_backups(self, server: ServerConfig) -> None:
         pass

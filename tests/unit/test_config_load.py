@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from haagent.config import AgentConfig, ConfigErrors, Environment, changed_keys, load
+from haagent.config import AgentConfig, ConfigErrors, Environment, changed_keys, load, reload
 from haagent.config.dynamic import merge_patch
 
 NO_VARIABLES = Environment()
@@ -190,7 +190,7 @@ def test_the_other_sections_of_a_large_file(large: AgentConfig, tmp_path: Path) 
 def test_what_is_not_built_yet_and_harmless_warns(large: AgentConfig) -> None:
     assert sorted(large.warnings) == [
         "bootstrap.post_bootstrap: not supported yet: ignored",
-        "bootstrap.users: not supported yet: ignored",
+        "bootstrap.users: is gone since Patroni 4.0, no users are made: ignored",
         "consul: not supported yet: ignored",
         "postgresql.callbacks: not supported yet: ignored",
         "postgresql.create_replica_methods: not supported yet: ignored",
@@ -277,6 +277,14 @@ def test_every_problem_is_told_at_once(loads: Loader) -> None:
         ({"bootstrap": {"method": "pgbackrest", "pgbackrest": {}}}, "bootstrap.method 'pgbackrest'"),
         ({"postgresql": {"pre_promote": "/x"}}, "postgresql.pre_promote '/x' is not built yet"),
         ({"postgresql": {"basebackup": ["format=t"]}}, "postgresql.basebackup 'format'"),
+        (
+            {"postgresql": {"rewind": [{"source-server": "x"}]}},
+            "postgresql.rewind 'source-server' is an option",
+        ),
+        (
+            {"postgresql": {"bin_name": {"postgres": "initdb"}}},
+            "bin_name.postgres 'initdb' must be the program",
+        ),
         ({"citus": {"group": 0, "database": "c"}}, "citus.group 0 is not supported"),
         ({"etcd": {"host": "a"}}, "etcd is the v2 API"),
         ({"raft": {"self_addr": "a:1"}}, "raft is not supported"),
@@ -309,7 +317,7 @@ def test_unknown_keys_warn_with_the_nearest_name(loads: Loader) -> None:
         "postgresql.parameter: unknown key, ignored (did you mean parameters?)",
         "postgresql.zebra: unknown key, ignored",
         "tag: unknown key, ignored (did you mean tags?)",
-        "ttl: not supported yet: ignored",
+        "ttl: counts in the dynamic configuration only: ignored here (see bootstrap.dcs)",
     ]
 
 
@@ -387,3 +395,25 @@ def test_a_reload_knows_what_needs_a_start(loads: Loader) -> None:
     new = loads({"name": "n1", "tags": {"x": 1}, "postgresql": {"listen": "127.0.0.1:1"}})
     assert changed_keys(old, old) == ((), ())
     assert changed_keys(old, new) == (("postgresql.listen", "tags"), ("name",))
+
+
+def test_a_reload_leaves_alone_what_needs_a_start(loads: Loader, tmp_path: Path) -> None:
+    """Else an agent would from then on look at a data directory that its PostgreSQL does not use."""
+    old = loads()
+    moved = {"name": "n1", "etcd3": None, "local": {"path": f"{tmp_path}/db"}, "tags": {"x": 1}}
+    loads({**moved, "postgresql": {"data_dir": f"{tmp_path}/other", "pgpass": f"{tmp_path}/p"}})
+    new, changed, later = reload(old)
+    assert (new.name, new.postgresql.data_dir) == ("n0", old.postgresql.data_dir)
+    assert new.dcs == old.dcs
+    assert new.tags.values == {"x": 1}
+    assert changed == ("tags",)
+    assert later == ("etcd3.host", "local.path", "name", "postgresql.data_dir", "postgresql.pgpass")
+    assert reload(new)[1:] == ((), later)
+
+
+def test_a_reload_of_a_bad_file_changes_nothing(loads: Loader) -> None:
+    old = loads()
+    with pytest.raises(ConfigErrors):
+        loads({"tags": {"nofailover": "perhaps"}})
+    with pytest.raises(ConfigErrors):
+        reload(old)

@@ -234,6 +234,34 @@ def test_local_values_win_over_the_dcs_except_protected_ones(tmp_path: Path) -> 
     )
 
 
+def test_a_role_has_settings_of_its_own(tmp_path: Path) -> None:
+    found = effective(
+        tmp_path,
+        {
+            "parameters": {"work_mem": "1MB", "jit": False},
+            "parameters_primary": {"work_mem": "2MB", "max_connections": 500},
+            "pg_hba": ["local all all trust"],
+            "pg_hba_replica": ["host all all all reject"],
+        },
+        {
+            "parameters_primary": {"work_mem": "3MB", "temp_buffers": "4MB", "port": 1},
+            "parameters_replica": {"jit": "on"},
+            "pg_ident_primary": ["m a b"],
+            "pg_hba_primary": [],
+        },
+    )
+    primary, replica = found.config.for_role("primary"), found.config.for_role("replica")
+    assert primary.parameters == {"work_mem": "2MB", "jit": "off", "temp_buffers": "4MB"}
+    assert replica.parameters == {"work_mem": "1MB", "jit": "on"}
+    assert (primary.pg_hba, primary.pg_ident) == (("local all all trust",), ("m a b",))
+    assert (replica.pg_hba, replica.pg_ident) == (("host all all all reject",), None)
+    assert found.config.for_role("standby_leader") == found.config
+    assert found.warnings == (
+        "postgresql.parameters_primary.port: may not depend on the role, ignored",
+        "postgresql.parameters_primary.max_connections: may not depend on the role, ignored",
+    )
+
+
 def test_the_dcs_fills_what_the_local_file_leaves_out(tmp_path: Path) -> None:
     found = effective(tmp_path, {}, {"use_pg_rewind": "on", "basebackup": {"checkpoint": "fast"}})
     assert found.config.use_pg_rewind
@@ -256,6 +284,7 @@ def test_the_dcs_cannot_move_an_instance(tmp_path: Path) -> None:
         {"parameters": {"max_connections": "many", "wal_level": "minimal", "x": [1], "y": {"a": 1}}},
         {"parameters": [], "recovery_conf": "x", "bin_name": 7, "authentication": 3, "pre_promote": "/x"},
         {"basebackup": ["pgdata=/x"], "": 1, "zebra": {}},
+        {"parameters_primary": [], "pg_hba_replica": {}, "rewind": ["source-server=x", "debug"]},
     ],
 )
 def test_nothing_in_the_dcs_stops_a_running_agent(tmp_path: Path, dynamic: dict[str, Any]) -> None:

@@ -1,0 +1,103 @@
+"""Configuration that shows on real servers: settings per role, programs under other names, reload."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.test_cluster_crash import QUIET, diverge
+from tests.support.cluster import Cluster, Node, bin_dir
+
+WRAPPED = ("initdb", "pg_basebackup", "pg_controldata", "pg_rewind", "postgres")
+
+
+@pytest.fixture
+def programs() -> Iterator[Path]:
+    """A directory in which `my-<program>` notes its arguments in `my-<program>.log` and runs the real one."""
+    directory = Path(tempfile.mkdtemp(prefix="haagent-programs-"))
+    directory.chmod(0o755)
+    for real in Path(bin_dir()).iterdir():
+        if real.name not in WRAPPED:
+            (directory / real.name).symlink_to(real)
+    for name in WRAPPED:
+        noted = directory / f"my-{name}.log"
+        noted.touch()
+        noted.chmod(0o666)
+        script = directory / f"my-{name}"
+        script.write_text(f'#!/bin/sh\necho "$*" >> {noted}\nexec {bin_dir()}/{name} "$@"\n')
+        script.chmod(0o755)
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def settings(node: Node) -> tuple[object, list[str]]:
+    """(work_mem, users named in pg_hba.conf) as the running server has them."""
+    users = node.sql("select unnest(user_name) from pg_hba_file_rules where database = '{nowhere}'")
+    return node.value("select current_setting('work_mem')"), [name for (name,) in users]
+
+
+AS_PRIMARY = ("11MB", ["at_primary"])
+AS_REPLICA = ("12MB", ["at_replica"])
+
+
+def test_settings_follow_the_role_and_programs_their_names(programs: Path) -> None:
+    cluster = Cluster(nodes=2, ttl=4, parameters={**QUIET, "work_mem": "10MB"})
+    for node in cluster.nodes:
+        lines = node.config()["postgresql"]["pg_hba"]
+        node.config_changes = {
+            "postgresql": {
+                "bin_dir": str(programs),
+                "bin_name": {name: f"my-{name}" for name in WRAPPED},
+                "rewind": ["progress"],
+                "parameters_primary": {"work_mem": "11MB", "max_connections": 500},
+                "parameters_replica": {"work_mem": "12MB"},
+                "pg_hba_primary": [*lines, "host nowhere at_primary 192.0.2.1/32 reject"],
+                "pg_hba_replica": [*lines, "host nowhere at_replica 192.0.2.1/32 reject"],
+            }
+        }
+    with cluster:
+        old = cluster.wait_streaming(1)
+        (standby,) = cluster.replicas()
+        assert settings(old) == AS_PRIMARY
+        assert settings(standby) == AS_REPLICA
+        assert old.value("select current_setting('max_connections')") == "100"
+
+        new = diverge(cluster, old)
+        cluster.wait_for(lambda: settings(new) == AS_PRIMARY, 60, "the promoted one has a primary's settings")
+        old.start()
+        cluster.wait_streaming(1)
+        cluster.wait_for(lambda: settings(old) == AS_REPLICA, 60, "the old primary has a replica's settings")
+        for name in WRAPPED:
+            assert (programs / f"my-{name}.log").read_text(), f"{name} was never run under its name"
+        assert "--progress" in (programs / "my-pg_rewind.log").read_text()
+
+
+def test_a_reload_reaches_logs_and_moves_no_data_directory() -> None:
+    with Cluster(nodes=1, store="local", parameters=QUIET) as cluster:
+        node = cluster.leader()
+        node.write_config(
+            {
+                "log": {"type": "json", "static_fields": {"place": "here"}},
+                "postgresql": {
+                    "data_dir": str(node.root / "elsewhere"),
+                    "parameters_primary": {"work_mem": "13MB"},
+                },
+            }
+        )
+        assert node.rest("/reload", "POST")[0] == 202
+        cluster.wait_for(lambda: settings(node)[0] == "13MB", 60, "PostgreSQL has read the new settings")
+        assert "postgresql.data_dir" in node.log()
+        assert "change only when the agent is started again" in node.log()
+        cluster.wait_for(lambda: json_lines(node), 60, "the log is JSON")
+        assert all(line["place"] == "here" for line in json_lines(node))
+        assert node.is_writable()
+        assert not (node.root / "elsewhere").exists()
+
+
+def json_lines(node: Node) -> list[dict[str, object]]:
+    return [json.loads(line) for line in node.log().splitlines() if line.startswith("{")]
