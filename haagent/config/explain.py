@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from haagent.config.check import MASK
-from haagent.config.schema import DYNAMIC, KEYS, SECTIONS, Key, Status
+from haagent.config.schema import DYNAMIC, KEYS, OVERLAYS, SECTIONS, Key, Status
 from haagent.config.shown import masked
 from haagent.config.sources import PREFIXES, Tree
 from haagent.core.settings import nearest, parse_settings
@@ -115,7 +115,22 @@ def _local(path: str, key: Key, local: Tree, dynamic: Dynamic) -> Explained:
     default = _Found(_default(path, key, parameter), "", "default")
     if here and there:
         notes.append(f"{there.where} has {_show(path, there.value)}: the local value wins")
+    notes += _overlaid(parameter, local, dynamic) if parameter else []
     return _told(path, key, here or there or default, notes)
+
+
+def _overlaid(parameter: str, local: Tree, dynamic: Dynamic) -> list[str]:
+    """What the parameter is instead while the member has a role."""
+    if parameter in PROTECTED:
+        return []
+    notes = []
+    for role in OVERLAYS:
+        path = f"{_PARAMETERS}_{role}.{parameter}"
+        key = KEYS[f"{_PARAMETERS}_{role}"]
+        found = _in_tree(path, local) or _in_dynamic(path, key, local, dynamic)
+        if found:
+            notes.append(f"{found.value} while {role.replace('_', ' ')} ({found.where})")
+    return notes
 
 
 def _losers(*found: _Found | None) -> list[str]:

@@ -64,7 +64,9 @@ _START = False  # reads as reload=_START: when the agent starts
 
 def _top() -> Iterator[Key]:
     yield Key("scope", v.PATH_WORD, "Name of the cluster", reload=_START, required=True)
-    yield Key("name", v.PATH_WORD, "Name of this member, unique in the cluster", reload=_START, required=True)
+    yield Key(
+        "name", v.MEMBER_NAME, "Name of this member, unique in the cluster", reload=_START, required=True
+    )
     yield Key("namespace", v.WORD, "First part of every key in the DCS", "service", reload=_START)
     yield Key("tags", v.SCALARS, "Tags of this member (nofailover, failover_priority, noloadbalance, …)", {})
     for name, kind in (("thread_pool_size", whole(1)), ("thread_stack_size", size(65536))):

@@ -201,6 +201,16 @@ def _path_word(value: object) -> str:
     return word
 
 
+#: Stands for "nobody" in synchronous_standby_names (contract 1.10): a member of that name would be somebody.
+STRICT_PLACEHOLDER = "__patroni_strict_sync_replica_placeholder__"
+
+
+def _member_name(value: object) -> str:
+    name = _path_word(value)
+    fail(name == STRICT_PLACEHOLDER)
+    return name
+
+
 def _flag(value: object) -> bool:
     found = parse_bool(value)
     if found is None:
@@ -310,6 +320,7 @@ _LONG_OPTIONS: dict[str, Any] = {
 TEXT = ValueType("text", text, "text", _ONE)
 WORD = ValueType("a single non-empty line", _nonempty, "text", _WORD)
 PATH_WORD = ValueType("one word without /", _path_word, "text", _WORD)
+MEMBER_NAME = ValueType(f"one word without /, other than {STRICT_PLACEHOLDER}", _member_name, "text", _WORD)
 FLAG = ValueType("on or off", _flag, "on/off", _ON_OFF)
 HOST_PORT = ValueType("host:port, an IPv6 address in []", host_port, "host:port", _STRING)
 LISTEN = ValueType("addr[,addr...]:port, an IPv6 address in []", listen, "addr[,addr…]:port", _STRING)

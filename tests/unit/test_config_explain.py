@@ -95,6 +95,13 @@ def test_what_loses_is_told() -> None:
     assert one("loop_wait").notes[-1] == "not used any more: agent.yml line 6, the cluster exists"
 
 
+def test_what_a_role_has_instead_is_told() -> None:
+    data = {"postgresql": {"parameters_replica": {"work_mem": "1GB", "max_connections": 1}}}
+    dynamic = Dynamic(data, "the DCS")
+    assert one("postgresql.parameters.work_mem", dynamic=dynamic).notes == ("1GB while replica (the DCS)",)
+    assert "replica" not in str(one("postgresql.parameters.max_connections", dynamic=dynamic).notes)
+
+
 def test_the_value_in_force_is_the_adjusted_one() -> None:
     found = one("retry_timeout")
     assert found.value == 14

@@ -271,6 +271,10 @@ def test_every_problem_is_told_at_once(loads: Loader) -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
+        (
+            {"name": "__patroni_strict_sync_replica_placeholder__"},
+            "must be one word without /, other than __",
+        ),
         ({"synchronous_mode": True}, "synchronous_mode True must be off"),
         ({"bootstrap": {"dcs": {"synchronous_mode": "quorum"}}}, "bootstrap.dcs.synchronous_mode 'quorum'"),
         ({"bootstrap": {"dcs": {"standby_cluster": {"host": "a"}}}}, "bootstrap.dcs.standby_cluster"),
