@@ -164,18 +164,27 @@ class LocalInstance:
         self._effective: EffectivePostgres | None = None
         self._used: tuple[AgentConfig, Settings] | None = None
         self._warned: set[str] = set()
-        self.actions_session = pg.session(self.local_target(), "haagent")
-        heartbeat = pg.session(self.local_target(), "haagent heartbeat")
-        self.sampler = Sampler(runtime, heartbeat, self._seems_alive, on_change)
+        #: The running server: where it was started to listen, whatever the file says since.
+        self.own_target = self._configured_target()
+        self.actions_session = pg.session(self.own_target, "haagent")
+        self._heartbeat = pg.session(self.own_target, "haagent heartbeat")
+        self.sampler = Sampler(runtime, self._heartbeat, self._seems_alive, on_change)
         pg.make_state_dir(config.postgresql.state_dir)
 
     # --- addresses --------------------------------------------------------------------------------
 
-    def local_target(self) -> ConnectionTarget:
-        """How the agent reaches its own server: by socket when so configured, else by TCP."""
-        pg = self.config.postgresql
+    def _configured_target(self) -> ConnectionTarget:
+        """How the agent reaches a server that is started now: by socket when so configured, else by TCP."""
+        pg = self.effective.config
         host = pg.unix_socket_dir if pg.use_unix_socket and pg.unix_socket_dir else pg.local_host
         return self._target(host, pg.port, pg.authentication.superuser)
+
+    def _aim(self, target: ConnectionTarget) -> None:
+        """New connections to the own server go there; those that are open live on."""
+        if target != self.own_target:
+            self.own_target = target
+            self.actions_session.aim(target)
+            self._heartbeat.aim(target)
 
     def peer_target(self, host: str, port: int, role: str) -> ConnectionTarget:
         """Another member's server, as `replication` or `rewind` user."""
@@ -390,6 +399,8 @@ class LocalInstance:
         self.config, self._used = config, (config, settings)
         self._effective, self._servers = effective_postgresql(config, settings), {}
         self._warn(self.effective.warnings)
+        at = self.own_target
+        self._aim(replace(self._configured_target(), host=at.host, port=at.port))
         pg = self.effective.config
         self.settings = replace(
             settings,
@@ -544,6 +555,7 @@ class LocalInstance:
             deadline_s=10.0,
         )
         if isinstance(outcome, guardian.Started):
+            self._aim(self._configured_target())
             with self._exit_seen:
                 self._last_exit, self._reaped = None, False
             self.guardian_state()

@@ -28,6 +28,9 @@ from postgres_ctl.slots import SlotPlan
 class Session(Protocol):
     """One connection to a server, made when needed (`postgres_ctl.queries.Session`)."""
 
+    def aim(self, target: ConnectionTarget) -> None:
+        """Connect there from the next time on."""
+
     def sample(self, deadline_s: float) -> InstanceSample: ...
 
     def checkpoint(self, deadline_s: float) -> None: ...

@@ -107,6 +107,10 @@ class Session:
         self._keywords = _session_keywords(application_name, statement_timeout_ms)
         self._connection: Connection | None = None
 
+    def aim(self, target: ConnectionTarget) -> None:
+        """Connect there from the next time on; an open connection lives on. Any thread may call this."""
+        self._target = target
+
     def query(self, sql: str, deadline_s: float, params: tuple[str | None, ...] = ()) -> list[Row]:
         """Rows as text. Connects when needed. Raises PostgresUnavailable, QueryFailed."""
         end = boottime() + deadline_s

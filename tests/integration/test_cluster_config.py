@@ -12,6 +12,7 @@ import pytest
 
 from tests.integration.test_cluster_crash import QUIET, diverge
 from tests.support.cluster import Cluster, Node, bin_dir
+from tests.support.etcd import free_port
 
 WRAPPED = ("initdb", "pg_basebackup", "pg_controldata", "pg_rewind", "postgres")
 
@@ -101,3 +102,22 @@ def test_a_reload_reaches_logs_and_moves_no_data_directory() -> None:
 
 def json_lines(node: Node) -> list[dict[str, object]]:
     return [json.loads(line) for line in node.log().splitlines() if line.startswith("{")]
+
+
+def test_another_port_takes_effect_with_the_restart_of_postgresql() -> None:
+    """Between reload and restart the server is where it was; afterwards the agent finds it where it is."""
+    with Cluster(nodes=1, store="local", parameters=QUIET) as cluster:
+        node = cluster.leader()
+        old, new = node.sql_port, free_port()
+        address = f"127.0.0.1:{new}"
+        node.write_config({"postgresql": {"listen": address, "connect_address": address}})
+        assert node.rest("/reload", "POST")[0] == 202
+        cluster.wait_for(lambda: "pending_restart_reason" in node.rest("/patroni")[1], 60, "a restart is due")
+        assert node.status("/primary") == 200
+        assert node.sql("select inet_server_port()") == [(old,)]
+
+        node.sql_port = new
+        assert node.rest("/restart", "POST", timeout_s=60)[0] == 200
+        cluster.wait_for(lambda: node.rest("/patroni")[1].get("state") == "running", 60, "it is found")
+        assert node.sql("select inet_server_port()") == [(new,)]
+        cluster.wait_for(lambda: "pending_restart" not in node.rest("/patroni")[1], 60, "nothing is pending")

@@ -46,11 +46,14 @@ class SimSession:
 
     def __init__(self, port: SimPostgres, target: ConnectionTarget, name: str) -> None:
         self._port, self._name = port, name
-        self._address = (target.host, target.port)
-        self._local = target.is_socket or target.host == "localhost" or self._address == port.host.address
+        self.aim(target)
         self._connection: Connection | None = None
         #: The task that waits for a long command.
         self._waiting: tuple[Task, int] | None = None
+
+    def aim(self, target: ConnectionTarget) -> None:
+        address = self._address = (target.host, target.port)
+        self._local = target.is_socket or target.host == "localhost" or address == self._port.host.address
 
     def server(self, kind: str, deadline_s: float) -> Server:
         """Before every command: the server, on a connection that lives. Raises PostgresUnavailable."""
