@@ -51,7 +51,12 @@ _COMMANDS = ("run", "demo", "config")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="haagent", description="PostgreSQL high-availability agent.")
+    parser = argparse.ArgumentParser(
+        prog="haagent",
+        description="PostgreSQL high-availability agent.",
+        epilog="As in Patroni: `haagent FILE` runs it; --validate-config, --generate-config and "
+        "--generate-sample-config are `haagent config validate`, `generate` and `sample`.",
+    )
     version = f"haagent {__version__} (speaks Patroni {COMPATIBLE_VERSION})"
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")

@@ -165,7 +165,7 @@ class LocalInstance:
         self._used: tuple[AgentConfig, Settings] | None = None
         self._warned: set[str] = set()
         #: The running server: where it was started to listen, whatever the file says since.
-        self.own_target = self._configured_target()
+        self.own_target = self._running_target()
         self.actions_session = pg.session(self.own_target, "haagent")
         self._heartbeat = pg.session(self.own_target, "haagent heartbeat")
         self.sampler = Sampler(runtime, self._heartbeat, self._seems_alive, on_change)
@@ -178,6 +178,12 @@ class LocalInstance:
         pg = self.effective.config
         host = pg.unix_socket_dir if pg.use_unix_socket and pg.unix_socket_dir else pg.local_host
         return self._target(host, pg.port, pg.authentication.superuser)
+
+    def _running_target(self) -> ConnectionTarget:
+        """Of a server that another life of this agent may have started by another file."""
+        target = self._configured_target()
+        port = self.pg.running_port(self.config.postgresql.data_dir)
+        return target if port is None else replace(target, port=port)
 
     def _aim(self, target: ConnectionTarget) -> None:
         """New connections to the own server go there; those that are open live on."""

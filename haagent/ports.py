@@ -58,6 +58,9 @@ class Postgres(Protocol):
     def find_postmaster(self, data_dir: str) -> tuple[int, int] | None:
         """pid and start time (clock ticks) of the postmaster that runs in `data_dir`."""
 
+    def running_port(self, data_dir: str) -> int | None:
+        """TCP port of the postmaster that runs in `data_dir`; None when none does, or it cannot be told."""
+
     def reload(self, data_dir: str) -> None:
         """SIGHUP to the postmaster that runs in `data_dir`."""
 

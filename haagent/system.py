@@ -30,6 +30,7 @@ from postgres_ctl import (
     timelines,
 )
 from postgres_ctl.api import Cancellation, ConnectionTarget
+from postgres_ctl.errors import PostgresError
 from postgres_ctl.facts import ControlData, DataDirState, Lsn, TimelineSwitch
 from postgres_ctl.slots import SlotPlan, apply_plan
 
@@ -87,6 +88,13 @@ class SystemPostgres:
         found = process.find_postmaster(data_dir)
         ticks = process.start_ticks(found.pid) if found is not None else None
         return None if found is None or ticks is None else (found.pid, ticks)
+
+    def running_port(self, data_dir: str) -> int | None:
+        try:
+            found = process.find_postmaster(data_dir)
+        except PostgresError:
+            return None
+        return found.port if found is not None else None
 
     def reload(self, data_dir: str) -> None:
         process.reload(data_dir)

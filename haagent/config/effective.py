@@ -7,13 +7,14 @@ is ignored with a warning: it must not stop a running agent.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from haagent.config.check import Checked, check_section
-from haagent.config.postgres import guc_texts, postgres_config
-from haagent.config.schema import OVERLAYS, POSTGRESQL_LOCAL_ONLY
+from haagent.config.postgres import find_bin_dir, guc_texts, is_postgres, postgres_config
+from haagent.config.schema import KEYS, OVERLAYS, POSTGRESQL_LOCAL_ONLY
 from haagent.config.types import AgentConfig, PostgresConfig
 from haagent.core.settings import Settings
 from postgres_ctl.gucs import AGENT_OWNED, OBSOLETE, PROTECTED, protected_parameters
@@ -44,6 +45,7 @@ def effective_postgresql(config: AgentConfig, settings: Settings) -> EffectivePo
     local = {p: value for p, value in config.values.items() if p.startswith("postgresql.")}
     user = {**dynamic_texts, **guc_texts(local.get(_PARAMETERS, {}))}
     merged.values |= local
+    _check_program(merged)
     merged.values[_PARAMETERS] = {k: value for k, value in user.items() if not _is_ours(k)}
     for path, texts in overlays.items():
         both = {**texts, **guc_texts(local.get(path, {}))}
@@ -60,6 +62,18 @@ def effective_postgresql(config: AgentConfig, settings: Settings) -> EffectivePo
     assert postgresql is not None  # the local part alone was complete
     said = (*merged.warnings, *(str(p) for p in merged.problems), *warnings)
     return EffectivePostgres(postgresql, MappingProxyType(protected), settings.use_slots, said)
+
+
+def _check_program(merged: Checked) -> None:
+    """The fence knows PostgreSQL by its program's name: another one cannot come from the DCS either."""
+    path = "postgresql.bin_name.postgres"
+    name = merged.get(path)
+    if name == KEYS[path].default:
+        return
+    program = os.path.join(merged.get("postgresql.bin_dir") or find_bin_dir(), name)
+    if not is_postgres(program):
+        merged.warn(f"{path}: {name} is not the program postgres: ignored")
+        del merged.values[path]
 
 
 def _is_ours(parameter: str) -> bool:

@@ -158,7 +158,7 @@ def check_machine(checked: Checked) -> None:
         checked.refuse(path, "", f"is missing: no PostgreSQL found in PATH or {_INSTALLED}")
     elif not os.access(program, os.X_OK) or os.path.isdir(program):
         checked.refuse(path, bin_dir, f"must contain the program {name}")
-    elif not _is_postgres(program):
+    elif not is_postgres(program):
         why = (
             "must be the program postgres, or a script that runs it: the fence knows PostgreSQL by that name"
         )
@@ -167,7 +167,7 @@ def check_machine(checked: Checked) -> None:
         _check_directories(checked.get("postgresql.data_dir"), checked)
 
 
-def _is_postgres(program: str) -> bool:
+def is_postgres(program: str) -> bool:
     """Its processes will be called postgres; a script's are not its own."""
     if os.path.basename(os.path.realpath(program)) in ("postgres", "postmaster"):
         return True

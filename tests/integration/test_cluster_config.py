@@ -116,6 +116,11 @@ def test_another_port_takes_effect_with_the_restart_of_postgresql() -> None:
         assert node.status("/primary") == 200
         assert node.sql("select inet_server_port()") == [(old,)]
 
+        node.kill_agent()
+        node.start()
+        cluster.wait_for(lambda: node.status("/primary") == 200, 60, "a new agent finds it as well")
+        assert node.sql("select inet_server_port()") == [(old,)]
+
         node.sql_port = new
         assert node.rest("/restart", "POST", timeout_s=60)[0] == 200
         cluster.wait_for(lambda: node.rest("/patroni")[1].get("state") == "running", 60, "it is found")

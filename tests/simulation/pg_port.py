@@ -224,6 +224,9 @@ class SimPostgres:
             return None
         return server.proc.pid, server.proc.start_ticks
 
+    def running_port(self, data_dir: str) -> int | None:
+        return None  # ports never change here
+
     def reload(self, data_dir: str) -> None:
         self.before("pg.reload")
         if not self.host.signal_postmaster(signal.SIGHUP):

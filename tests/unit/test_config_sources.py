@@ -262,6 +262,12 @@ def test_a_role_has_settings_of_its_own(tmp_path: Path) -> None:
     )
 
 
+def test_the_dcs_cannot_give_postgresql_another_name(tmp_path: Path) -> None:
+    found = effective(tmp_path, {}, {"bin_name": {"postgres": "initdb", "pg_rewind": "other"}})
+    assert (found.config.bin_name["postgres"], found.config.bin_name["pg_rewind"]) == ("postgres", "other")
+    assert found.warnings == ("postgresql.bin_name.postgres: initdb is not the program postgres: ignored",)
+
+
 def test_the_dcs_fills_what_the_local_file_leaves_out(tmp_path: Path) -> None:
     found = effective(tmp_path, {}, {"use_pg_rewind": "on", "basebackup": {"checkpoint": "fast"}})
     assert found.config.use_pg_rewind
