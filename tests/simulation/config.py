@@ -29,7 +29,7 @@ def data_dir(name: str) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _config(name: str, tags: str) -> AgentConfig:
-    # A JSON document is YAML. bin_dir only has to hold a program; it is never run.
+    # A JSON document is YAML. bin_dir only has to hold a script; it is never run.
     document = {
         "scope": SCOPE,
         "name": name,
@@ -39,8 +39,8 @@ def _config(name: str, tags: str) -> AgentConfig:
             "listen": f"{name}:{POSTGRES_PORT}",
             "connect_address": f"{name}:{POSTGRES_PORT}",
             "data_dir": data_dir(name),
-            "bin_dir": "/bin",
-            "bin_name": {"postgres": "true"},
+            "bin_dir": "/usr/bin",
+            "bin_name": {"postgres": "ldd"},
             "authentication": {
                 "superuser": {"username": "postgres"},
                 "replication": {"username": "replicator"},

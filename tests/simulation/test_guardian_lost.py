@@ -20,6 +20,8 @@ class Disk:
     def session(self, target: object, name: str) -> object:
         return object()
 
+    def running_port(self, data_dir: str) -> None: ...
+
     def make_state_dir(self, path: str) -> None: ...
 
     def find_postmaster(self, data_dir: str) -> tuple[int, int]:
