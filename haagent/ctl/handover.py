@@ -162,8 +162,7 @@ def _confirm_risk(snapshot: ClusterSnapshot, candidate: str, force: bool) -> Non
 
     if force or not risks_acknowledged_writes(snapshot, candidate):
         return
-    question = f"{candidate} is not a synchronous standby and may miss acknowledged writes. Fail over to it?"
-    if not confirm(question):
+    if not confirm(f"Are you sure you want to failover to the asynchronous node {candidate}?"):
         raise CtlError("Aborting failover")
 
 

@@ -988,6 +988,31 @@ def test_cluster_of_patroni_is_demoted_and_promoted(cluster: Cluster) -> None:
     assert cluster.config() == CONFIG
 
 
+def test_a_demotion_on_its_way_is_told(cluster: Cluster) -> None:
+    for name in cluster.nodes:
+        cluster.member(name, agent=None)
+    cluster.nodes["n0"].answers["PATCH", "/config"] = (200, {})
+    terminal = Terminal(cluster.command("demote-cluster", "--host", "h", "--force"))
+    terminal.expect(" cluster is unlocked: False, leader role: primary, leader state: running\r\n")
+    cluster.member("n0", agent=None, role="standby_leader", state="starting")
+    terminal.expect(" cluster is unlocked: False, leader role: standby_leader, leader state: starting\r\n")
+    cluster.member("n0", agent=None, role="standby_leader")
+    assert terminal.finish() == 0
+    assert terminal.shown.endswith(" cluster is successfully demoted\r\n")
+    cluster.dcs.delete("leader", 5)
+    without = cluster.run("demote-cluster", "--host", "h", "--force")
+    assert (without.code, without.err) == (1, "Error: Cluster has no leader, demotion is not possible\n")
+
+
+def test_failover_to_an_asynchronous_member_is_asked_for(cluster: Cluster) -> None:
+    cluster.dcs.put("sync", json.dumps({"leader": "n0", "quorum": 0, "sync_standby": "n1"}), 5)
+    terminal = Terminal(cluster.command("failover", "--candidate", "n2"))
+    terminal.expect("Are you sure you want to failover to the asynchronous node n2? [y/N]: ")
+    terminal.type("n\n")
+    assert terminal.finish() == 1
+    assert not any(node.seen for node in cluster.nodes.values())
+
+
 # --- the program itself -------------------------------------------------------------------------
 
 
