@@ -26,7 +26,7 @@ PLAN ?=
 PYTEST := $(PYTHON) -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint format unit test test-all simulate replay chaos bench clean
+.PHONY: help setup demo lint format unit test test-all simulate replay mutants chaos bench clean
 
 help: ## this list
 	@printf '\033[1mhaagent\033[0m: a PostgreSQL high-availability agent\n\n'
@@ -63,6 +63,9 @@ simulate: setup ## simulated clusters for MINUTES on all cores: every rule check
 
 replay: setup ## the readable trace of one simulated schedule (SEED=… or PLAN=…), shrunk when it breaks a rule
 	@$(PYTHON) -m tests.simulation.run replay $(if $(SEED),--seed $(SEED)) $(if $(PLAN),--plan $(PLAN)) $(ARGS)
+
+mutants: setup ## planted bugs, and which check catches each (ARGS='NAME… --seconds 60' for some, or longer)
+	@$(PYTHON) -m tests.simulation.hunt $(ARGS)
 
 chaos: setup ## random faults on real servers for MINUTES (SEED=… repeats a plan); writes docs/chaos-report.md
 	@$(PYTHON) -m tests.chaos.torture --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)

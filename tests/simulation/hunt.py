@@ -63,12 +63,27 @@ class Outcome:
         return "crash" if self.crash else "survived"
 
 
-def known_seeds() -> dict[str, list[int]]:
-    """Mutant -> seeds that caught it when they were written down."""
+@dataclass(frozen=True)
+class Caught:
+    """What caught a mutant when it was written down."""
+
+    check: str
+    seeds: tuple[int, ...]
+
+
+def known() -> dict[str, Caught]:
+    """By mutant; those that no search has caught yet are not in it."""
     if not KNOWN.exists():
         return {}
-    data: dict[str, list[int]] = json.loads(KNOWN.read_text())
-    return data
+    return {
+        name: Caught(it["check"], tuple(it["seeds"])) for name, it in json.loads(KNOWN.read_text()).items()
+    }
+
+
+def known_seeds(mutant: str) -> tuple[int, ...]:
+    """Seeds that caught it when they were written down."""
+    caught = known().get(mutant)
+    return caught.seeds if caught is not None else ()
 
 
 def hunt(mutant: Mutant, first: int, schedules: int, limit_s: float, known: Iterable[int] = ()) -> Outcome:
@@ -151,11 +166,17 @@ def hunt_all(
     console: Console, chosen: Sequence[Mutant], first: int, options: argparse.Namespace
 ) -> list[Outcome]:
     """All of them, several at a time; a line for each when it is done."""
-    known = known_seeds() if options.known else {}
     outcomes = []
     with ThreadPoolExecutor(options.jobs) as pool:
         runs = [
-            pool.submit(hunt, m, first, options.schedules, options.seconds, known.get(m.name, ()))
+            pool.submit(
+                hunt,
+                m,
+                first,
+                options.schedules,
+                options.seconds,
+                known_seeds(m.name) if options.known else (),
+            )
             for m in chosen
         ]
         for done, run in enumerate(as_completed(runs), 1):
@@ -182,13 +203,13 @@ def table(outcomes: Sequence[Outcome]) -> Table:
 
 
 def write_seeds(outcomes: Iterable[Outcome]) -> None:
-    """Remember what caught each, the newest first, two at most."""
-    kept = known_seeds()
+    """Remember what caught each, the newest seed first, two at most."""
+    kept, living = known(), {m.name for m in mutate.mutants()}
     for o in outcomes:
-        if o.seed is not None:
-            kept[o.mutant] = [o.seed, *(s for s in kept.get(o.mutant, []) if s != o.seed)][:2]
-    living = {m.name for m in mutate.mutants()}
-    lines = [f"  {json.dumps(name)}: {json.dumps(kept[name])}" for name in sorted(kept) if name in living]
+        if o.seed is not None and o.check is not None:
+            older = (s for s in known_seeds(o.mutant) if s != o.seed)
+            kept[o.mutant] = Caught(o.check, (o.seed, *older)[:2])
+    lines = [f"  {json.dumps(n)}: {json.dumps(asdict(kept[n]))}" for n in sorted(kept) if n in living]
     KNOWN.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 

@@ -331,8 +331,9 @@ class Invariants(Truth):
 
     def acknowledged(self, server: Server, record: Record) -> None:
         """What a server acknowledges that nothing could end in time, beside the holder of the key, nobody
-        promises to keep (docs/safety.md)."""
-        if self._holds(server) or not self._unreliable(server):
+        promises to keep; nor what one of two does that operators let write in a pause (docs/safety.md)."""
+        two = len(self.writable_servers) > 1 and "pause" in map(self.unleased.get, self.writable_servers)
+        if not two and (self._holds(server) or not self._unreliable(server)):
             self.acknowledged_records.append(record)
 
     def promoted(self, server: Server, timeline: int, count: int) -> None:
