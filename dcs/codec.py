@@ -312,6 +312,7 @@ def _status(raw: RawKey) -> Status:
         optime=_lsn(data.get("optime"), "optime"),
         slots=None if slots is None else {name: _lsn(lsn, "a slot") for name, lsn in slots.items()},
         retain_slots=None if retain is None else tuple(_string(n, "retain_slots") for n in retain),
+        final_timeline=_opt(data, "haagent_final_timeline", _timeline),
     )
 
 
@@ -548,6 +549,7 @@ def encode_status(status: Status) -> str:
                 ("optime", status.optime),
                 ("slots", dict(status.slots) if status.slots else None),
                 ("retain_slots", list(status.retain_slots) if status.retain_slots else None),
+                ("haagent_final_timeline", status.final_timeline),
             )
         )
     )

@@ -138,6 +138,9 @@ class Status:
     #: slot name -> position; None when the writer left it out.
     slots: Mapping[str, int] | None = None
     retain_slots: tuple[str, ...] | None = None
+    #: Ours: the primary of this timeline stopped cleanly and released the key; `optime` is its shutdown
+    #: checkpoint.
+    final_timeline: int | None = None
 
 
 @dataclass(frozen=True)

@@ -204,10 +204,11 @@ class Interpreter:
         return isinstance(outcome, Ok)
 
     def _last_status(self, optime: Lsn) -> str:
-        """The last position, with the slots last known (contract 1.3)."""
+        """The shutdown checkpoint, said to be that, with the slots last known (contract 1.3)."""
         old = self._view().status
         known = (old.slots, old.retain_slots) if old is not None else (None, None)
-        return codec.encode_status(Status(optime.value, *known))
+        timeline = self._obs.instance.timeline if self._obs is not None else None
+        return codec.encode_status(Status(optime.value, *known, final_timeline=timeline))
 
     def _clear_failover(self, action: a.ClearFailover) -> bool:
         """The outcome first: whoever asked reads it once the request is gone."""

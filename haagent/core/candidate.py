@@ -102,15 +102,13 @@ def _is_handed_over(obs: Observation, memory: Memory, cluster: ClusterSnapshot) 
 
 
 def has_last_record(obs: Observation, cluster: ClusterSnapshot) -> bool:
-    """The leader that was asked to step down says that its PostgreSQL is stopped, and we have its last record
-    (rules 2 and 3): `status.optime` is then its shutdown checkpoint, and we have replayed beyond that. Nobody
-    else was told to make a timeline since: he may have led, and written."""
-    request = cluster.failover
-    former = cluster.member(request.leader) if request is not None and request.leader is not None else None
-    complete = cluster.status is not None and my_position(obs).value > cluster.status.optime
-    mine = obs.instance.timeline or 0
+    """The last primary, on our timeline, stopped cleanly before it released the key, and we replayed beyond
+    its shutdown checkpoint (rules 2 and 3). Nobody else was told to make a timeline since: he may have led.
+    """
+    mine, status = obs.instance.timeline or 0, cluster.status
     others = any(claim.timeline > mine and claim.name != obs.me.name for claim in cluster.claims)
-    return former is not None and former.state == "stopped" and complete and not others
+    final = status is not None and status.final_timeline == mine and my_position(obs).value > status.optime
+    return final and not others
 
 
 # --- what this member knows of itself -----------------------------------------------------------

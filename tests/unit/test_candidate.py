@@ -373,8 +373,9 @@ def test_who_is_unfenced_stays_unknown_while_it_cannot_be_read() -> None:
 
 
 def test_a_hand_over_does_not_hide_another_owner_without_a_fence() -> None:
-    former = member("pg0", state="stopped", role="replica")
-    view = cluster(leader=None, members=(former, member("pg1"), member("pg2")), unfenced=Unfenced("pg2", 4))
+    former, last = member("pg0", state="stopped", role="replica"), Status(OPTIME, final_timeline=1)
+    members = (former, member("pg1"), member("pg2"))
+    view = cluster(leader=None, members=members, unfenced=Unfenced("pg2", 4), status=last)
     ahead = lost_stream(OPTIME + 100)
     assert not standing(racing(ahead, asked(view, request()), peers=()), Memory()).may_lead
     own = replace(view, unfenced=UNFENCED)

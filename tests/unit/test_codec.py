@@ -187,6 +187,7 @@ def test_absent_facts_are_left_out() -> None:
     member = Member("a", state="starting", role="replica", version="4.1.5", checkpoint_after_promote=True)
     assert codec.encode_member(member) == '{"state":"starting","role":"replica","version":"4.1.5"}'
     assert codec.encode_status(Status(5, {}, ())) == '{"optime":5}'
+    assert codec.encode_status(Status(5, final_timeline=2)) == '{"optime":5,"haagent_final_timeline":2}'
     assert codec.encode_failover() == "{}"
 
 

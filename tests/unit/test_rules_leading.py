@@ -207,19 +207,27 @@ def test_the_request_is_cleared_once_the_promotion_has_begun() -> None:
 
 
 def test_only_a_proven_hand_over_is_called_without_loss() -> None:
-    """A switchover was asked for, but its leader was lost before it handed over anything."""
-    handed = asked(cluster(members=(member("pg0"), member("pg9", state="stopped"))), request(leader="pg9"))
-    running = asked(cluster(members=(member("pg0"), member("pg9", state="running"))), request(leader="pg9"))
-    between = replace(handed, claims=(TimelineClaim(2, "pg1", EPOCH - 1),))
+    """A switchover was asked for, but its leader was lost before it handed over anything, or another one led
+    since."""
+    last = Status(OPTIME, final_timeline=1)
+    handed = asked(cluster(members=(member("pg0"), member("pg9"))), request(leader="pg9"))
+    final = replace(handed, status=last)
+    between = replace(final, claims=(TimelineClaim(2, "pg1", EPOCH - 1),))
     notes = []
-    for view, end in (
-        (handed, OPTIME + 1), (handed, OPTIME), (running, OPTIME + 1), (between, OPTIME + 1)
-    ):  # fmt: skip
+    for view, end in ((final, OPTIME + 1), (final, OPTIME), (handed, OPTIME + 1), (between, OPTIME + 1)):
         decision = judge(leading(lost_stream(end), view, peers=(answer("pg9", end - 1), answer("pg1", 1))))
         claim = decision.actions[0]
         assert isinstance(claim, WriteClaim)
         notes.append((claim.note or "").partition(":")[0])
     assert notes == ["planned", "expected loss", "expected loss", "expected loss"]
+
+
+def test_the_next_primary_takes_back_that_a_position_is_final() -> None:
+    settled = judge(leading(primary(), cluster(status=None)), SETTLED)
+    written = settled.actions[0]
+    assert isinstance(written, WriteStatus)
+    final = replace(_status(written), final_timeline=1)
+    assert kinds(judge(leading(primary(), cluster(status=final)), settled.memory)) == (WriteStatus,)
 
 
 def test_the_holder_of_the_key_gives_it_back_when_another_has_more_wal() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dcs.records import ClusterSnapshot
+from dataclasses import replace
+
+from dcs.records import ClusterSnapshot, Status
 from haagent.core import slots
 from haagent.core.actions import (
     Action,
@@ -243,11 +245,8 @@ def _status(
     positions[mine] = sample.flush_lsn.value
     retained = tuple(sorted({*slots.retained(obs, memory), mine}))
     old = cluster.status
-    if old is not None and (old.optime, dict(old.slots or {}), old.retain_slots) == (
-        sample.flush_lsn.value,
-        positions,
-        retained,
-    ):
+    now = Status(sample.flush_lsn.value, positions, retained)
+    if old is not None and replace(old, slots=dict(old.slots or {})) == now:
         return ()
     return (WriteStatus(guard, sample.flush_lsn, positions, retained),)
 

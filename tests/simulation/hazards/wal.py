@@ -24,7 +24,7 @@ def disk_that_lied(stage: Stage) -> None:
 @scenario(
     "H15",
     {
-        "race-claims-nothing": "rule7.histories-not-mixed",
+        "race-claims-nothing": "rule5.loss-reported",
         "race-number-from-itself": "rule7.histories-not-mixed",
     },
 )
