@@ -192,7 +192,9 @@ def replicated(writers: Writers, primary_dsn: str) -> frozenset[int]:
     these. (One whose stream is just cut would not be counted as behind.)
 
     What is acknowledged after that may be lost by an asynchronous failover (rule 5)."""
-    known = writers.evidence().acknowledged
+    evidence = writers.evidence()
+    # What an earlier failover has lost, as it may, is not safe any more.
+    known = frozenset(evidence.acknowledged) - set(evidence.missing(primary_dsn))
     have_it = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND flush_lsn >= %s::pg_lsn"
     standbys = len(writers.cluster.nodes) - 1
     with contextlib.closing(psycopg.connect(primary_dsn, autocommit=True, connect_timeout=10)) as session:
