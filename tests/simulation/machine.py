@@ -41,7 +41,6 @@ DURATIONS: dict[str, tuple[float, float, float, float]] = {
     "bootstrap": (0.3, 2.0, 0.0, 0.0),
     "clone": (0.2, 2.0, 0.2, 20.0),
     "rewind": (0.1, 1.0, 0.2, 5.0),
-    "make-clean": (0.1, 1.0, 0.0, 0.0),
 }
 
 Knob = tuple[int | float, float, bool]

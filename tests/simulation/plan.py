@@ -5,19 +5,24 @@ first)
 comes from streams of the engine, one per link and host, seeded by the same seed. So a fault can be left out
 without changing what the others meet, and a failing plan can be shrunk by leaving out faults.
 
+Each fault is drawn from a stream of its own, and names are chosen by hash: another kind, boundary or work
+added to a list here leaves most of what a seed stands for as it was.
+
 Each plan uses only some kinds of faults (swarm testing): a plan with everything in it never gets far.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from tests.simulation.config import node_names
 
+T = TypeVar("T")
 #: Schedules end after so many non-idle decisions and faults.
 EVENTS = 200
 
@@ -95,6 +100,12 @@ class Plan:
 TIMINGS = ((3, 1, 1), (5, 1, 1), (5, 1, 2), (8, 2, 3), (10, 2, 4), (30, 10, 10))
 
 
+def _share(*words: object) -> float:
+    """Of these words always the same number in [0, 1), without a stream."""
+    digest = hashlib.blake2b("/".join(map(str, words)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
 class Draw:
     """Draws for one plan."""
 
@@ -102,6 +113,11 @@ class Draw:
         self.rng = random.Random(f"{purpose}/{seed}")
         self.names: tuple[str, ...] = ()
         self.ttl_s = 0.0
+
+    def pick(self, choices: Sequence[T]) -> T:
+        """One of them. Another one, added later, changes that only where it is chosen itself."""
+        token = self.rng.random()
+        return min(choices, key=lambda choice: _share(token, choice))
 
     def node(self) -> str:
         return self.rng.choice(self.names)
@@ -158,7 +174,7 @@ def _operator(kind: str) -> Maker:
 
 def _work(draw: Draw, at: float) -> Fault:
     """The next work of this kind on a node is slow, or fails."""
-    kind = draw.rng.choice(WORK)
+    kind = draw.pick(WORK)
     fails = float(draw.rng.random() < 0.4)
     return Fault(at, "work", draw.node(), duration=draw.about_ttl(), value=fails, detail=kind)
 
@@ -174,8 +190,8 @@ BOUNDARIES = (
 #: Work that can be slow, or fail.
 WORK = (
     "server.start", "server.crash-recovery", "server.promote", "server.shutdown", "server.checkpoint",
-    "server.replay-local", "server.orphans", "pg.rewind", "pg.clone", "pg.bootstrap", "pg.make-clean",
-    "pg.control", "pg.write-config", "pg.state-file",
+    "server.replay-local", "server.orphans", "pg.rewind", "pg.clone", "pg.bootstrap", "pg.control",
+    "pg.write-config", "pg.state-file",
 )  # fmt: skip
 STRIKES = (
     "kill-agent",
@@ -190,15 +206,15 @@ STRIKES = (
 
 def _at_boundary(draw: Draw, at: float) -> Fault:
     """Something strikes a node just before or after the n-th next call of a port."""
-    where = f"{draw.rng.choice(BOUNDARIES)} {draw.rng.choice(('before', 'after', 'after'))}"
-    strike = draw.rng.choice(STRIKES)
+    where = f"{draw.pick(BOUNDARIES)} {draw.rng.choice(('before', 'after', 'after'))}"
+    strike = draw.pick(STRIKES)
     nth = float(draw.rng.choice((1, 1, 1, 2, 3)))
     return Fault(at, "boundary", draw.node(), strike, draw.about_ttl(), nth, where)
 
 
 def _settings(draw: Draw, at: float) -> Fault:
     ttl, loop_wait, retry = draw.rng.choice(TIMINGS[:-1])
-    patch: dict[str, Any] = draw.rng.choice((
+    patch: dict[str, Any] = draw.pick((
         {"ttl": ttl, "loop_wait": loop_wait, "retry_timeout": retry},
         {"maximum_lag_on_failover": draw.rng.choice((0, 120, 1200, 1048576))},
         {"primary_start_timeout": draw.rng.choice((0, 2, 300))},
@@ -210,8 +226,8 @@ def _settings(draw: Draw, at: float) -> Fault:
 
 
 def _garbage(draw: Draw, at: float) -> Fault:
-    key = draw.rng.choice(("sync", "failover", "status", "history", "config", "failsafe", "haagent_claims",
-                           f"members/{draw.node()}", "members/stranger"))  # fmt: skip
+    key = draw.pick(("sync", "failover", "status", "history", "config", "failsafe", "haagent_claims",
+                     f"members/{draw.node()}", "members/stranger"))  # fmt: skip
     text = draw.rng.choice(("", "{", "null", "[]", "{}", '{"leader": 7}', "99999999999999999999", "[[1]]",
                             '{"state": "running"}', "\x00"))  # fmt: skip
     return Fault(at, "garbage", key, duration=draw.about_ttl(), detail=text)
@@ -252,7 +268,9 @@ KINDS: dict[str, tuple[float, Maker]] = {
     "garbage": (0.7, _garbage),
     "broken-decide": (0.7, _on_node("broken-decide")),
 }
-#: Faults the store's promises exclude: only in plans that ask for them.
+#: Each of the other kinds is in this share of the plans.
+SWARM_SHARE = 0.35
+#: In every plan.
 _ALWAYS = ("switchover", "kill-agent", "boundary")
 
 
@@ -355,10 +373,10 @@ FIRST: tuple[Maker, ...] = (
 def _rare(draw: Draw, end: float, fresh: bool) -> list[Fault]:
     """Some of the rare things, in the first half of a plan that ends then."""
     rng = draw.rng
-    found = [rng.choice(list(RARE.values()))(draw, rng.uniform(0.0, end / 2)) for _ in range(RARE_TIMES)]
+    found = [RARE[draw.pick(tuple(RARE))](draw, rng.uniform(0.0, end / 2)) for _ in range(RARE_TIMES)]
     for _ in range(SCENES):
         begin = rng.uniform(0.0, end / 2)
-        for one in rng.choice(RARE_TOGETHER):
+        for one in draw.pick(RARE_TOGETHER):
             other = draw.node() if one.kind == "failover" else one.other
             node = one.node or (draw.node() if one.kind == "failover" else "")
             at, lasts = begin + one.at * draw.ttl_s, one.duration * draw.ttl_s
@@ -386,8 +404,7 @@ def common_plan(seed: int) -> Plan:
     draw.names = node_names(nodes)
     ttl, loop_wait, retry = rng.choice(TIMINGS)
     draw.ttl_s = float(ttl)
-    swarm = [kind for kind in KINDS if kind in _ALWAYS or rng.random() < 0.35]
-    faults = tuple(_faults(draw, swarm))
+    faults = tuple(_faults(draw, seed))
     if seed >= AIMED:
         faults = tuple(_aimed(Draw(seed, "aim"), draw.names, draw.ttl_s, faults))
     return Plan(
@@ -402,14 +419,17 @@ def common_plan(seed: int) -> Plan:
     )
 
 
-def _faults(draw: Draw, swarm: list[str]) -> list[Fault]:
+def _faults(draw: Draw, seed: int) -> list[Fault]:
     rng, at = draw.rng, draw.rng.uniform(0.0, 4.0)
-    weights = [KINDS[kind][0] for kind in swarm]
+    swarm = [kind for kind in KINDS if kind in _ALWAYS or _share(seed, "swarm", kind) < SWARM_SHARE]
     pace = rng.choice((0.3, 0.8, 0.8, 2.0)) * min(1.0, draw.ttl_s / 5)
     faults = []
-    for _ in range(EVENTS // 2):
-        kind = rng.choices(swarm, weights)[0]
-        faults.append(KINDS[kind][1](draw, at))
+    for number in range(EVENTS // 2):
+        one = Draw(seed, f"fault {number}")
+        one.names, one.ttl_s = draw.names, draw.ttl_s
+        # The kind whose exponential clock, as fast as its weight, rings first: so each comes by its weight.
+        kind = max(swarm, key=lambda kind: _share(seed, number, kind) ** (1.0 / KINDS[kind][0]))
+        faults.append(KINDS[kind][1](one, at))
         # Several at once now and then.
         at += 0.0 if rng.random() < 0.1 else rng.expovariate(1.0 / pace)
     return faults
@@ -421,7 +441,7 @@ def _aimed(draw: Draw, names: tuple[str, ...], ttl_s: float, faults: tuple[Fault
     kept = [replace(f, node=LEADER) if f.node in names and rng.random() < 0.5 else f for f in faults]
     for _ in range(TOGETHER_TIMES):
         at, lasts = rng.uniform(0.0, faults[-1].at / 2), ttl_s * rng.uniform(1.0, 2.5)
-        for what in rng.choice(TOGETHER):
+        for what in draw.pick(TOGETHER):
             kind, _, detail = what.partition(" ")
             fault = replace(KINDS[kind][1](draw, at), duration=lasts)
             if fault.node in names and rng.random() < 0.9:
