@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from haagent import guardian_types as guardian
+from haagent.config.types import PostgresConfig
 from haagent.core.model import JobFacts, JobResult, Unavailable
 from haagent.instance import LocalInstance
 from haagent.ports import Session
@@ -22,6 +23,7 @@ from postgres_ctl import basebackup, bootstrap, rewind
 from postgres_ctl.api import Cancellation, ConnectionTarget
 from postgres_ctl.errors import PostgresError
 from postgres_ctl.facts import ControlData, ControlState, InstanceSample, Lsn, parting
+from postgres_ctl.post_bootstrap import PostBootstrap
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,8 @@ _SHUT_DOWN = (ControlState.SHUT_DOWN, ControlState.SHUT_DOWN_IN_RECOVERY)
 #: Long copies end by themselves or by cancellation, not by this; seconds.
 COPY_S = 7 * 24 * 3600.0
 INITDB_S = 300.0
+#: The user's program may load a dump.
+POST_BOOTSTRAP_S = 24 * 3600.0
 IDENTIFY_S = 3.0
 CHECKPOINT_S = 3600.0
 REWIND_S = 24 * 3600.0
@@ -294,6 +298,8 @@ class InstanceJobs:
             roles=roles,
             initdb=pg.bin_name["initdb"],
             postgres=pg.bin_name["postgres"],
+            post=self._post_bootstrap(pg),
+            post_deadline_s=POST_BOOTSTRAP_S,
         )
         for warning in self._pg.bootstrap(spec, INITDB_S, cancel):
             log.warning("%s", warning)
@@ -301,6 +307,12 @@ class InstanceJobs:
         if lines and self.instance.effective.config.pg_hba is None:
             self._pg.append_hba(pg.data_dir, lines)  # to the end of initdb's file
         return {}
+
+    def _post_bootstrap(self, pg: PostgresConfig) -> PostBootstrap | None:
+        command = self.instance.config.bootstrap.post_bootstrap
+        if command is None:
+            return None
+        return PostBootstrap(command, self.instance.server_config(primary=True), pg.pgpass, pg.database)
 
     def clone(self, source: str, leader: str, wipe: bool, cancel: Cancellation) -> dict[str, Any]:
         """Base backup; with `wipe` PostgreSQL is stopped and its directory discarded first (rule 7)."""

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 
 from postgres_ctl.api import Cancellation, ToolResult, boottime, option_arguments, run_tool, tool
 from postgres_ctl.datadir import move_aside, under_construction
-from postgres_ctl.errors import ConfigFileError, DataDirError
+from postgres_ctl.errors import ConfigFileError, DataDirError, ToolFailed
+from postgres_ctl.post_bootstrap import PostBootstrap, complete
 
 __all__ = [
     "InitdbSpec",
@@ -67,6 +68,9 @@ class InitdbSpec:
     #: Names of the programs, where they differ.
     initdb: str = "initdb"
     postgres: str = "postgres"
+    #: The user's program that completes the new cluster, if any, and its time in seconds.
+    post: PostBootstrap | None = None
+    post_deadline_s: float = 24 * 3600.0
 
 
 def initdb_arguments(options: Sequence[str | Mapping[str, object]]) -> tuple[list[str], list[str]]:
@@ -77,18 +81,22 @@ def initdb_arguments(options: Sequence[str | Mapping[str, object]]) -> tuple[lis
 def bootstrap(spec: InitdbSpec, deadline_s: float, cancel: Cancellation | None = None) -> tuple[str, ...]:
     """initdb and roles within `deadline_s` seconds; returns warnings. The server is not running afterwards.
 
-    On failure the half made directory is removed. Raises ToolFailed, DataDirError, ConfigFileError.
+    On failure the half made directory is removed, or moved to `<data_dir>.failed` when it was the user's
+    program that failed; its time does not count. Raises ToolFailed, DataDirError, ConfigFileError.
     """
-    end = boottime() + deadline_s
     _require_plain_passwords([spec.superuser, *spec.roles])
     arguments, warnings = initdb_arguments(spec.options)
     with under_construction(spec.data_dir):
+        end = boottime() + deadline_s
         _initdb(spec, arguments, deadline_s, cancel)
+        left_s = max(0.0, end - boottime())
+        if spec.post is not None:
+            _complete(spec, spec.post, cancel)
         create_roles(
             spec.bin_dir,
             spec.data_dir,
             [spec.superuser, *spec.roles],
-            max(0.0, end - boottime()),
+            left_s,
             cancel,
             program=spec.postgres,
         )
@@ -112,6 +120,17 @@ def _initdb(spec: InitdbSpec, arguments: list[str], deadline_s: float, cancel: C
         secrets=(password or "",),
         cwd=spec.data_dir,
     )
+
+
+def _complete(spec: InitdbSpec, post: PostBootstrap, cancel: Cancellation | None) -> None:
+    """The roles come afterwards: the program may have made them already, or find that they are not there."""
+    superuser = spec.superuser
+    program = tool(spec.bin_dir, spec.postgres)
+    try:
+        complete(post, program, superuser.name, superuser.password, spec.post_deadline_s, cancel)
+    except ToolFailed as fault:
+        move_aside(spec.data_dir)
+        raise ToolFailed(f"post_bootstrap: {fault}", fault.output, fault.cancelled) from None
 
 
 def _environment_locale() -> str:

@@ -241,8 +241,9 @@ def _bootstrap() -> Iterator[Key]:
         b + "method", v.WORD, "How a new cluster is made", "initdb", reload=_START,
         status=Status.REFUSED, harmless=("initdb",), hint="is not built yet: only initdb is",
     )  # fmt: skip
-    for name in ("post_bootstrap", "post_init"):
-        yield Key(b + name, v.ANY, "Program run once in a new cluster", reload=_START, status=Status.LATER)
+    completes = "Program that completes a new cluster, with a conninfo as its last argument"
+    yield Key(b + "post_bootstrap", v.WORD, completes, reload=_START)
+    yield Key(b + "post_init", v.WORD, "Old name of `post_bootstrap`", reload=_START)
     yield Key(
         b + "users", v.ANY, "Gone since Patroni 4.0", status=Status.LATER, harmless=({},), reload=_START,
         hint="is gone since Patroni 4.0, no users are made: ignored",

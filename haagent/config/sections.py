@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -130,7 +131,18 @@ def bootstrap_config(checked: Checked, dcs: DcsSection | None) -> BootstrapConfi
         checked.refuse(f"bootstrap.dcs.{found.key}", found.value, found.allowed)
     checked.warnings += [f"bootstrap.dcs.{warning}" for warning in warnings]
     initdb = allowed_options(checked, "bootstrap.initdb", _INITDB_FORBIDDEN)
-    return BootstrapConfig(data, initdb, checked.get("bootstrap.pg_hba"))
+    post = next((n for n in ("post_bootstrap", "post_init") if checked.get(f"bootstrap.{n}")), None)
+    command = checked.get(f"bootstrap.{post}") if post else None
+    if command is not None and not _is_command_line(command):
+        checked.refuse(f"bootstrap.{post}", command, "must be a command line, with its quotes in pairs")
+    return BootstrapConfig(data, initdb, checked.get("bootstrap.pg_hba"), command)
+
+
+def _is_command_line(text: str) -> bool:
+    try:
+        return bool(shlex.split(text))
+    except ValueError:
+        return False
 
 
 def member_tags(checked: Checked) -> Tags:

@@ -112,6 +112,8 @@ class BootstrapConfig:
     #: Arguments of initdb: `--encoding=UTF8`, `--data-checksums`.
     initdb: tuple[str, ...] = ()
     pg_hba: tuple[str, ...] = ()
+    #: Command line of the program that completes a new cluster.
+    post_bootstrap: str | None = None
 
 
 @dataclass(frozen=True)

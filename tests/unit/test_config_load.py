@@ -189,7 +189,6 @@ def test_the_other_sections_of_a_large_file(large: AgentConfig, tmp_path: Path) 
 
 def test_what_is_not_built_yet_and_harmless_warns(large: AgentConfig) -> None:
     assert sorted(large.warnings) == [
-        "bootstrap.post_bootstrap: not supported yet: ignored",
         "bootstrap.users: is gone since Patroni 4.0, no users are made: ignored",
         "consul: not supported yet: ignored",
         "postgresql.callbacks: not supported yet: ignored",
