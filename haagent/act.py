@@ -224,7 +224,8 @@ class Interpreter:
 
     def _write_claim(self, action: a.WriteClaim) -> bool:
         claim = TimelineClaim(action.timeline, self.config.name, action.epoch, action.note)
-        claims = (*self._view().claims, claim)[-CLAIMS_KEPT:]
+        mine = () if action.mine is None else (TimelineClaim(action.mine, self.config.name, action.epoch),)
+        claims = (*self._view().claims, *mine, claim)[-CLAIMS_KEPT:]
         outcome = self.dcs.compare_and_set(
             codec.CLAIMS, codec.encode_claims(claims), action.version, self._deadline_s
         )

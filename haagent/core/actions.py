@@ -85,12 +85,13 @@ class MarkUnfenced:
 
 @dataclass(frozen=True)
 class WriteClaim:
-    """Claim the timeline we are about to create (H15)."""
+    """Claim the timeline we are about to create (H15), and the one we are on where its claim was lost."""
 
     timeline: int
     epoch: int
     version: int
     note: str | None = None
+    mine: int | None = None
 
 
 @dataclass(frozen=True)

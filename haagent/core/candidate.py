@@ -23,6 +23,7 @@ from haagent.core.model import (
     Unavailable,
     unreadable,
 )
+from haagent.core.roles import is_at_rest
 from haagent.core.timelines import (
     claims_unknown,
     cluster_timeline,
@@ -409,8 +410,10 @@ def _owner_lost_in_pause(
         return Check(rule, True, "no owner of the key vanished during a pause, or an operator decided")
     if broken is not None:
         return Check(rule, False, f"who vanished during a pause cannot be read from the store: {broken}")
-    good = f"{', '.join(sorted(lost))} vanished during a pause and answers"
-    silent = ", ".join(sorted(lost - {p.name for p in answers}))
+    good = f"{', '.join(sorted(lost))} vanished during a pause, and answers or is stopped"
+    # Its agent is back: whatever ran without a fence, it says that nothing does any more.
+    down = {m.name for m in cluster.members if is_at_rest(m.state)}
+    silent = ", ".join(sorted(lost - {p.name for p in answers} - down))
     bad = "vanished while the cluster was paused and does not answer: only a manual failover may go on"
     return _check(rule, not silent, good, f"{silent} {bad}")
 
@@ -556,12 +559,13 @@ def another_could_lead(obs: Observation) -> bool:
     return any(m.state == "running" and m.cannot_lead is None for m in others)
 
 
-def has_received(peer: Peer | None, checkpoint: Lsn) -> bool:
-    """The peer provably has the whole shutdown checkpoint record that begins at `checkpoint` (rule 3).
+def has_received(peer: Peer | None, checkpoint: Lsn, timeline: int | None) -> bool:
+    """The peer provably has the whole shutdown checkpoint record that begins at `checkpoint` (rule 3), of the
+    primary's `timeline`: elsewhere an equal position is another history (H15).
 
     Replay positions lie only at ends of records: replayed > start means the record was replayed. A received
     position on a page boundary might cut the record in two, so it proves nothing by itself."""
-    if not isinstance(peer, PeerAnswer):
+    if not isinstance(peer, PeerAnswer) or peer.timeline != timeline:
         return False
     if peer.replayed is not None and peer.replayed > checkpoint:
         return True

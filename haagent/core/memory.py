@@ -20,6 +20,7 @@ from haagent.core.model import (
     evolve,
     unreadable,
 )
+from haagent.core.roles import is_at_rest
 from postgres_ctl.facts import slot_name
 
 #: First pause after a failed try to rejoin, then doubled up to the maximum; seconds.
@@ -28,8 +29,6 @@ REJOIN_PAUSE_S, REJOIN_PAUSE_MAX_S = 2.0, 60.0
 SLOTS_FORGOTTEN_S = 600.0
 #: Seen again within so long, a member is not noted anew, seconds.
 SLOTS_NOTED_S = 5.0
-#: States of a member that does not work on a new cluster.
-_AT_REST = ("stopped", "crashed", "start failed", "initdb failed")
 
 
 def absorb(obs: Observation, memory: Memory) -> Memory:
@@ -118,7 +117,7 @@ def _after_request(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -
 
 
 def _somebody_bootstraps(memory: Memory, cluster: ClusterSnapshot) -> bool:
-    return memory.bootstrap is not None or any(m.state not in _AT_REST for m in cluster.members)
+    return memory.bootstrap is not None or not all(is_at_rest(m.state) for m in cluster.members)
 
 
 def _after_pause(obs: Observation, memory: Memory) -> Memory:

@@ -19,6 +19,8 @@ RESTART_ROLES = (PRIMARY, STANDBY_LEADER, REPLICA)
 _OLD_PRIMARY = "master"
 
 STATE_RUNNING = "running"
+#: PostgreSQL does not run there, says its agent, and nothing is done about it now.
+_AT_REST = ("stopped", "crashed", "start failed", "initdb failed")
 #: Shown when the server should run but does not answer a query.
 STATE_UNKNOWN = "unknown"
 
@@ -47,6 +49,10 @@ def is_demoted(role: str) -> bool:
 
 def is_running(state: str) -> bool:
     return state == STATE_RUNNING
+
+
+def is_at_rest(state: str) -> bool:
+    return state in _AT_REST
 
 
 def same_member(one: str | None, other: str | None) -> bool:

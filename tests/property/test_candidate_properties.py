@@ -332,14 +332,14 @@ def test_a_cut_record_is_not_received(page: int, before: int, length: int, more:
     end = begin + length * STEP
     for received in (begin, end, end + more * STEP, *range(PAGE, end, PAGE)):
         peer = answer("pg1", received=Lsn(received), replayed=Lsn(max(0, begin - 8)))
-        proven = has_received(peer, Lsn(begin))
+        proven = has_received(peer, Lsn(begin), 1)
         assert not proven or received >= end
         if received == end and end % PAGE != 0:
             assert proven
-    assert has_received(answer("pg1", received=None, replayed=Lsn(end)), Lsn(begin))
-    assert not has_received(answer("pg1", received=None, replayed=Lsn(begin)), Lsn(begin))
+    assert has_received(answer("pg1", received=None, replayed=Lsn(end)), Lsn(begin), 1)
+    assert not has_received(answer("pg1", received=None, replayed=Lsn(begin)), Lsn(begin), 1)
 
 
 @pytest.mark.parametrize("peer", [None, PeerSilent("pg1", NOW, "timeout")])
 def test_silence_proves_nothing(peer: PeerSilent | None) -> None:
-    assert not has_received(peer, Lsn(0))
+    assert not has_received(peer, Lsn(0), 1)

@@ -90,5 +90,6 @@ def test_a_race_and_a_hand_over_can_judge_every_answer(body: dict[str, Any]) -> 
     assert verdict.ask == ()
     assert not (verdict.may_lead and found.runs_as_primary)
     assert position_in_my_history(view, found) <= found.position
-    if has_received(found, Lsn(5_000_000)):
+    if has_received(found, Lsn(5_000_000), 1):
+        assert found.timeline == 1
         assert max(found.received or Lsn(0), found.replayed or Lsn(0)) > Lsn(5_000_000)

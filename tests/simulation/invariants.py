@@ -29,7 +29,16 @@ from dcs.api import KeyEvent
 from tests.simulation.postgres import Server, Truth
 from tests.simulation.reports import Report, unreported
 from tests.simulation.store import Holder
-from tests.simulation.wal import DATA, END_OF_RECOVERY, FIRST_LSN, RECORD_BYTES, Record, in_common
+from tests.simulation.wal import (
+    DATA,
+    END_OF_RECOVERY,
+    FIRST_LSN,
+    RECORD_BYTES,
+    Record,
+    count_until,
+    end_of,
+    in_common,
+)
 
 if TYPE_CHECKING:
     from tests.simulation.host import SimHost
@@ -111,6 +120,8 @@ class Invariants(Truth):
         #: What each member reported of the loss of its last promotion.
         self.reports: dict[str, Report] = {}
         self.published_timeline = 0
+        #: WAL of the server whose position was published last.
+        self._published: list[Record] = []
         self.moves = 0
         self.store.on_change.append(self._store_changed)
         self._read_config()
@@ -166,7 +177,7 @@ class Invariants(Truth):
         """Whose position it is."""
         server = self.world.server_of(self.holder.name) if self.holder is not None else None
         if server is not None:
-            self.published_timeline = server.timeline
+            self.published_timeline, self._published = server.timeline, server.dd.records
 
     def _leader_changed(self) -> None:
         now, old, new = self.engine.now, self.holder, self.store.leader()
@@ -235,7 +246,10 @@ class Invariants(Truth):
 
     def _bounded(self, new: Holder, server: Server, gone: Vacancy) -> None:
         """Rule 5: who takes over is at most maximum_lag_on_failover behind the last status."""
-        behind = gone.optime - server.dd.end
+        # Of WAL that left the published one, only what both have counts (H15).
+        published = self._published[: count_until(gone.optime)]
+        common = in_common(server.dd.records, published)
+        behind = gone.optime - (server.dd.end if common == len(published) else end_of(common))
         recent = [limit for at, limit in self.limits[:-1] if at > self.engine.now - 60.0]
         limit = max([*recent, *(value for _, value in self.limits[-2:])], default=1048576)
         if behind > limit:

@@ -297,11 +297,16 @@ def test_whom_a_running_primary_does_not_hand_over_to(
 def test_a_received_position_on_a_page_boundary_proves_nothing() -> None:
     """A record may be cut there; a replayed position lies only at ends of records."""
     checkpoint, boundary = Lsn(8192 * 10 - 24), Lsn(8192 * 10)
-    assert not has_received(None, checkpoint)
-    assert not has_received(no_answer("pg1"), checkpoint)
-    assert not has_received(answer("pg1", received=boundary, replayed=checkpoint), checkpoint)
-    assert has_received(answer("pg1", received=Lsn(8192 * 10 + 1), replayed=checkpoint), checkpoint)
-    assert has_received(answer("pg1", received=boundary, replayed=boundary), checkpoint)
+    assert not has_received(None, checkpoint, 1)
+    assert not has_received(no_answer("pg1"), checkpoint, 1)
+    assert not has_received(answer("pg1", received=boundary, replayed=checkpoint), checkpoint, 1)
+    assert has_received(answer("pg1", received=Lsn(8192 * 10 + 1), replayed=checkpoint), checkpoint, 1)
+    assert has_received(answer("pg1", received=boundary, replayed=boundary), checkpoint, 1)
+
+
+def test_a_position_on_another_timeline_proves_nothing() -> None:
+    for timeline in (1, 3, None):
+        assert not has_received(answer("pg1", replayed=Lsn(OPTIME), timeline=timeline), Lsn(8192), 2)
 
 
 def test_a_pause_changes_nothing_about_who_is_fit() -> None:
@@ -358,6 +363,10 @@ def test_an_owner_that_vanished_in_a_pause_is_known_to_agents_started_since() ->
     assert standing(racing(lost_stream(), back, peers=answers), Memory()).may_lead
     silent = (no_answer("pg0"), answer("pg2"))
     assert not standing(racing(lost_stream(), back, peers=silent), Memory()).may_lead
+    # One without PostgreSQL has no position to answer with, but says so in the store.
+    stopped = tuple(replace(m, state="stopped") if m.name == "pg0" else m for m in back.members)
+    down = replace(back, members=stopped)
+    assert standing(racing(lost_stream(), down, peers=silent), Memory()).may_lead
 
 
 def test_only_a_manual_failover_goes_on_without_an_owner_that_vanished_in_a_pause() -> None:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from haagent.core.actions import Exit, MarkUnfenced, ReleaseLeader, SetFencing, StopInstance
+from dcs.records import HistoryRow
+from haagent.core.actions import (
+    Exit,
+    Guard,
+    MarkUnfenced,
+    ReleaseLeader,
+    SetFencing,
+    StopInstance,
+    WriteHistory,
+)
 from haagent.core.rules.common import SENDERS_GRACE_S
-from postgres_ctl.facts import ControlState, Lsn
+from postgres_ctl.facts import ControlState, Lsn, TimelineSwitch
 from tests.unit.core_facts import (
     EPOCH,
     OPTIME,
+    cluster,
+    control,
     crashed,
     following,
     judge,
@@ -38,6 +49,24 @@ def test_the_key_goes_with_the_last_position_once_postgresql_is_stopped() -> Non
 
 def test_a_crashed_primary_releases_without_a_position() -> None:
     assert judge(leading(crashed(), stopping=True)).actions == (ReleaseLeader(EPOCH),)
+
+
+def test_a_standby_that_never_promoted_says_nothing_of_the_last_position() -> None:
+    """Its last restartpoint is not where the primary ended: others would count as whole that are not."""
+    assert judge(leading(stopped(), stopping=True)).actions == (ReleaseLeader(EPOCH),)
+
+
+def test_where_its_timeline_began_is_told_before_its_last_position() -> None:
+    """A primary may end before its first step: others, on the old timeline, would count as whole (H15)."""
+    own = stopped(
+        control=control(ControlState.SHUT_DOWN, timeline=2), history=(TimelineSwitch(1, Lsn(90), ""),)
+    )
+    untold, told = cluster(), cluster(history=(HistoryRow(1, 90, "", "2030", "pg0"),))
+    key = ReleaseLeader(EPOCH, Lsn(OPTIME))
+    for stopping in (True, False):
+        closed = lease() if stopping else lease(closed_epoch=EPOCH)
+        for view, actions in ((untold, (WriteHistory(Guard(), 2), key)), (told, (key,))):
+            assert judge(leading(own, view, lease=closed, stopping=stopping)).actions == actions
 
 
 def test_without_a_key_it_just_ends() -> None:

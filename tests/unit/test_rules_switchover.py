@@ -281,6 +281,13 @@ def test_a_manual_failover_may_lose_wal_but_not_give_the_key_to_the_silent() -> 
     assert judge(quiet, first.memory).rule == "switchover.come-back"
 
 
+def test_a_manual_failover_to_diverged_wal_is_no_hand_over_with_everything() -> None:
+    manual = asked(cluster(), request(leader=None))
+    down = stopped(control=control(ControlState.SHUT_DOWN, checkpoint_lsn=Lsn(OPTIME + 100), timeline=2))
+    diverged = leading(down, manual, peers=(answer("pg1", OPTIME + 900),))
+    assert judge(diverged, STOPPING).rule == "switchover.prove"
+
+
 def test_a_primary_that_crashed_while_stopping_comes_back() -> None:
     decision = judge(leading(crashed(), ASKED, peers=(answer("pg1", OPTIME + 200),)), STOPPING)
     assert decision.rule == "switchover.come-back"

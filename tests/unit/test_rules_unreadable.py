@@ -87,6 +87,15 @@ def test_with_unreadable_claims_nobody_leads_but_by_an_operators_word() -> None:
     assert standing(racing(lost_stream(), told), REMEMBERS).may_lead
 
 
+def test_a_manual_failover_over_unreadable_claims_claims_the_timeline_it_comes_from_as_well() -> None:
+    """Else a promotion that fails after its claim leaves this member's own WAL diverged, for ever."""
+    view = spoilt("haagent_claims", cluster(failover=FailoverRequest(None, "pg0", None, 9)))
+    decision = judge(leading(lost_stream(), view, peers=(answer("pg1"), answer("pg2"))))
+    claim = decision.actions[0]
+    assert isinstance(claim, WriteClaim)
+    assert (decision.rule, claim.timeline, claim.mine) == ("promote.now", 2, 1)
+
+
 def test_unreadable_claims_are_written_anew_by_the_leader() -> None:
     decision = judge(leading(primary(), spoilt("haagent_claims", cluster())))
     assert WriteClaim(1, EPOCH, 0) in decision.actions

@@ -53,9 +53,7 @@ def lease_not_valid(obs: Observation, memory: Memory) -> Decision | None:
         )
     if obs.instance.stopped or obs.instance.serves_as_standby:
         reason = "the lease ran out and PostgreSQL is not writable: releasing the leader key"
-        return Decision(
-            "lease.release-closed", reason, memory, (ReleaseLeader(epoch, last_position(obs)),), 0.0
-        )
+        return Decision("lease.release-closed", reason, memory, release(obs, last_position(obs)), 0.0)
     if not obs.lease.guardian_ok:
         reason = "the lease ran out and the guardian does not answer"
         return Decision("lease.fence-myself", reason, memory, (StopInstance("immediate", reason),))
@@ -164,7 +162,9 @@ def _promote(obs: Observation, memory: Memory, epoch: int) -> Decision:
     loss = "expected loss: " + expected_loss_text(obs, cluster)
     if cluster.failover is not None and cluster.failover.is_switchover and has_last_record(obs, cluster):
         loss = "planned: nothing lost"
-    claim = WriteClaim(timeline, epoch, cluster.claims_version, loss)
+    # Claims that cannot be read are written anew: without our own, our WAL would count as diverged.
+    mine = obs.instance.timeline if unreadable(cluster, "haagent_claims") else None
+    claim = WriteClaim(timeline, epoch, cluster.claims_version, loss, mine)
     clear: tuple[Action, ...] = ()
     if cluster.failover is not None:
         done = "failed over" if manual_failover_to_me(obs, cluster) else "switched over"
@@ -267,21 +267,34 @@ def _history(
     the new leader (contract 1.3): somebody else may have gone on from the same place, and died.
 
     Before `status`: whoever sees a position on our timeline can also see where it began (H15)."""
-    timeline, rows = sample.timeline or 0, cluster.history
+    timeline = sample.timeline or 0
+    return () if _history_is_told(cluster, obs, timeline) else (WriteHistory(guard, timeline),)
+
+
+def _history_is_told(cluster: ClusterSnapshot, obs: Observation, timeline: int) -> bool:
+    rows, path = cluster.history, obs.instance.history
     if timeline <= 1:
-        return (WriteHistory(guard, timeline),) if rows or rows is None else ()
-    last, path = rows[-1] if rows else None, obs.instance.history
+        return rows is not None and not rows
+    last = rows[-1] if rows else None
     before = path[-1].timeline if path else timeline - 1
     same_place = last is not None and (not path or last.lsn == path[-1].switch_lsn.value)
-    if last is not None and same_place and (last.timeline, last.new_leader) == (before, obs.me.name):
-        return ()
-    return (WriteHistory(guard, timeline),)
+    return last is not None and same_place and (last.timeline, last.new_leader) == (before, obs.me.name)
 
 
 def _checkpoint(obs: Observation, memory: Memory, guard: Guard) -> tuple[Action, ...]:
     if memory.checkpointed_epoch == guard.epoch or "checkpoint" in obs.background:
         return ()
     return (Checkpoint(guard, background=True),)
+
+
+def release(obs: Observation, optime: Lsn | None) -> tuple[Action, ...]:
+    """Give the key away, with the last position where it is known (rule 2).
+
+    Where its timeline began is told before, as ever (`_history`): a primary may end before its first step."""
+    action, timeline = ReleaseLeader(common.epoch_of(obs), optime), obs.instance.timeline or 0
+    if optime is None or timeline <= 1 or _history_is_told(common.view(obs), obs, timeline):
+        return (action,)
+    return (WriteHistory(Guard(), timeline), action)
 
 
 def last_position(obs: Observation) -> Lsn | None:

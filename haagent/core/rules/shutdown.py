@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from haagent.core.actions import Action, Exit, MarkUnfenced, ReleaseLeader, SetFencing, StopInstance
+from haagent.core.actions import Action, Exit, MarkUnfenced, SetFencing, StopInstance
 from haagent.core.model import Decision, Memory, Observation
 from haagent.core.rules import common
-from postgres_ctl.facts import ControlData
+from haagent.core.rules.leading import last_position, release
 
 
 def stopping(obs: Observation, memory: Memory) -> Decision | None:
@@ -22,12 +22,9 @@ def stopping(obs: Observation, memory: Memory) -> Decision | None:
             (StopInstance("fast", "shutdown", senders_grace_s=common.SENDERS_GRACE_S),),
         )
     if common.owns_key(obs):
-        control = obs.instance.control
-        clean = isinstance(control, ControlData) and control.shut_down_cleanly
-        optime = control.checkpoint_lsn if clean and isinstance(control, ControlData) else None
-        action = ReleaseLeader(common.epoch_of(obs), optime)
+        actions = release(obs, last_position(obs))
         return Decision(
-            "stop.release", "PostgreSQL is stopped: releasing the leader key", memory, (action,), 0.1
+            "stop.release", "PostgreSQL is stopped: releasing the leader key", memory, actions, 0.1
         )
     return Decision("stop.exit", "stopped", memory, (Exit(0, "stopped"),))
 

@@ -22,7 +22,6 @@ from haagent.core.actions import (
     Checkpoint,
     ClearFailover,
     Guard,
-    ReleaseLeader,
     StartPrimary,
     StopInstance,
 )
@@ -30,7 +29,7 @@ from haagent.core.candidate import best_successor, end_of_wal, flushed_by, hando
 from haagent.core.memory import begin_handover
 from haagent.core.model import Decision, Handover, Memory, Observation, PeerAnswer, PeerSilent, evolve
 from haagent.core.rules import common
-from haagent.core.rules.leading import clean_stop
+from haagent.core.rules.leading import clean_stop, release
 from postgres_ctl.facts import ControlData, Lsn
 
 #: How long the stopped primary waits for its successor to prove the shutdown checkpoint, seconds.
@@ -170,7 +169,7 @@ def _after_the_stop(
     if not isinstance(control, ControlData) or not clean_stop(obs):
         return _come_back(obs, memory, handover, request, "PostgreSQL did not shut down cleanly")
     peer = obs.peers.get(handover.candidate)
-    if has_received(peer, control.checkpoint_lsn):
+    if has_received(peer, control.checkpoint_lsn, obs.instance.timeline):
         return _release(obs, memory, handover, control.checkpoint_lsn, "has everything")
     if obs.now - since >= PROOF_S:
         if forced and isinstance(peer, PeerAnswer):
@@ -192,7 +191,7 @@ def _after_the_stop(
 def _release(obs: Observation, memory: Memory, handover: Handover, optime: Lsn, why: str) -> Decision:
     reason = f"{handover.candidate} {why}: releasing the leader key"
     released = evolve(memory, handover=None, clean_release=True)
-    return Decision("switchover.release", reason, released, (ReleaseLeader(common.epoch_of(obs), optime),))
+    return Decision("switchover.release", reason, released, release(obs, optime))
 
 
 def _come_back(
