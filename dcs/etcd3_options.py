@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from dcs.errors import DcsConfigError
 
 DEFAULT_PORT = 2379
-_UNSUPPORTED = ("proxy", "use_proxies", "srv")
+_UNSUPPORTED = ("srv",)
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,9 @@ def options_from_section(section: Mapping[str, Any]) -> Etcd3Options:
         if section.get(key):
             raise DcsConfigError(f"etcd3.{key}: not supported yet")
     username, password = _text(section, "username"), _text(section, "password")
-    if section.get("url"):
-        endpoints, from_url = _from_url(_text(section, "url") or "")
+    url = _text(section, "url") or _text(section, "proxy")
+    if url:
+        endpoints, from_url = _from_url(url)
         username, password = username or from_url[0], password or from_url[1]
     else:
         endpoints = _from_hosts(section)
@@ -71,7 +72,7 @@ def _from_hosts(section: Mapping[str, Any]) -> tuple[str, ...]:
     name = "hosts" if section.get("hosts") else "host"
     items = _items(name, section.get(name))
     if not items:
-        raise DcsConfigError("etcd3: one of host, hosts, url is needed")
+        raise DcsConfigError("etcd3: one of host, hosts, url, proxy is needed")
     pairs = [_host_port(name, item, default_port) for item in items]
     # The same server twice would take its turn twice.
     return tuple(dict.fromkeys(_endpoint(protocol, host, port) for host, port in pairs))

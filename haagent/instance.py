@@ -166,8 +166,8 @@ class LocalInstance:
         self._warned: set[str] = set()
         #: The running server: where it was started to listen, whatever the file says since.
         self.own_target = self._running_target()
-        self.actions_session = pg.session(self.own_target, "haagent")
-        self._heartbeat = pg.session(self.own_target, "haagent heartbeat")
+        self.actions_session = pg.session(self.own_target, "Patroni actions")
+        self._heartbeat = pg.session(self.own_target, "Patroni heartbeat")
         self.sampler = Sampler(runtime, self._heartbeat, self._seems_alive, on_change)
         pg.make_state_dir(config.postgresql.state_dir)
 

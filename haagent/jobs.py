@@ -269,7 +269,7 @@ class InstanceJobs:
 
     def checkpoint(self, epoch: int, background: bool, cancel: Cancellation) -> dict[str, Any]:
         """CHECKPOINT on a connection of its own: it may take minutes, and must not outlive its ground."""
-        session = self._pg.session(self.instance.own_target, "haagent checkpoint")
+        session = self._pg.session(self.instance.own_target, "Patroni checkpoint")
         done = self._rt.event()
         watch = partial(_close_when_cancelled, session, cancel, done)
         self._rt.thread(watch, "checkpoint-cancel").start()

@@ -55,11 +55,12 @@ describes a running server; what only you know is `#FIXME`, and the check names 
 is new and readable by its owner only; passwords (the superuser's from the DSN) are written there, never to
 the terminal. All are `haagent config validate | sample | generate`, too.
 
-**Completing a new cluster.** `bootstrap.post_bootstrap` is a command line; a conninfo of the superuser comes as its last
-argument, PGPASSFILE, PGHOST and PGPORT are set. It runs once, on a writable server with the cluster's parameters that
-only this program can reach (no address, a private socket directory): nobody writes before there is a leader. The
-replication and rewind roles are made or changed after it. When it fails, or takes longer than a day, there is no
-cluster: the data directory is moved to `<data_dir>.failed` and the agent ends with 1.
+**Completing a new cluster.** `bootstrap.post_bootstrap` is a command line; a conninfo of the superuser comes
+as its last argument, PGPASSFILE, PGHOST and PGPORT are set. It runs once, on a writable server with the
+cluster's parameters that only this program can reach (no address, a private socket directory): nobody writes
+before there is a leader. The replication and rewind roles are made or changed after it. When it fails, or
+takes longer than a day, there is no cluster: the data directory is moved to `<data_dir>.failed` and the agent
+ends with 1.
 
 **Explaining.** `haagent config explain KEY [FILE]` tells the value in force and where it comes from: a
 variable, file and line, the DCS (its copy patroni.dynamic.json when it does not answer), a default; what is

@@ -78,7 +78,7 @@ def _build(checked: Checked, path: str | None) -> AgentConfig | None:
     if dcs is None or restapi is None or postgresql is None or not get("scope") or not get("name"):
         return None
     secrets = {str(value) for p, value in checked.values.items() if KEYS[p].secret and value}
-    secrets |= {v.url_password(dcs.section.get("url", ""))} - {""}
+    secrets |= {v.url_password(dcs.section.get(name, "")) for name in ("url", "proxy")} - {""}
     return AgentConfig(
         scope=get("scope"),
         name=get("name"),

@@ -289,12 +289,14 @@ def _dcs() -> Iterator[Key]:
         ("key", "Its private key"),
     ):
         yield Key(e + name, v.FILE, meaning, reload=_START)
-    hint = "is not supported yet: name the servers in etcd3.hosts"
-    for name, meaning in (("proxy", "A proxy before etcd"), ("srv", "Discovery by DNS")):
-        yield Key(e + name, v.WORD, meaning, reload=_START, status=Status.REFUSED, hint=hint)
+    yield Key(e + "proxy", v.URL, "A proxy before etcd; the same as `url`", reload=_START)
     yield Key(
-        e + "use_proxies", v.FLAG, "The servers are proxies", reload=_START,
-        status=Status.REFUSED, harmless=(False,), hint=hint,
+        e + "use_proxies", v.FLAG, "Servers are always used as named, never looked up in etcd", False,
+        reload=_START, status=Status.NO_EFFECT,
+    )  # fmt: skip
+    hint = "is not supported yet: name the servers in etcd3.hosts"
+    yield Key(
+        e + "srv", v.WORD, "Discovery by DNS", reload=_START, status=Status.REFUSED, hint=hint
     )  # fmt: skip
     yield Key(e + "srv_suffix", v.ANY, "Belongs to etcd3.srv", status=Status.NO_EFFECT, reload=_START)
     yield Key("local.path", v.PATH, "SQLite file that all agents of this machine share", reload=_START)

@@ -225,15 +225,16 @@ def _local(checked: Checked) -> DcsSection:
 
 
 def _etcd3(checked: Checked) -> DcsSection:
-    """`url`, `hosts` or `host` as a list of addresses."""
+    """`url`, `proxy`, `hosts` or `host` as a list of addresses."""
     section = _values_of(checked, "etcd3")
     hosts = section.get("hosts") or section.get("host", ())
     default_port = section["port"]
     addresses = [f"{section['protocol']}://{v.host_port(host, default_port)}" for host in hosts]
-    if "url" in section:
-        addresses = [v.without_login(section["url"])]
+    url = section.get("url") or section.get("proxy")
+    if url:
+        addresses = [v.without_login(url)]
     if not addresses and not any(p.key.startswith("etcd3.") for p in checked.problems):
-        checked.refuse("etcd3", "", "has no server: one of host, hosts, url must be there")
+        checked.refuse("etcd3", "", "has no server: one of host, hosts, url, proxy must be there")
     if ("username" in section) != ("password" in section):
         checked.refuse("etcd3", "", "must have both username and password, or none")
     if ("cert" in section) != ("key" in section) and "key" in section:

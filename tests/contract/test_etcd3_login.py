@@ -193,7 +193,8 @@ def test_a_password_where_none_is_asked_for_does_no_harm(etcd: EtcdServer) -> No
         ({"hosts": "a, 'b:1',a"}, ("http://a:2379", "http://b:1")),
         ({"url": "https://a"}, ("https://a:2379",)),
         ({"url": "http://[::1]:7/"}, ("http://[::1]:7",)),
-        ({"host": "a", "use_proxies": False}, ("http://a:2379",)),
+        ({"host": "a", "use_proxies": True}, ("http://a:2379",)),
+        ({"proxy": "https://a:1"}, ("https://a:1",)),
     ],
 )
 def test_a_section_names_its_endpoints(section: dict[str, Any], endpoints: tuple[str, ...]) -> None:
@@ -218,8 +219,7 @@ def test_a_section_names_its_endpoints(section: dict[str, Any], endpoints: tuple
         ({"host": "a", "username": "u"}, "password"),
         ({"host": "a", "username": ["u"], "password": "p"}, "username"),
         ({"host": "a", "key": "k"}, "key"),
-        ({"proxy": "http://a"}, "proxy"),
-        ({"host": "a", "use_proxies": True}, "use_proxies"),
+        ({"proxy": "a:2379"}, "url"),
         ({"srv": "example.org"}, "srv"),
     ],
 )
