@@ -340,11 +340,13 @@ def _failover(raw: RawKey) -> FailoverRequest | None:
     leader, candidate = _opt_name(data, "leader"), _opt_name(data, "member")
     if leader is None and candidate is None:
         return None
+    at = _opt(data, "scheduled_at", _scheduled_at)
     return FailoverRequest(
         leader=leader,
         candidate=candidate,
-        scheduled_at=_opt(data, "scheduled_at", _scheduled_at),
+        scheduled_at=at[0] if at is not None else None,
         version=raw.version,
+        due_at=at[1] if at is not None else None,
     )
 
 
@@ -356,7 +358,8 @@ def _legacy_failover(text: str) -> dict[str, Json]:
     return {"leader": leader.strip(), "member": candidate.strip()}
 
 
-def _scheduled_at(value: object, what: str) -> str:
+def _scheduled_at(value: object, what: str) -> tuple[str, float]:
+    """The text as it is, and as Unix time."""
     text = _string(value, what)
     try:
         moment = datetime.fromisoformat(text)
@@ -364,7 +367,7 @@ def _scheduled_at(value: object, what: str) -> str:
         raise _Bad(f"{what} is not a time in ISO 8601") from None
     if moment.tzinfo is None:
         raise _Bad(f"{what} has no time zone")
-    return text
+    return text, moment.timestamp()
 
 
 def _history(raw: RawKey) -> tuple[HistoryRow, ...]:

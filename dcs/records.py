@@ -161,6 +161,8 @@ class FailoverRequest:
     candidate: str | None
     scheduled_at: str | None
     version: int
+    #: `scheduled_at` as Unix time, seconds; None of a request for now.
+    due_at: float | None = None
 
     @property
     def is_switchover(self) -> bool:

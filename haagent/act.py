@@ -70,6 +70,7 @@ class Interpreter:
             a.TakeLeader: self._take_leader,
             a.ReleaseLeader: self._release_leader,
             a.ClearFailover: self._clear_failover,
+            a.BeginScheduled: self._begin_scheduled,
             a.MarkUnfenced: self._mark_unfenced,
             a.WriteClaim: self._write_claim,
             a.WriteStatus: self._write_status,
@@ -216,6 +217,11 @@ class Interpreter:
         self._put_as_leader(codec.OUTCOME, codec.encode_outcome(told))
         outcome = self.dcs.compare_and_set(codec.FAILOVER, "{}", action.version, self._deadline_s)
         return isinstance(outcome, Ok | Conflict)
+
+    def _begin_scheduled(self, action: a.BeginScheduled) -> bool:
+        request = codec.encode_failover(action.leader, action.candidate)
+        outcome = self.dcs.compare_and_set(codec.FAILOVER, request, action.version, self._deadline_s)
+        return self._written(codec.FAILOVER, outcome)
 
     def _mark_unfenced(self, action: a.MarkUnfenced) -> bool:
         handle = self.keeper.handle()

@@ -49,7 +49,7 @@ class Observer:
         runner: JobRunner,
         peers: PeerAsker,
     ) -> None:
-        self._now = runtime.now
+        self._now, self._wall = runtime.now, runtime.wall
         self.config, self.dcs, self.keeper = config, dcs, keeper
         self._me = Identity(config.name, config.scope, config.tags)
         self.instance, self.runner, self.peers = instance, runner, peers
@@ -85,6 +85,7 @@ class Observer:
             finished=finished,
             request=wishes.request,
             stopping=wishes.stopping,
+            wall=self._wall(),
         )
 
     def _cluster(self) -> ClusterSnapshot | Unavailable:

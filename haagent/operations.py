@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 RESTART_SLACK_S = 120.0
 #: Without news the store is read again after this; seconds.
 LOOK_EVERY_S = 1.0
+_NOT_WRITTEN = Answer(503, "failed to write failover key into DCS")
 
 
 @dataclass
@@ -151,10 +152,39 @@ class Operations:
             self._changed.notify_all()
 
     def switchover(self, body: Mapping[str, Any]) -> Answer:
+        if body.get("scheduled_at"):
+            return self._schedule_switchover(body)
         return self._request(body.get("leader"), body.get("candidate") or body.get("member"))
 
     def failover(self, body: Mapping[str, Any]) -> Answer:
         return self._request(body.get("leader"), body.get("candidate") or body.get("member"))
+
+    def _schedule_switchover(self, body: Mapping[str, Any]) -> Answer:
+        """Whether it can be done is judged when it is due (contract 3.6)."""
+        log.info("received a request for a scheduled switchover: %s", dict(body))
+        text = codec.encode_failover(body.get("leader"), body.get("candidate"), body["scheduled_at"])
+        try:
+            version = self.read_cluster().failover_version
+        except DcsError:
+            return _NOT_WRITTEN
+        outcome = self._agent.dcs.compare_and_set(
+            codec.FAILOVER, text, version, self._settings.retry_timeout_s
+        )
+        return Answer(202, "Switchover scheduled") if isinstance(outcome, Ok) else _NOT_WRITTEN
+
+    def delete_switchover(self) -> Answer:
+        try:
+            request = self.read_cluster().failover
+        except DcsError:
+            return _NOT_WRITTEN
+        if request is None or request.due_at is None:
+            return Answer(404, "no switchover is scheduled")
+        outcome = self._agent.dcs.compare_and_set(
+            codec.FAILOVER, codec.encode_failover(), request.version, self._settings.retry_timeout_s
+        )
+        if isinstance(outcome, Conflict):
+            return Answer(409, "the request was changed by somebody else meanwhile")
+        return Answer(200, "scheduled switchover deleted") if isinstance(outcome, Ok) else _NOT_WRITTEN
 
     def _request(self, leader: str | None, candidate: str | None) -> Answer:
         log.info("received %s request with leader=%s candidate=%s",
@@ -162,7 +192,7 @@ class Operations:
         try:
             cluster = self.read_cluster()
         except DcsError:
-            return Answer(503, "failed to write failover key into DCS")
+            return _NOT_WRITTEN
         refused = refuse_request(cluster, self._settings.pause, leader, candidate)
         if refused is not None:
             return Answer(refused.status, refused.text)
@@ -172,7 +202,7 @@ class Operations:
             codec.FAILOVER, text, cluster.failover_version, self._settings.retry_timeout_s
         )
         if not isinstance(outcome, Ok):
-            return Answer(503, "failed to write failover key into DCS")
+            return _NOT_WRITTEN
         self._agent.wake()
         return self._await_outcome(outcome.version, former, candidate, leader is not None)
 

@@ -60,7 +60,7 @@ class Runtime(Protocol):
         """Seconds on CLOCK_BOOTTIME of this host."""
 
     def wall(self) -> float:
-        """Seconds since 1970; for people, never decided upon."""
+        """Seconds since 1970: for people, and for what they scheduled; it may jump."""
 
     def lock(self) -> Lock: ...
 

@@ -192,7 +192,7 @@ class _Changing:
             ("POST", "reload"): lambda: _answer(self._port.reload()),
             ("PATCH", "config"): lambda: _answer(self._port.patch_config(_body(required=True))),
             ("PUT", "config"): lambda: _answer(self._port.put_config(_body(required=True))),
-            ("DELETE", "switchover"): lambda: _text(404, "no switchover is scheduled"),
+            ("DELETE", "switchover"): lambda: _answer(self._port.delete_switchover()),
             ("DELETE", "restart"): lambda: _text(404, "no restarts are scheduled"),
             ("POST", "failsafe"): lambda: _text(502, "failsafe mode is not enabled"),
             # The contract's answer; it acts on Windows only.

@@ -59,21 +59,26 @@ def switchover_request(
     if not is_failover and not leader:
         return Answer(400, "Switchover could be performed only from a specific leader")
     if scheduled_at is not None:
-        return _judge_scheduled_switchover(scheduled_at, is_failover, paused, now)
+        at = _switchover_time(scheduled_at, is_failover, paused, now)
+        return at if isinstance(at, Answer) else (False, _given(leader, candidate, at.isoformat()))
     if paused and not candidate:
         return Answer(400, "Switchover is possible only to a specific candidate in a paused state")
     if same_member(leader, candidate):
         return Answer(400, "Switchover target and source are the same")
-    asked = {key: value for key, value in (("leader", leader), ("candidate", candidate)) if value}
-    return is_failover and not leader, asked
+    return is_failover and not leader, _given(leader, candidate)
 
 
-def _judge_scheduled_switchover(scheduled_at: str, is_failover: bool, paused: bool, now: datetime) -> Answer:
+def _given(leader: str | None, candidate: str | None, scheduled_at: str | None = None) -> dict[str, Any]:
+    fields = {"leader": leader, "candidate": candidate, "scheduled_at": scheduled_at}
+    return {key: value for key, value in fields.items() if value}
+
+
+def _switchover_time(text: str, is_failover: bool, paused: bool, now: datetime) -> datetime | Answer:
     if is_failover:
         return Answer(400, "Failover can't be scheduled")
     if paused:
         return Answer(400, "Can't schedule switchover in the paused state")
-    return _bad_time(scheduled_at, "switchover", now) or Answer(400, "not supported yet: scheduled_at")
+    return _moment(text, "switchover", now)
 
 
 def restart_request(body: Mapping[str, Any], paused: bool, now: datetime) -> RestartConditions | Answer:
@@ -96,11 +101,13 @@ def restart_request(body: Mapping[str, Any], paused: bool, now: datetime) -> Res
 def _judge_restart_schedule(schedule: Any, paused: bool, now: datetime) -> Answer | None:
     if schedule is not None and not isinstance(schedule, str):
         return Answer(400, "schedule: must be a text")
-    if _schedule(schedule) is None:
+    text = _schedule(schedule)
+    if text is None:
         return None
     if paused:
         return Answer(500, "Can't schedule restart in the paused state")
-    return _bad_time(schedule, "restart", now) or Answer(400, "not supported yet: schedule")
+    at = _moment(text, "restart", now)
+    return at if isinstance(at, Answer) else Answer(400, "not supported yet: schedule")
 
 
 def _version_number(text: Any) -> int | None:
@@ -130,9 +137,10 @@ def _schedule(text: str | None) -> str | None:
     return None if text is None or text.strip().lower() in ("", _NOW) else text
 
 
-def _bad_time(text: str | None, action: str, now: datetime) -> Answer | None:
+def _moment(text: str, action: str, now: datetime) -> datetime | Answer:
+    """The point in time with its zone, or why it is none to schedule an `action` for."""
     try:
-        moment = dates.parse(text or "")
+        moment = dates.parse(text)
     except (ValueError, OverflowError, TypeError, RecursionError):
         return Answer(
             422,
@@ -142,4 +150,4 @@ def _bad_time(text: str | None, action: str, now: datetime) -> Answer | None:
         return Answer(400, f"Timezone information is mandatory for the scheduled {action}")
     if moment < now:
         return Answer(422, f"Cannot schedule {action} in the past")
-    return None
+    return moment

@@ -77,7 +77,10 @@ class AgentPort(Protocol):
         """Fresh DCS view for `/cluster` and `/config`. Raises dcs.errors.DcsUnavailable."""
 
     def switchover(self, body: Mapping[str, Any]) -> Answer:
-        """Contract 3.6; blocks until the operation ended."""
+        """Contract 3.6; blocks until the operation ended, or is scheduled."""
+
+    def delete_switchover(self) -> Answer:
+        """Drop the switchover that is scheduled."""
 
     def failover(self, body: Mapping[str, Any]) -> Answer: ...
 

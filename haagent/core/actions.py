@@ -76,6 +76,15 @@ class ClearFailover:
 
 
 @dataclass(frozen=True)
+class BeginScheduled:
+    """A scheduled switchover is due: the same for now in its place, at this version of `failover`."""
+
+    version: int
+    leader: str | None
+    candidate: str | None
+
+
+@dataclass(frozen=True)
 class MarkUnfenced:
     """Tell everybody, before the guardian is disarmed, that we may stay writable without the key (H20); or
     that nobody does."""
@@ -276,6 +285,7 @@ Action = (
     | TakeLeader
     | ReleaseLeader
     | ClearFailover
+    | BeginScheduled
     | MarkUnfenced
     | WriteClaim
     | WriteStatus

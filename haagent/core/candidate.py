@@ -24,6 +24,7 @@ from haagent.core.model import (
     unreadable,
 )
 from haagent.core.roles import is_at_rest
+from haagent.core.schedule import request_in_force
 from haagent.core.timelines import (
     claims_unknown,
     cluster_timeline,
@@ -94,7 +95,7 @@ def _is_handed_over(obs: Observation, memory: Memory, cluster: ClusterSnapshot) 
     """Nobody needs to be asked: whoever has the last record is behind nobody, and no primary is left.
 
     It saves the slowest part of a switchover."""
-    request = cluster.failover
+    request = request_in_force(obs, cluster)
     if request is None or request.candidate not in (None, obs.me.name) or request.leader == obs.me.name:
         return False
     if unreadable(cluster, "haagent_unfenced") or unfenced_owners(obs, memory, cluster) - {request.leader}:
@@ -177,7 +178,7 @@ def _diverged_check(obs: Observation) -> Check:
 
 def manual_failover_to_me(obs: Observation, cluster: ClusterSnapshot) -> bool:
     """An operator named this member, without naming the leader: lag and timeline are waived."""
-    request = cluster.failover
+    request = request_in_force(obs, cluster)
     return request is not None and not request.is_switchover and request.candidate == obs.me.name
 
 
@@ -250,7 +251,7 @@ def _claims_check(obs: Observation, cluster: ClusterSnapshot) -> Check:
 
 def _request_check(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> Check:
     """A requested candidate that is fit goes first; the former leader comes back last (2.7)."""
-    request = cluster.failover
+    request = request_in_force(obs, cluster)
     if request is None or request.candidate == obs.me.name:
         return Check("request", True, "nobody else was asked for")
     if request.candidate is not None and _fit(obs, memory, cluster, request.candidate):
@@ -292,7 +293,7 @@ def _former_leader_check(obs: Observation, memory: Memory, cluster: ClusterSnaps
     member = _last_seen(memory, cluster, name) if name is not None and name != obs.me.name else None
     if member is None or missing is None:
         return Check(rule, True, "the last leader is gone, or it is this member")
-    if obs.now > missing + obs.settings.ttl_s or _stepped_down(member, cluster):
+    if obs.now > missing + obs.settings.ttl_s or _stepped_down(obs, member, cluster):
         return Check(rule, True, f"{member.name} is not writable any more")
     peer = obs.peers.get(member.name)
     if peer is None or not _fresh(obs, memory, peer):
@@ -330,8 +331,9 @@ def _store_check(obs: Observation) -> Check:
     return Check(rule, False, detail)
 
 
-def _stepped_down(member: Member, cluster: ClusterSnapshot) -> bool:
-    marked = cluster.failover is not None and cluster.failover.leader == member.name
+def _stepped_down(obs: Observation, member: Member, cluster: ClusterSnapshot) -> bool:
+    request = request_in_force(obs, cluster)
+    marked = request is not None and request.leader == member.name
     return marked or member.role != "primary" or member.state != "running"
 
 
@@ -460,7 +462,8 @@ def my_position(obs: Observation) -> Lsn:
 
 def _nobody_preferred(obs: Observation, cluster: ClusterSnapshot, answers: list[PeerAnswer]) -> Check:
     """At equal WAL the higher failover_priority goes first."""
-    if cluster.failover is not None and cluster.failover.candidate == obs.me.name:
+    request = request_in_force(obs, cluster)
+    if request is not None and request.candidate == obs.me.name:
         return Check("peer.priority", True, "this member was asked for")
     mine = obs.me.tags.failover_priority
     better = [

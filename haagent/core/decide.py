@@ -17,6 +17,7 @@ from collections.abc import Callable
 from haagent.core.memory import absorb
 from haagent.core.model import Decision, Memory, Observation
 from haagent.core.rules import follower, guards, leading, outage, pause, race, requests, shutdown, switchover
+from haagent.core.schedule import in_time
 
 Rule = Callable[[Observation, Memory], Decision | None]
 
@@ -62,5 +63,5 @@ def decide(obs: Observation, memory: Memory) -> Decision:
     for rule in RULES:
         decision = rule(obs, memory)
         if decision is not None:
-            return decision
+            return in_time(obs, decision)
     return Decision("none", "no rule applies: waiting", memory, heartbeat=True)

@@ -21,6 +21,7 @@ from haagent.core.model import (
     unreadable,
 )
 from haagent.core.roles import is_at_rest
+from haagent.core.schedule import request_in_force
 from postgres_ctl.facts import slot_name
 
 #: First pause after a failed try to rejoin, then doubled up to the maximum; seconds.
@@ -102,7 +103,7 @@ def _after_request(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -
 
     It counts from the old leader's release: else whoever takes the key after it, be it the old leader itself,
     would find it fresh, give the key back, take it again, and so on."""
-    request, leader = cluster.failover, cluster.leader
+    request, leader = request_in_force(obs, cluster), cluster.leader
     if request is not None and request.is_switchover:
         steps_down = leader is not None and leader.name == request.leader
         seen_at = memory.leader_missing_since

@@ -2,7 +2,8 @@
 
 Rules of the room
 - A fact that could not be read is `Unavailable`, never None (design section 2).
-- Times are seconds on CLOCK_BOOTTIME; `Observation.now` is the only clock a rule may look at.
+- Times are seconds on CLOCK_BOOTTIME; `Observation.now` is the only clock a rule may look at. What people
+  scheduled is compared with `Observation.wall`, by `haagent.core.schedule` alone.
 - `Memory` is what one agent remembers between two steps; it is lost when the agent dies, so nothing that
   safety needs may live only here: leases live in DCS and guardian, positions in PostgreSQL.
 """
@@ -268,6 +269,8 @@ class Observation:
     request: OperatorRequest | None = None
     #: SIGTERM or SIGINT was received.
     stopping: bool = False
+    #: Unix time of this host: only for what an operator scheduled for a point in time.
+    wall: float = 0.0
 
 
 def unreadable(cluster: ClusterSnapshot, key: str) -> str | None:

@@ -125,7 +125,7 @@ def test_haagentctl_on_a_living_cluster() -> None:
             (standby.name, "Replica", "streaming"),
         }
 
-        # SQL goes where the role says; what this agent does not do yet is refused in words.
+        # SQL goes where the role says.
         asks = (
             "query",
             cluster.scope,
@@ -139,8 +139,6 @@ def test_haagentctl_on_a_living_cluster() -> None:
             "recovers\nFalse\n",
             "recovers\nTrue\n",
         ]
-        later = ctl(cluster, "switchover", "--scheduled", "2099-01-01T00:00Z", "--force", code=1)
-        assert "Switchover failed, details: 400, not supported yet: scheduled_at" in later
         idle = ctl(cluster, "restart", cluster.scope, "--pg-version", "10.1", "--force", code=1)
         assert idle.count(", status code=503, (restart conditions are not satisfied)") == 2
         assert leader.rest("/restart", "POST", {"restart_pending": True})[0] == 503

@@ -142,6 +142,9 @@ class Agent:
     def switchover(self, body: Mapping[str, Any]) -> Answer:
         return self._call("switchover", body)
 
+    def delete_switchover(self) -> Answer:
+        return self._call("delete_switchover", None)
+
     def failover(self, body: Mapping[str, Any]) -> Answer:
         return self._call("failover", body)
 

@@ -76,7 +76,7 @@ def test_a_whole_cluster_is_read() -> None:
     assert (seen.leader.name, seen.leader.session, seen.leader.epoch) == ("n1", "77", 3)
     assert seen.status == Status(67109784, {"n2": 67109784, "perm": 67109360}, ("n0", "n2"))
     assert seen.sync == SyncState("n1", ("n0", "n2"), 1, 5)
-    assert seen.failover == FailoverRequest("n1", None, "2099-01-01T00:00:00+00:00", 5)
+    assert seen.failover == FailoverRequest("n1", None, "2099-01-01T00:00:00+00:00", 5, 4070908800.0)
     assert seen.history is not None
     assert seen.history[0].new_leader == "n1"
     assert [member.name for member in seen.members] == ["n0", "n1"]

@@ -111,11 +111,6 @@ def test_a_request_that_makes_no_sense_is_cleared(changes: dict[str, Any], statu
     assert (decision.rule, told(decision)) == ("switchover.cleared", (status, text))
 
 
-def test_a_scheduled_request_is_refused() -> None:
-    view = asked(cluster(), replace(request(), scheduled_at="2030-01-01T12:00:00+00:00"))
-    assert told(judge(wish(view=view)))[0] == 400
-
-
 NOT_STREAMING = primary(sample=sample(primary=True, senders=()))
 
 

@@ -34,6 +34,7 @@ from haagent.core.candidate import (
 )
 from haagent.core.model import Decision, Memory, Observation, evolve, unreadable
 from haagent.core.rules import common
+from haagent.core.schedule import request_in_force
 from haagent.core.timelines import next_timeline
 from postgres_ctl.facts import ControlData, InstanceSample, Lsn, slot_name
 
@@ -160,17 +161,19 @@ def _promote(obs: Observation, memory: Memory, epoch: int) -> Decision:
     """Rule 2, in this order: claim the timeline, promote (H15); the request is cleared while it promotes."""
     cluster, timeline = common.view(obs), next_timeline(obs, common.view(obs))
     loss = "expected loss: " + expected_loss_text(obs, cluster)
-    if cluster.failover is not None and cluster.failover.is_switchover and has_last_record(obs, cluster):
+    request = request_in_force(obs, cluster)
+    if request is not None and request.is_switchover and has_last_record(obs, cluster):
         loss = "planned: nothing lost"
     # Claims that cannot be read are written anew: without our own, our WAL would count as diverged.
     mine = obs.instance.timeline if unreadable(cluster, "haagent_claims") else None
     claim = WriteClaim(timeline, epoch, cluster.claims_version, loss, mine)
     clear: tuple[Action, ...] = ()
-    if cluster.failover is not None:
+    if request is not None:
         done = "failed over" if manual_failover_to_me(obs, cluster) else "switched over"
-        clear = (
-            ClearFailover(cluster.failover.version, f'Successfully {done} to "{obs.me.name}"; {loss}', 200),
-        )
+        clear = (ClearFailover(request.version, f'Successfully {done} to "{obs.me.name}"; {loss}', 200),)
+    elif cluster.failover is not None:
+        text = f"{obs.me.name} was promoted before the switchover was due: dropped"
+        clear = (ClearFailover(cluster.failover.version, text, 412),)
     guard = Guard(epoch=epoch, pid=obs.instance.pid)
     action = Promote(guard, above=obs.instance.timeline or 0, timeline=timeline)
     line = "promoted self to leader by acquiring session lock"

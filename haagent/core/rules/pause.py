@@ -14,6 +14,7 @@ from haagent.core.model import Decision, Memory, Observation
 from haagent.core.rules import common, leading
 from haagent.core.rules.requests import operator_request, restart_is_wanted
 from haagent.core.rules.switchover import on_the_primary
+from haagent.core.schedule import request_in_force
 
 
 def paused(obs: Observation, memory: Memory) -> Decision | None:
@@ -40,7 +41,7 @@ def _needs_the_fence(obs: Observation, memory: Memory) -> bool:
     if not common.owns_key(obs):
         return False
     restart = _is_to_restart(obs) and obs.instance.serves_as_primary
-    request = common.view(obs).failover
+    request = request_in_force(obs, common.view(obs))
     named = request.candidate if request is not None else None
     hand_over = named not in (None, obs.me.name) and obs.instance.serves_as_primary
     return restart or hand_over or memory.handover is not None or _is_to_promote(obs)
@@ -53,7 +54,7 @@ def _is_to_restart(obs: Observation) -> bool:
 
 def _is_to_promote(obs: Observation) -> bool:
     """An operator named this standby."""
-    request = common.view(obs).failover
+    request = request_in_force(obs, common.view(obs))
     return request is not None and request.candidate == obs.me.name and obs.instance.serves_as_standby
 
 
@@ -70,7 +71,7 @@ def _armed_again(obs: Observation, memory: Memory) -> Decision | None:
 
 
 def _leading(obs: Observation, memory: Memory) -> Decision | None:
-    request = common.view(obs).failover
+    request = request_in_force(obs, common.view(obs))
     if request is not None and request.candidate is None:
         text = "Switchover is possible only to a specific candidate in a paused state"
         return Decision("pause.clear", text, memory, (ClearFailover(request.version, text, 400),))

@@ -19,6 +19,7 @@ from dataclasses import replace
 from dcs.records import FailoverRequest
 from haagent.core.actions import (
     AskPeers,
+    BeginScheduled,
     Checkpoint,
     ClearFailover,
     Guard,
@@ -30,6 +31,7 @@ from haagent.core.memory import begin_handover
 from haagent.core.model import Decision, Handover, Memory, Observation, PeerAnswer, PeerSilent, evolve
 from haagent.core.rules import common
 from haagent.core.rules.leading import clean_stop, release
+from haagent.core.schedule import Timing, timing
 from postgres_ctl.facts import ControlData, Lsn
 
 #: How long the stopped primary waits for its successor to prove the shutdown checkpoint, seconds.
@@ -47,12 +49,14 @@ def on_the_primary(obs: Observation, memory: Memory) -> Decision | None:
     request = common.view(obs).failover
     if request is None or not obs.instance.serves_as_primary or not obs.instance.answers:
         return None
-    if request.scheduled_at is not None:
-        return _clear(memory, request, 400, "scheduled switchover is not supported yet")
+    if request.due_at is not None and (obs.settings.pause or timing(obs, request.due_at) is Timing.EARLY):
+        return None
     if request.leader is not None and request.leader != obs.me.name:
         return _clear(memory, request, 412, "leader name does not match")
     if request.candidate == obs.me.name:
         return _clear(memory, request, 412, "Switchover target and source are the same")
+    if request.due_at is not None:
+        return _begin_scheduled(obs, memory, request, request.due_at)
     return _check_candidate(obs, memory, request)
 
 
@@ -61,6 +65,15 @@ def _clear(memory: Memory, request: FailoverRequest, status: int, text: str) -> 
     return Decision(
         "switchover.cleared", text, evolve(memory, request_seen=None, handover=None), (action,), 0.0
     )
+
+
+def _begin_scheduled(obs: Observation, memory: Memory, request: FailoverRequest, due_at: float) -> Decision:
+    if timing(obs, due_at) is Timing.LATE:
+        text = f"the switchover scheduled at {request.scheduled_at} could not begin in time: dropped"
+        return _clear(memory, request, 503, text)
+    action = BeginScheduled(request.version, request.leader, request.candidate)
+    reason = f"the switchover scheduled at {request.scheduled_at} is due"
+    return Decision("switchover.due", reason, memory, (action,), 0.0)
 
 
 def _candidates(obs: Observation, request: FailoverRequest) -> tuple[str, ...]:
