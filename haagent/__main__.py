@@ -107,7 +107,9 @@ def run(path: str | None) -> None:
     from haagent import log
     from haagent.config.load import load
     from haagent.config.types import ConfigErrors
+    from haagent.init import become_init
 
+    become_init()
     try:
         config = load(path)
     except ConfigErrors as fault:

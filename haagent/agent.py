@@ -125,6 +125,7 @@ class Agent:
         self.publisher = MemberPublisher(runtime, self.dcs, config.name)
         self.operations = Operations(self)
         self.rest = ports.rest(self.operations, config.restapi)
+        self.service = ports.service
 
     def _first_settings(self) -> Settings:
         """Until the DCS has spoken: the cached copy, or what the cluster would be bootstrapped with."""
@@ -148,6 +149,7 @@ class Agent:
             if not self._first_contact():
                 return self._exit[0] if self._exit else 0
             self.rest.start()
+            self.service.ready()
             self._connect_guardian()
         except (GuardianUnavailable, RestError) as fault:
             log.critical("%s", fault)
@@ -248,6 +250,7 @@ class Agent:
     def _farewell(self, code: int, reason: str) -> int:
         """PostgreSQL and key are dealt with by rule; what is left is ours."""
         log.info("leaving: %s", reason)
+        self.service.stopping()
         self.rest.stop()
         self.publisher.stop(2.0)
         self.keeper.stop()
@@ -339,11 +342,13 @@ class Agent:
         self._keep_guardian()
         if self._exit is not None:
             return 0.0
-        if self._stopping and not self.observer.settings.pause:
-            self.rest.stop()
+        if self._stopping:
+            self._begin_to_stop()
         obs = self.observer.observe(Wishes(self.requests.current(), self._stopping))
         self.last_observation = obs
         self._note_cluster(obs)
+        if not (obs.instance.alive or obs.stopping):
+            self.service.ready()  # PostgreSQL may take its time: we are well (contract 7.2)
         decision = self._decide(obs)
         if decision is None:
             return self._after_broken_step()
@@ -354,6 +359,12 @@ class Agent:
         if self._exit is None:
             self.keeper.permit()
         return pause_s
+
+    def _begin_to_stop(self) -> None:
+        """Contract 2.12: nobody is answered any more, except in a pause, which ends at once."""
+        self.service.stopping()
+        if not self.observer.settings.pause:
+            self.rest.stop()
 
     def _decide(self, obs: Observation) -> Decision | None:
         """The decision, or None when `decide` raised: then nothing new is done (rule 10, H12)."""
@@ -468,6 +479,11 @@ class Agent:
     def _reload_config(self) -> None:
         """SIGHUP: an invalid file changes nothing (contract 7.1)."""
         self._reload = False
+        self.service.reloading()
+        self._read_config()
+        self.service.ready()
+
+    def _read_config(self) -> None:
         if self.config.source is None:
             return
         try:

@@ -225,6 +225,16 @@ class RestPort(Protocol):
     def reload(self, config: Any) -> None: ...
 
 
+class ServicePort(Protocol):
+    """The service manager that started us (`haagent.service`). Never blocks, never raises."""
+
+    def ready(self) -> None: ...
+
+    def reloading(self) -> None: ...
+
+    def stopping(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class Ports:
     """All of it, for one agent."""
@@ -239,5 +249,6 @@ class Ports:
     journal: JournalPort
     #: Given the agent's operations and the `restapi` section.
     rest: Callable[[Any, Any], RestPort]
+    service: ServicePort
     #: Told the configuration after each reload: logs and whatever else reads it outside the agent.
     reconfigured: Callable[[AgentConfig], object] = lambda config: None

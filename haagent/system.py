@@ -17,6 +17,7 @@ from haagent.config.types import AgentConfig
 from haagent.journal import Journal
 from haagent.ports import PeerFault, Ports, Session
 from haagent.runtime import SystemRuntime
+from haagent.service import SystemdService
 from postgres_ctl import (
     basebackup,
     bootstrap,
@@ -52,6 +53,7 @@ def system_ports(config: AgentConfig) -> Ports:
         peers=peers,
         journal=Journal(config.postgresql.state_dir, secrets=config.secrets),
         rest=RestServer,
+        service=SystemdService(),
         reconfigured=partial(_reconfigure, peers),
     )
 

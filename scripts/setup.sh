@@ -48,6 +48,7 @@ missing_packages() {
     have_program etcdctl || echo etcd-client
     have_program ip || echo iproute2
     have_program setpriv || echo util-linux
+    have_program systemd-analyze || echo systemd
 }
 
 # Ubuntu before 24.04 and old Debian know etcd as one package.

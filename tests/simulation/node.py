@@ -21,7 +21,7 @@ from tests.simulation.engine import HostClock, Process, SimRuntime
 from tests.simulation.guardian_port import SimGuardianPort
 from tests.simulation.host import SimHost
 from tests.simulation.pg_port import SimPostgres
-from tests.simulation.ports import SimJournal, SimPeers, SimRest
+from tests.simulation.ports import SimJournal, SimPeers, SimRest, SimService
 from tests.simulation.store import SimDcs
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ class Node:
             peers=SimPeers(self),
             journal=SimJournal(self),
             rest=lambda operations, config: SimRest(self),
+            service=SimService(),
         )
         self.agent_is_up = self.can_act = False
         self.decide_broken_since = None

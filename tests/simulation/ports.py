@@ -58,6 +58,16 @@ class SimRest:
     def reload(self, config: Any) -> None: ...
 
 
+class SimService:
+    """Nobody started the simulated agents."""
+
+    def ready(self) -> None: ...
+
+    def reloading(self) -> None: ...
+
+    def stopping(self) -> None: ...
+
+
 class SimPeers:
     """REST to other members, from one agent's process."""
 

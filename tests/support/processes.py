@@ -39,6 +39,16 @@ def _stat(pid: int) -> list[str]:
         return []
 
 
+def environment_of(pid: int) -> dict[str, str]:
+    """What it was started with; {} when it is gone."""
+    try:
+        entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return {}
+    pairs = (os.fsdecode(entry).partition("=") for entry in entries if entry)
+    return {name: value for name, _, value in pairs}
+
+
 def works_in(pid: int, directory: Path) -> bool:
     """The working directory is `directory` or lies in it: true for PostgreSQL's processes and its PGDATA."""
     try:
