@@ -15,7 +15,6 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -27,19 +26,22 @@ from haagent import COMPATIBLE_VERSION, __version__
 from haagent import guardian_types as guardian
 from haagent.act import Interpreter
 from haagent.api import RestError
-from haagent.api.view import Published
+from haagent.api.view import Numbers, Published
 from haagent.config.load import reload
 from haagent.config.types import AgentConfig, ConfigErrors
 from haagent.core.candidate import another_could_lead
 from haagent.core.decide import decide
 from haagent.core.memory import absorb
 from haagent.core.model import Decision, Memory, Observation, Unavailable
+from haagent.core.outlook import outlook
 from haagent.core.publish import Addresses, cannot_lead, member_record, role_text, state_text
 from haagent.core.settings import Settings, parse_settings
 from haagent.guardian_spawn import GuardianSilent, GuardianUnavailable
 from haagent.instance import LocalInstance
 from haagent.jobs import JobRunner
 from haagent.lease_keeper import LeaseKeeper
+from haagent.log import lost_records
+from haagent.measures import Measures, Takeovers
 from haagent.observe import Observer, Wishes
 from haagent.operations import Operations, RequestBox
 from haagent.peers import PeerAsker
@@ -92,6 +94,7 @@ class Agent:
         self._seen_cluster: tuple[ClusterSnapshot, float, int] | None = None
         self._broken_steps = 0
         self._next_guardian_try = 0.0
+        self._met_guardian = False
         self._step_started_at = self._now()
         self._alive_until = self._now() + 60
         self._shown: _Shown | None = None
@@ -102,14 +105,22 @@ class Agent:
         self.dcs, self.journal = ports.dcs, ports.journal
         self.instance = LocalInstance(runtime, ports.postgres, ports.guardian, config, self.wake)
         settings = self._first_settings()
+        self.measures = Measures(runtime)
+        self._takeovers = Takeovers(self.measures)
         self.keeper = LeaseKeeper(
-            runtime, ports.keeper_dcs, config.name, settings, self.wake, self.instance.fence_directly
+            runtime,
+            ports.keeper_dcs,
+            config.name,
+            settings,
+            self.wake,
+            self.instance.fence_directly,
+            self.measures,
         )
         self.runner = JobRunner(runtime, self.wake)
         self.peers = PeerAsker(runtime, ports.peers, config.name, self.wake)
         self.requests = RequestBox(runtime, self.wake)
         self.observer = Observer(
-            runtime, config, self.dcs, self.keeper, self.instance, self.runner, self.peers
+            runtime, config, self.dcs, self.keeper, self.instance, self.runner, self.peers, self.measures
         )
         self.observer.settings = settings
         self.interpreter = Interpreter(
@@ -282,6 +293,7 @@ class Agent:
     def _guardian_event(self, event: guardian.GuardianEvent) -> None:
         if isinstance(event, guardian.Fencing):
             self.keeper.fenced(event.epoch)
+            self.measures.fenced("guardian")
             self.journal.event("fence", f"the lease of epoch {event.epoch} ran out: PostgreSQL is stopped")
         elif isinstance(event, guardian.PostmasterExited):
             self.journal.event(
@@ -299,6 +311,10 @@ class Agent:
 
     def _connect_guardian(self) -> None:
         state = self.instance.connect_guardian(self._guardian_event)
+        last = state.last_exit
+        if not self._met_guardian and (state.fencing or (last is not None and last.fenced)):
+            self.measures.fenced("guardian")  # while no agent was there to count it
+        self._met_guardian = True
         link = self.instance.link
         if link is not None:  # else it was lost again meanwhile, and is looked for in the next step
             self.keeper.use_guardian(link, state)
@@ -331,6 +347,7 @@ class Agent:
     def _after_broken_step(self) -> float:
         """Keep the lease, unless this goes on and a member that can decide is there."""
         self._broken_steps += 1
+        self.measures.step_failed()
         obs = self.last_observation
         if self._broken_steps < BROKEN_STEPS or obs is None or not another_could_lead(obs):
             self.keeper.permit()
@@ -352,6 +369,7 @@ class Agent:
         decision = self._decide(obs)
         if decision is None:
             return self._after_broken_step()
+        self.measures.decided_at = obs.now
         pause_s = self._carry_out(obs, decision)
         if pause_s > 0.0 or self._exit is not None:
             self._publish(obs)
@@ -377,13 +395,15 @@ class Agent:
         return decision
 
     def _carry_out(self, obs: Observation, decision: Decision) -> float:
-        started_at = self._now()
+        started_at, before = self._now(), self.memory
         done, failed = self.interpreter.run(obs, decision.actions)
         if failed is not None and done == 0:
             self.memory = absorb(obs, self.memory)
         else:
             self.memory = decision.memory
-        self._journal(obs, decision, (self._now() - started_at) * 1000, failed)
+        now = self._now()
+        self._takeovers.step(obs, before, self.memory, decision.actions[:done], now)
+        self._journal(obs, decision, (now - started_at) * 1000, failed)
         self._attentive = decision.again_in_s is not None
         if failed is not None:
             return max(FAILED_PAUSE_S, decision.again_in_s or 0.0)
@@ -460,19 +480,15 @@ class Agent:
             alive_until=float("inf") if obs.settings.pause else shown.at + obs.settings.loop_wait_s + ttl,
             note=memory.note,
             cannot_lead=cannot_lead(obs, memory),
-            metrics=self._metrics(),
         )
 
-    def _metrics(self) -> Mapping[str, tuple[str, float]]:
-        keeper = self.keeper
-        return {
-            "haagent_lease_renewals": ("Proven renewals of the leader key.", float(keeper.renewals)),
-            "haagent_lease_renewals_unknown": (
-                "Renewals of the leader key without a clear answer.",
-                float(keeper.unknown_renewals),
-            ),
-            "haagent_dcs_round_trip_seconds": ("Duration of the last renewal.", keeper.last_round_trip_s),
-        }
+    def numbers(self) -> Numbers:
+        """What `/metrics` shows beside the picture; put together only when somebody asks."""
+        shown, seen = self._shown, None
+        if shown is not None:
+            facts = replace(shown.facts.instance, sample=self.instance.sampler.last())
+            seen = outlook(replace(shown.facts, instance=facts))
+        return Numbers(self.measures, seen, lost_records())
 
     # --- configuration --------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from dcs.api import (
     Ok,
     Refused,
     Renewed,
+    RenewOutcome,
     Taken,
     TakeOutcome,
     Unknown,
@@ -33,6 +34,7 @@ from haagent import guardian_types as guardian
 from haagent.core import lease as core
 from haagent.core.model import LeaseFacts
 from haagent.core.settings import Settings
+from haagent.measures import Lease, Measures
 from haagent.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -68,10 +70,11 @@ class LeaseKeeper:
         settings: Settings,
         on_change: Callable[[], None],
         fence_directly: Callable[[], None],
+        measures: Measures,
     ) -> None:
         self._now = runtime.now
         self._dcs, self._name, self._on_change = dcs, name, on_change
-        self._fence_directly = fence_directly
+        self._fence_directly, self._measures = fence_directly, measures
         #: The last deadline a guardian acknowledged: ours to enforce when it cannot (H10).
         self._acknowledged_fence_at: float | None = None
         self._settings = settings
@@ -88,9 +91,6 @@ class LeaseKeeper:
         self._changed = runtime.condition()
         #: Wakes the backstop, which otherwise sleeps through all that goes well.
         self._alarm = runtime.condition()
-        self.renewals = 0
-        self.unknown_renewals = 0
-        self.last_round_trip_s = 0.0
         self._thread = runtime.thread(self._run, "lease-keeper")
         self._backstop = runtime.thread(self._stand_in, "fence-backstop")
 
@@ -290,6 +290,7 @@ class LeaseKeeper:
     def _fence_ourselves(self, epoch: int | None) -> None:
         log.critical("the lease ran out and the guardian does not answer: fencing PostgreSQL directly")
         self._fence_directly()
+        self._measures.fenced("agent")
         if epoch is not None:
             self.fenced(epoch)
         self._on_change()
@@ -398,6 +399,7 @@ class LeaseKeeper:
             return
         outcome = self._dcs.renew_session(session, self._attempt_s())
         now, settings = self._now(), self._settings
+        self._measure("session", outcome, now)
         if isinstance(outcome, Renewed):
             self._transition(
                 lambda lease: core.renewed(lease, outcome.sent_at, outcome.guaranteed_s, now, settings)
@@ -410,9 +412,8 @@ class LeaseKeeper:
     def _renew_leader(self, handle: LeaseHandle) -> None:
         outcome = self._dcs.renew_leader(handle, self._name, self._attempt_s())
         now = self._now()
+        self._measure("leader", outcome, now)
         if isinstance(outcome, Renewed):
-            self.renewals += 1
-            self.last_round_trip_s = now - outcome.sent_at
             self._proven(handle, outcome)
         elif isinstance(outcome, Refused):
             log.error("failed to update leader lock: %s", outcome.reason)
@@ -423,9 +424,15 @@ class LeaseKeeper:
             )
             self._on_change()
         else:
-            self.unknown_renewals += 1
             log.warning("renewal of the leader key without a clear answer: %s", outcome.cause)
             self._transition(lambda lease: core.unknown(lease, now))
+
+    def _measure(self, lease: Lease, outcome: RenewOutcome, now: float) -> None:
+        if isinstance(outcome, Renewed):
+            self._measures.renewed(lease, "ok")
+            self._measures.round_trip("renew", now - outcome.sent_at)
+        else:
+            self._measures.renewed(lease, "refused" if isinstance(outcome, Refused) else "unknown")
 
     def _proven(self, handle: LeaseHandle, proof: Renewed) -> None:
         """Arm first, believe afterwards: a deadline counts once the kernel holds it."""

@@ -19,6 +19,7 @@ from haagent.core.settings import Settings, parse_settings
 from haagent.instance import LocalInstance
 from haagent.jobs import JobRunner
 from haagent.lease_keeper import LeaseKeeper
+from haagent.measures import Measures
 from haagent.peers import PeerAsker
 from haagent.runtime import Runtime
 
@@ -48,8 +49,10 @@ class Observer:
         instance: LocalInstance,
         runner: JobRunner,
         peers: PeerAsker,
+        measures: Measures,
     ) -> None:
         self._now, self._wall = runtime.now, runtime.wall
+        self._measures = measures
         self.config, self.dcs, self.keeper = config, dcs, keeper
         self._me = Identity(config.name, config.scope, config.tags)
         self.instance, self.runner, self.peers = instance, runner, peers
@@ -89,12 +92,14 @@ class Observer:
         )
 
     def _cluster(self) -> ClusterSnapshot | Unavailable:
+        asked_at = self._now()
         try:
             snapshot = self.dcs.snapshot(self.settings.retry_timeout_s)
         except DcsError as fault:
             self._silent_since = self._silent_since or self._now()
             return Unavailable(self._silent_since, str(fault))
         self._silent_since = None
+        self._measures.round_trip("read", self._now() - asked_at)
         for broken in snapshot.broken:
             self._warn(f"key {broken.key} in the DCS cannot be understood and is ignored: {broken.cause}")
         return snapshot

@@ -17,7 +17,7 @@ from dcs import codec
 from dcs.api import Conflict, Ok
 from dcs.errors import DcsError
 from dcs.records import ClusterSnapshot
-from haagent.api.view import Answer, Published
+from haagent.api.view import Answer, Numbers, Published
 from haagent.config.dynamic import merge_patch, without_nulls
 from haagent.core.member_select import minimum_ttl_s
 from haagent.core.model import ALWAYS, OperatorRequest, RestartConditions
@@ -107,6 +107,9 @@ class Operations:
 
     def leader_until(self) -> float | None:
         return self._agent.keeper.leader_until()
+
+    def numbers(self) -> Numbers:
+        return self._agent.numbers()
 
     def refresh(self, deadline_s: float) -> Published:
         self._agent.instance.sampler.fresh(deadline_s)

@@ -157,7 +157,8 @@ class _Reading:
         return _json(200, record.data)
 
     def metrics(self) -> Response:
-        text = metrics_text(self._port.published(), self._port.leader_until(), boottime())
+        port = self._port
+        text = metrics_text(port.published(), port.leader_until(), boottime(), port.numbers())
         return Response(text, 200, content_type=CONTENT_TYPE)
 
     def liveness(self) -> Response:

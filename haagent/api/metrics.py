@@ -1,25 +1,36 @@
 """`GET /metrics` (contract 3.7): the picture of the agent in Prometheus' text format.
 
 The `patroni_*` part is written by hand, because existing dashboards need what prometheus_client does not
-write: counters without `_total`, whole numbers, the version `040105`, the line that names the states.
-`haagent_*` carries our numbers the same way; the library adds its process metrics.
+write: counters without `_total`, whole numbers, the version `040105`, the line that names the states, `scope`
+before `name`. `haagent_*` is prometheus_client's, by a collector of our own: the values are at hand in the
+agent's `Numbers` and picture, and nothing is counted twice. docs/metrics.md lists them all.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
+from prometheus_client.registry import Collector
 
 from haagent import COMPATIBLE_VERSION, __version__
 from haagent.api.health import facts_of
 from haagent.api.status import fresh_view, role_of
-from haagent.api.view import Published
+from haagent.api.view import Numbers, Published
 from haagent.core.cluster_view import is_locked
 from haagent.core.roles import is_primary, is_replica, is_running, is_standby_leader, shown_state
+from haagent.measures import BUCKETS_S, Measures
 from postgres_ctl.facts import InstanceSample, Lsn
 
 CONTENT_TYPE = "text/plain"
@@ -52,7 +63,9 @@ ProcessCollector(namespace="haagent", registry=_process)
 
 
 @dataclass(frozen=True)
-class _Metric:
+class _Sample:
+    """One metric of Patroni with its one value."""
+
     name: str
     help: str
     value: float | str
@@ -60,22 +73,24 @@ class _Metric:
     comment: str | None = None
 
 
-def metrics_text(published: Published, leader_until: float | None, now: float) -> str:
+def metrics_text(published: Published, leader_until: float | None, now: float, numbers: Numbers) -> str:
     """The whole page. `leader_until` and `now` in seconds on CLOCK_BOOTTIME."""
     labels = f'{{scope="{_escape_label(published.scope)}",name="{_escape_label(published.name)}"}}'
-    metrics = [*_patroni_metrics(published), *_haagent_metrics(published, leader_until, now)]
-    return "".join(_render(metric, labels) for metric in metrics) + generate_latest(_process).decode()
+    own = CollectorRegistry(auto_describe=False)
+    own.register(_Own(published, leader_until, now, numbers))
+    contract = "".join(_render(sample, labels) for sample in _patroni_metrics(published))
+    return contract + generate_latest(own).decode() + generate_latest(_process).decode()
 
 
-def _patroni_metrics(published: Published) -> Iterator[_Metric]:
+def _patroni_metrics(published: Published) -> Iterator[_Sample]:
     sample, role = published.sample, role_of(published)
     state = shown_state(published.state, sample is not None)
     facts = facts_of(published, None, 0.0)
     view = fresh_view(published)
-    yield _Metric("patroni_version", "Compatible Patroni version, two digits per part.", _version_digits())
+    yield _Sample("patroni_version", "Compatible Patroni version, two digits per part.", _version_digits())
     yield _flag("patroni_postgres_running", "1 when PostgreSQL runs and answers.", is_running(state))
     start = sample.postmaster_start_time if sample is not None else None
-    yield _Metric("patroni_postmaster_start_time", "Start of the postmaster, epoch seconds.", _epoch(start))
+    yield _Sample("patroni_postmaster_start_time", "Start of the postmaster, epoch seconds.", _epoch(start))
     yield _flag("patroni_primary", "1 when this member is a primary.", is_primary(role))
     yield _primary_location(sample, is_primary(role))
     yield _flag("patroni_standby_leader", "1 when it leads a standby cluster.", is_standby_leader(role))
@@ -85,38 +100,41 @@ def _patroni_metrics(published: Published) -> Iterator[_Metric]:
     yield _flag("patroni_quorum_standby", "1 when listed as quorum standby.", quorum)
     yield from _standby_metrics(sample)
     version = sample.server_version if sample is not None else 0
-    yield _Metric("patroni_postgres_server_version", "server_version_num, 0 if unknown.", version)
+    yield _Sample("patroni_postgres_server_version", "server_version_num, 0 if unknown.", version)
     unlocked = view is None or not is_locked(view)
     yield _flag("patroni_cluster_unlocked", "1 when no leader is known.", unlocked)
     yield _flag("patroni_failsafe_mode_is_active", "1 while failsafe mode keeps the primary.", False)
     timeline = sample.timeline or 0 if sample is not None else 0
-    yield _Metric("patroni_postgres_timeline", "Timeline of PostgreSQL, 0 if unknown.", timeline)
-    yield _Metric("patroni_dcs_last_seen", "Last DCS contact, epoch seconds.", published.dcs_last_seen)
+    yield _Sample("patroni_postgres_timeline", "Timeline of PostgreSQL, 0 if unknown.", timeline)
+    yield _Sample("patroni_dcs_last_seen", "Last DCS contact, epoch seconds.", published.dcs_last_seen)
     pending = bool(published.pending_restart_reason)
     yield _flag("patroni_pending_restart", "1 when a parameter waits for a restart.", pending)
     yield _flag("patroni_is_paused", "1 while automatic failover is paused.", published.settings.pause)
     index = _STATE_INDEX.get(state, -1)
-    yield _Metric("patroni_postgres_state", "State of PostgreSQL as a number.", index, comment=_STATE_COMMENT)
+    yield _Sample("patroni_postgres_state", "State of PostgreSQL as a number.", index, comment=_STATE_COMMENT)
     tags = published.tags
     priority = 0 if tags.nofailover else tags.failover_priority
-    yield _Metric("patroni_failover_priority", "Failover priority, 0 when it may not lead.", priority)
+    yield _Sample("patroni_failover_priority", "Failover priority, 0 when it may not lead.", priority)
+    # Failsafe mode is not built: it is refused at start and in the dynamic configuration.
+    yield _flag("patroni_failsafe_mode_enabled", "1 when failsafe mode is switched on.", False)
+    yield _flag("patroni_failsafe_member", "1 when listed for failsafe mode.", False)
 
 
-def _primary_location(sample: InstanceSample | None, primary: bool) -> _Metric:
+def _primary_location(sample: InstanceSample | None, primary: bool) -> _Sample:
     # Role `demoted` shows no position: its epoch is closed (hazard H13).
     location = _bytes(sample.flush_lsn) if sample is not None and primary else 0
-    return _Metric("patroni_xlog_location", "End of flushed WAL of a primary, else 0.", location, _COUNTER)
+    return _Sample("patroni_xlog_location", "End of flushed WAL of a primary, else 0.", location, _COUNTER)
 
 
-def _standby_metrics(sample: InstanceSample | None) -> Iterator[_Metric]:
+def _standby_metrics(sample: InstanceSample | None) -> Iterator[_Sample]:
     standby = sample if sample is not None and sample.in_recovery else None
     received = _bytes(standby.receive_lsn) if standby is not None else 0
     replayed = _bytes(standby.replay_lsn) if standby is not None else 0
     timestamp = _epoch(standby.replay_timestamp) if standby is not None else 0
     paused = standby is not None and standby.replay_paused
-    yield _Metric("patroni_xlog_received_location", "WAL received by a standby, else 0.", received, _COUNTER)
-    yield _Metric("patroni_xlog_replayed_location", "WAL replayed by a standby, else 0.", replayed, _COUNTER)
-    yield _Metric("patroni_xlog_replayed_timestamp", "Last replayed commit, epoch seconds or 0.", timestamp)
+    yield _Sample("patroni_xlog_received_location", "WAL received by a standby, else 0.", received, _COUNTER)
+    yield _Sample("patroni_xlog_replayed_location", "WAL replayed by a standby, else 0.", replayed, _COUNTER)
+    yield _Sample("patroni_xlog_replayed_timestamp", "Last replayed commit, epoch seconds or 0.", timestamp)
     yield _flag("patroni_xlog_paused", "1 while replay is paused.", paused)
     if sample is not None:
         state = sample.replication_state if sample.in_recovery else None
@@ -125,26 +143,103 @@ def _standby_metrics(sample: InstanceSample | None) -> Iterator[_Metric]:
         yield _flag("patroni_postgres_in_archive_recovery", "1 while WAL comes from the archive.", archive)
 
 
-def _haagent_metrics(published: Published, leader_until: float | None, now: float) -> Iterator[_Metric]:
-    yield _Metric("haagent_up", f"haagent {__version__} answers.", 1)
-    left_s = max(0.0, leader_until - now) if leader_until is not None else 0.0
-    yield _Metric("haagent_lease_seconds_left", "Proven life of our leader lease.", round(left_s, 3))
-    alive_s = max(0.0, published.alive_until - now)
-    yield _Metric("haagent_liveness_seconds_left", "Time until the loop counts as stuck.", round(alive_s, 3))
-    if published.sample is not None:
-        age_s = max(0.0, now - published.sample.sampled_at)
-        yield _Metric("haagent_sample_age_seconds", "Age of PostgreSQL's last answer.", round(age_s, 3))
-    yield _flag("haagent_cannot_lead", "1 when this member could not take over.", bool(published.cannot_lead))
-    for name, (help_text, value) in sorted(published.metrics.items()):
-        full_name = name if name.startswith("haagent_") else f"haagent_{name}"
-        yield _Metric(full_name, help_text, value, _COUNTER if name.endswith("_total") else _GAUGE)
+class _Own(Collector):
+    """`haagent_*` of one moment, each with `scope` and `name` as in `patroni_*`."""
+
+    def __init__(
+        self, published: Published, leader_until: float | None, now: float, numbers: Numbers
+    ) -> None:
+        self._published, self._leader_until, self._now, self._numbers = published, leader_until, now, numbers
+        self._who = (published.scope, published.name)
+
+    def collect(self) -> Iterable[Metric]:
+        yield self._gauge("build_info", "Version of the agent.", 1, "version", __version__)
+        yield from self._moment()
+        yield from self._outlook()
+        yield from self._counts(self._numbers.measures)
+        yield from self._durations(self._numbers.measures)
+
+    def _moment(self) -> Iterator[Metric]:
+        published, now = self._published, self._now
+        left_s = max(0.0, self._leader_until - now) if self._leader_until is not None else 0.0
+        yield self._gauge("lease_left_seconds", "Proven life of our leader lease, 0 without one.", left_s)
+        decided_at = self._numbers.measures.decided_at
+        if decided_at is not None:
+            age_s = max(0.0, now - decided_at)
+            yield self._gauge("decision_age_seconds", "Time since the main loop decided last.", age_s)
+        alive_s = max(0.0, published.alive_until - now)
+        yield self._gauge("liveness_left_seconds", "Time until the main loop counts as stuck.", alive_s)
+        if published.sample is not None:
+            age_s = max(0.0, now - published.sample.sampled_at)
+            yield self._gauge("sample_age_seconds", "Age of what PostgreSQL answered last.", age_s)
+        cannot = bool(published.cannot_lead)
+        yield self._gauge("cannot_lead", "1 when this member could not take over.", int(cannot))
+
+    def _outlook(self) -> Iterator[Metric]:
+        seen = self._numbers.outlook
+        if seen is None:
+            return
+        help_text = "Members that could take over from this primary now."
+        yield self._gauge("failover_candidates", help_text, len(seen.candidates))
+        if seen.loss_bytes is not None:
+            help_text = "WAL the best candidate lacks: lost if this primary were lost now."
+            yield self._gauge("failover_expected_loss_bytes", help_text, seen.loss_bytes)
+
+    def _counts(self, measures: Measures) -> Iterator[Metric]:
+        renewals = self._counter("lease_renewals", "Renewals of our lease.", "lease", "result")
+        for (lease, result), count in measures.renewals.items():
+            renewals.add_metric((*self._who, lease, result), count)
+        failovers = self._counter("failovers", "Times this member became the primary of others.", "kind")
+        for kind, count in measures.failovers.items():
+            failovers.add_metric((*self._who, kind), count)
+        fencings = self._counter("fencings", "Times PostgreSQL was stopped as its lease ran out.", "by")
+        for fencer, count in measures.fencings.items():
+            fencings.add_metric((*self._who, fencer), count)
+        yield from (renewals, failovers, fencings)
+        yield self._count("failed_promotions", "Promotions that failed here.", measures.failed_promotions)
+        yield self._count("failed_steps", "Steps of the main loop that failed.", measures.failed_steps)
+        lost = self._numbers.lost_records
+        yield self._count("lost_log_records", "Log records dropped, as the log was too slow.", lost)
+
+    def _durations(self, measures: Measures) -> Iterator[Metric]:
+        trips = HistogramMetricFamily(
+            "haagent_dcs_round_trip_seconds", "Answered requests to the DCS.", labels=_labels("operation")
+        )
+        bounds = (*(str(bound) for bound in BUCKETS_S), "+Inf")
+        for kind, timing in measures.round_trips().items():
+            buckets = list(zip(bounds, accumulate(timing.buckets), strict=True))
+            trips.add_metric((*self._who, kind), buckets, timing.total_s)
+        phases = SummaryMetricFamily(
+            "haagent_failover_phase_seconds", "Phases of failovers.", labels=_labels("phase")
+        )
+        for phase, (count, total_s) in measures.phases.items():
+            phases.add_metric((*self._who, phase), count, total_s)
+        yield from (trips, phases)
+
+    def _gauge(self, name: str, help_text: str, value: float, *label: str) -> Metric:
+        """`label`: name and value of one more label."""
+        family = GaugeMetricFamily(f"haagent_{name}", help_text, labels=_labels(*label[:1]))
+        family.add_metric((*self._who, *label[1:]), value)
+        return family
+
+    def _counter(self, name: str, help_text: str, *labels: str) -> CounterMetricFamily:
+        return CounterMetricFamily(f"haagent_{name}", help_text, labels=_labels(*labels))
+
+    def _count(self, name: str, help_text: str, value: int) -> Metric:
+        family = self._counter(name, help_text)
+        family.add_metric(self._who, value)
+        return family
 
 
-def _flag(name: str, help_text: str, value: bool) -> _Metric:
-    return _Metric(name, help_text, int(value))
+def _labels(*more: str) -> tuple[str, ...]:
+    return ("scope", "name", *more)
 
 
-def _render(metric: _Metric, labels: str) -> str:
+def _flag(name: str, help_text: str, value: bool) -> _Sample:
+    return _Sample(name, help_text, int(value))
+
+
+def _render(metric: _Sample, labels: str) -> str:
     help_text = metric.help.replace("\\", r"\\").replace("\n", r"\n")
     comment = f"# {metric.comment}\n" if metric.comment else ""
     return (

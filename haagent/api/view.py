@@ -12,7 +12,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from dcs.records import ClusterSnapshot, Tags
 from haagent.core.model import RestartConditions
+from haagent.core.outlook import Outlook
 from haagent.core.settings import Settings
+from haagent.measures import Measures
 from postgres_ctl.facts import InstanceSample
 
 
@@ -45,8 +47,17 @@ class Published:
     note: str | None = None
     #: Why this member cannot take over now, one line; None when it could or it leads.
     cannot_lead: str | None = None
-    #: Extra numbers for /metrics under haagent_*: name -> (help text, value).
-    metrics: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What `/metrics` shows beside the picture."""
+
+    measures: Measures
+    #: None where this member is no primary, or cannot tell.
+    outlook: Outlook | None = None
+    #: Log records that were dropped because the log could not take them.
+    lost_records: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,9 @@ class AgentPort(Protocol):
         """CLOCK_BOOTTIME second at which our proven lease is fenced; None when we do not hold it.
 
         "I am leader" means boottime() < leader_until() (design section 2)."""
+
+    def numbers(self) -> Numbers:
+        """For `/metrics`; never blocks."""
 
     def refresh(self, deadline_s: float) -> Published:
         """A picture with a sample taken after this call, or the last one when that takes too long.

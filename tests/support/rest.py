@@ -28,10 +28,13 @@ from dcs.records import (
 )
 from haagent.api import Answer, Published, RestServer
 from haagent.api.server import Limits
+from haagent.api.view import Numbers
 from haagent.config.types import RestApiConfig
 from haagent.config.values import HostPort
 from haagent.core.model import RestartConditions
 from haagent.core.settings import Settings
+from haagent.measures import Measures
+from haagent.runtime import SystemRuntime
 from postgres_ctl.facts import InstanceSample, Lsn, WalSender
 
 #: Generous: a machine under load must not fail a test; a hanging server must.
@@ -125,6 +128,9 @@ class Agent:
 
     def leader_until(self) -> float | None:
         return boottime() + 60 if self.leads else None
+
+    def numbers(self) -> Numbers:
+        return Numbers(Measures(SystemRuntime()))
 
     def refresh(self, deadline_s: float) -> Published:
         self.calls.append(("refresh", deadline_s))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dcs.records import ClusterSnapshot, Tags
 from haagent.api.metrics import metrics_text
-from haagent.api.view import Published
+from haagent.api.view import Numbers, Published
+from haagent.core.outlook import Outlook
 from haagent.core.settings import Settings
+from haagent.measures import Measures
+from haagent.runtime import SystemRuntime
 from postgres_ctl.facts import Lsn
 from tests.unit.test_health import LEASE, NOW, PRIMARY, QUORUM, REPLICA, SYNC, member, sample
 
@@ -46,9 +52,20 @@ STATES = (
 )
 
 
+def page(published: Published, until: float | None = None, numbers: Numbers | None = None) -> str:
+    return metrics_text(published, until, NOW, numbers or Numbers(Measures(SystemRuntime())))
+
+
 def values(published: Published, until: float | None = None) -> dict[str, float]:
-    lines = [line for line in metrics_text(published, until, NOW).splitlines() if not line.startswith("#")]
+    lines = [line for line in page(published, until).splitlines() if not line.startswith("#")]
     return {line.partition("{")[0].partition(" ")[0]: float(line.split()[-1]) for line in lines}
+
+
+def own(numbers: Numbers) -> dict[str, float]:
+    """`haagent_*` of a page, without the labels that every sample has."""
+    lines = [line for line in page(PRIMARY, LEASE, numbers).splitlines() if line.startswith("haagent_")]
+    named = (line.replace('{name="n1",scope="demo"}', "").replace('name="n1",', "") for line in lines)
+    return {(words := line.rsplit(" ", 1))[0].replace(',scope="demo"', ""): float(words[1]) for line in named}
 
 
 def test_a_replica_shows_what_patroni_shows() -> None:
@@ -58,7 +75,7 @@ def test_a_replica_shows_what_patroni_shows() -> None:
         receive_lsn=Lsn(67108960),
         replay_lsn=Lsn(67108960),
     )
-    lines = metrics_text(member("replica", sample=standby, dcs_last_seen=1795233587), None, NOW).splitlines()
+    lines = page(member("replica", sample=standby, dcs_last_seen=1795233587)).splitlines()
     samples = [line for line in lines if line.startswith("patroni_")]
     types = {words[2]: words[3] for words in (line.split() for line in lines if line.startswith("# TYPE"))}
     shown = [
@@ -71,11 +88,11 @@ def test_a_replica_shows_what_patroni_shows() -> None:
 
 
 def test_every_sample_has_help_and_type_before_it() -> None:
-    families = list(text_string_to_metric_families(metrics_text(REPLICA, None, NOW)))
+    families = list(text_string_to_metric_families(page(REPLICA)))
     assert len(families) > 30
     for family in families:
         assert family.documentation
-        assert family.type in ("gauge", "counter")
+        assert family.type in ("gauge", "counter", "histogram", "summary")
 
 
 def test_a_primary_shows_its_position_and_a_demoted_one_none() -> None:
@@ -116,15 +133,46 @@ def test_flags_follow_the_published_picture() -> None:
     assert shown["patroni_failover_priority"] == 0
 
 
-def test_lease_and_numbers_of_the_agent() -> None:
-    agent = {"loop_seconds": ("Time of the last step.", 0.25), "haagent_renewals_total": ("Renewals.", 7.0)}
-    shown = values(replace(PRIMARY, metrics=agent), LEASE)
-    assert shown["haagent_lease_seconds_left"] == 20
-    assert shown["haagent_sample_age_seconds"] == 1
-    assert shown["haagent_loop_seconds"] == 0.25
-    assert shown["haagent_renewals_total"] == 7
-    assert values(PRIMARY, None)["haagent_lease_seconds_left"] == 0
-    assert values(PRIMARY, NOW - 5)["haagent_lease_seconds_left"] == 0
+def test_how_long_the_lease_is_proven() -> None:
+    assert values(PRIMARY, LEASE)["haagent_lease_left_seconds"] == 20
+    assert values(PRIMARY, None)["haagent_lease_left_seconds"] == 0
+    assert values(PRIMARY, NOW - 5)["haagent_lease_left_seconds"] == 0
+    assert values(PRIMARY, LEASE)["haagent_sample_age_seconds"] == 1
+
+
+def test_what_the_agent_counted_is_shown_with_its_labels() -> None:
+    measures = Measures(SystemRuntime())
+    measures.renewed("leader", "ok")
+    measures.renewed("session", "unknown")
+    measures.round_trip("renew", 0.004)
+    measures.round_trip("renew", 60.0)
+    measures.took_over("failover")
+    measures.phase("election", 0.25)
+    measures.fenced("guardian")
+    measures.decided_at = NOW - 3
+    shown = own(Numbers(measures, Outlook(("n2", "n3"), 512), lost_records=7))
+    assert shown['haagent_lease_renewals_total{lease="leader",result="ok"}'] == 1
+    assert shown['haagent_lease_renewals_total{lease="session",result="unknown"}'] == 1
+    assert shown['haagent_lease_renewals_total{lease="leader",result="refused"}'] == 0
+    bucket = 'haagent_dcs_round_trip_seconds_bucket{le="%s",operation="renew"}'
+    assert [shown[bucket % le] for le in ("0.0025", "0.005", "10.0", "+Inf")] == [0, 1, 1, 2]
+    assert shown['haagent_dcs_round_trip_seconds_sum{operation="renew"}'] == pytest.approx(60.004)
+    assert shown['haagent_failovers_total{kind="failover"}'] == 1
+    assert shown['haagent_failover_phase_seconds_count{phase="election"}'] == 1
+    assert shown['haagent_failover_phase_seconds_sum{phase="election"}'] == 0.25
+    assert shown['haagent_fencings_total{by="guardian"}'] == 1
+    assert shown["haagent_decision_age_seconds"] == 3
+    assert shown["haagent_failover_candidates"] == 2
+    assert shown["haagent_failover_expected_loss_bytes"] == 512
+    assert shown["haagent_lost_log_records_total"] == 7
+
+
+def test_a_standby_says_nothing_about_its_primary() -> None:
+    shown = own(Numbers(Measures(SystemRuntime())))
+    assert not [name for name in shown if name.startswith("haagent_failover_") and "phase" not in name]
+    alone = own(Numbers(Measures(SystemRuntime()), Outlook((), None)))
+    assert alone["haagent_failover_candidates"] == 0
+    assert "haagent_failover_expected_loss_bytes" not in alone
 
 
 def test_odd_names_and_values_stay_parsable() -> None:
@@ -132,10 +180,18 @@ def test_odd_names_and_values_stay_parsable() -> None:
         REPLICA,
         scope='a"b\\c\nd',
         alive_until=float("inf"),
-        metrics={"x": ("two\nlines", float("nan"))},
         sample=sample(True, postmaster_start_time="garbage", replay_timestamp="infinity"),
     )
-    families = list(text_string_to_metric_families(metrics_text(odd, None, NOW)))
+    families = list(text_string_to_metric_families(page(odd)))
     patroni = [one for family in families for one in family.samples if one.name.startswith("patroni_")]
     assert {one.labels["scope"] for one in patroni} == {'a"b\\c\nd'}
     assert values(odd)["patroni_postmaster_start_time"] == 0
+
+
+def test_the_documentation_lists_every_metric_and_no_other() -> None:
+    text = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
+    told = set(re.findall(r"`((?:patroni|haagent)_[a-z_]+)`", text))
+    measures = Measures(SystemRuntime())
+    measures.decided_at = NOW
+    full = page(PRIMARY, LEASE, Numbers(measures, Outlook(("n2",), 1)))
+    assert told == set(re.findall(r"^# TYPE ((?:patroni|haagent)_(?!process)\w+)", full, re.MULTILINE))
