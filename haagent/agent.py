@@ -40,7 +40,7 @@ from haagent.guardian_spawn import GuardianSilent, GuardianUnavailable
 from haagent.instance import LocalInstance
 from haagent.jobs import JobRunner
 from haagent.lease_keeper import LeaseKeeper
-from haagent.log import lost_records
+from haagent.log import lost_records, queued_records
 from haagent.measures import Measures, Takeovers
 from haagent.observe import Observer, Wishes
 from haagent.operations import Operations, RequestBox
@@ -480,6 +480,8 @@ class Agent:
             alive_until=float("inf") if obs.settings.pause else shown.at + obs.settings.loop_wait_s + ttl,
             note=memory.note,
             cannot_lead=cannot_lead(obs, memory),
+            queued_log_records=queued_records(),
+            lost_log_records=lost_records(),
         )
 
     def numbers(self) -> Numbers:
@@ -488,7 +490,7 @@ class Agent:
         if shown is not None:
             facts = replace(shown.facts.instance, sample=self.instance.sampler.last())
             seen = outlook(replace(shown.facts, instance=facts))
-        return Numbers(self.measures, seen, lost_records())
+        return Numbers(self.measures, seen)
 
     # --- configuration --------------------------------------------------------------------------------
 

@@ -65,6 +65,11 @@ class Spool(Generic[T]):
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
+    @property
+    def waiting(self) -> int:
+        """Items not written yet."""
+        return self._queue.qsize()
+
     def put(self, item: T) -> bool:
         """False when the queue is full: the item is lost, and counted."""
         if self._queue.qsize() < self.maximum:
@@ -361,8 +366,13 @@ def _set_levels(config: LogConfig) -> None:
 
 
 def lost_records() -> int:
-    """Records lost since the start, for /metrics."""
+    """Records lost since the start, for `/metrics` and `/patroni`."""
     return _handler.spool.lost_total if _handler else 0
+
+
+def queued_records() -> int:
+    """Records that wait to be written, for `/patroni`."""
+    return _handler.spool.waiting if _handler else 0
 
 
 def shutdown(deadline_s: float) -> bool:

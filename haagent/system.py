@@ -11,13 +11,14 @@ from typing import Any
 import urllib3
 
 from dcs.factory import make_dcs
-from haagent import __version__, guardian_client, guardian_types, log
+from haagent import guardian_client, guardian_types, log
 from haagent.api import RestServer
 from haagent.config.types import AgentConfig
 from haagent.journal import Journal
 from haagent.ports import PeerFault, Ports, Session
 from haagent.runtime import SystemRuntime
 from haagent.service import SystemdService
+from haagent.useragent import user_agent
 from postgres_ctl import (
     basebackup,
     bootstrap,
@@ -261,10 +262,11 @@ class HttpPeers:
             raise PeerFault(f"useless answer: {fault}") from None
 
     def is_alive(self, url: str) -> bool:
-        """Whoever answers anything at all is there."""
-        http = urllib3.PoolManager(cert_reqs="CERT_NONE", assert_hostname=False)
+        """Whoever answers anything at all is there, also who only refuses our certificate."""
         try:
-            http.request("GET", url, timeout=urllib3.Timeout(total=_ALIVE_S), retries=False)
+            self._http.request("GET", url, timeout=urllib3.Timeout(total=_ALIVE_S), retries=False)
+        except urllib3.exceptions.SSLError:
+            return True
         except (urllib3.exceptions.HTTPError, OSError):
             return False
         return True
@@ -272,8 +274,9 @@ class HttpPeers:
 
 def _http(config: AgentConfig) -> urllib3.PoolManager:
     """Contract 3.2: the server's certificate is checked only when a client certificate is configured."""
-    headers = {"User-Agent": f"haagent/{__version__}"}
     ctl = config.ctl
+    headers = {"User-Agent": user_agent()}
+    # No login: members only read from each other, and the other side may be unproven.
     if ctl.certfile is None:
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         return urllib3.PoolManager(headers=headers, cert_reqs="CERT_NONE", assert_hostname=False, maxsize=2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from haagent import COMPATIBLE_VERSION, __version__
 from haagent.api.app import build_app
 from haagent.api.config import RestConfig, RestError
@@ -27,7 +29,7 @@ class RestServer:
     def __init__(self, agent: AgentPort, config: RestConfig, limits: Limits | None = None) -> None:
         """Reads certificate and key. Raises RestError."""
         self._agent = agent
-        self._limits = limits
+        self._limits = limits or Limits()
         self._config = config
         self._http = self._build(config)
 
@@ -76,7 +78,7 @@ class RestServer:
             config.listen.port,
             tls=tls_context(config),
             server_header=_server_header(config.server_tokens),
-            limits=self._limits,
+            limits=replace(self._limits, backlog=max(self._limits.backlog, config.request_queue_size)),
         )
 
 

@@ -21,9 +21,9 @@ from werkzeug.exceptions import HTTPException
 from dcs.api import boottime
 from dcs.errors import DcsError
 from haagent.api import access, control, dashboard
+from haagent.api.body import SMALL_BODY_BYTES, BodyReader, Refused
 from haagent.api.config import RestConfig
 from haagent.api.health import bare_status, health_status, liveness_status, readiness_status
-from haagent.api.http1 import MAX_BODY_BYTES
 from haagent.api.metrics import CONTENT_TYPE, metrics_text
 from haagent.api.status import history_json, patroni_json
 from haagent.api.view import AgentPort, Answer, EventSource
@@ -37,14 +37,6 @@ PEER_REFRESH_S = 1.0
 MAX_REFRESHES = 8
 
 Handler = Callable[[], Response]
-
-
-class _Refused(Exception):
-    """The call ends here with this answer."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status, self.text = status, text
 
 
 def build_app(port: AgentPort, config: RestConfig) -> Flask:
@@ -90,7 +82,7 @@ def _install_hooks(app: Flask, port: AgentPort, config: RestConfig, health: Hand
         return response
 
     def on_error(error: Exception) -> Response:
-        if isinstance(error, _Refused):
+        if isinstance(error, Refused):
             return _text(error.status, error.text)
         if isinstance(error, DcsError):
             return _text(503, "DCS is not accessible")
@@ -121,7 +113,7 @@ class _Reading:
             "history": self.history,
             "config": self.config,
             "metrics": self.metrics,
-            "failsafe": lambda: _text(502, "failsafe mode is not enabled"),
+            "failsafe": self.failsafe,
             "liveness": self.liveness,
             "readiness": self.readiness,
             "explain": lambda: _json(200, self._port.explain()),
@@ -161,6 +153,12 @@ class _Reading:
         text = metrics_text(port.published(), port.leader_until(), boottime(), port.numbers())
         return Response(text, 200, content_type=CONTENT_TYPE)
 
+    def failsafe(self) -> Response:
+        cluster = self._port.published().cluster
+        if cluster is None or not cluster.failsafe:
+            return _text(502, "failsafe mode is not enabled")
+        return _json(200, cluster.failsafe)
+
     def liveness(self) -> Response:
         return _empty(liveness_status(self._port.published(), boottime()))
 
@@ -183,6 +181,7 @@ class _Changing:
     def __init__(self, port: AgentPort, config: RestConfig) -> None:
         self._port = port
         self._config = config
+        self._bodies = BodyReader()
 
     def handlers(self) -> Mapping[tuple[str, str], Handler]:
         checked: dict[tuple[str, str], Handler] = {
@@ -191,17 +190,18 @@ class _Changing:
             ("POST", "restart"): self.restart,
             ("POST", "reinitialize"): self.reinitialize,
             ("POST", "reload"): lambda: _answer(self._port.reload()),
-            ("PATCH", "config"): lambda: _answer(self._port.patch_config(_body(required=True))),
-            ("PUT", "config"): lambda: _answer(self._port.put_config(_body(required=True))),
+            ("PATCH", "config"): lambda: _answer(self._port.patch_config(self._bodies.needed())),
+            ("PUT", "config"): lambda: _answer(self._port.put_config(self._bodies.needed())),
             ("DELETE", "switchover"): lambda: _answer(self._port.delete_switchover()),
             ("DELETE", "restart"): lambda: _text(404, "no restarts are scheduled"),
             ("POST", "failsafe"): lambda: _text(502, "failsafe mode is not enabled"),
+            ("POST", "citus"): self.mpp,
             # The contract's answer; it acts on Windows only.
             ("POST", "sigterm"): lambda: _text(202, "shutdown scheduled"),
         }
         guarded = {key: self._guarded(handler, key[1]) for key, handler in checked.items()}
-        not_built: Handler = lambda: _text(501, "Unsupported method")  # noqa: E731
-        return guarded | {("POST", "mpp"): not_built, ("POST", "citus"): not_built}
+        # The one unsafe call that anybody may make (contract 3.2): it does nothing here.
+        return guarded | {("POST", "mpp"): self.mpp}
 
     def _guarded(self, handler: Handler, name: str) -> Handler:
         def guarded() -> Response:
@@ -223,7 +223,7 @@ class _Changing:
         return guarded
 
     def switchover(self, is_failover: bool) -> Response:
-        body = _body(required=True)
+        body = self._bodies.needed()
         asked = control.switchover_request(body, is_failover, self._paused(), datetime.now(UTC))
         if isinstance(asked, Answer):
             return _answer(asked)
@@ -231,12 +231,17 @@ class _Changing:
         return _answer(self._port.failover(wish) if is_manual_failover else self._port.switchover(wish))
 
     def restart(self) -> Response:
-        asked = control.restart_request(_body(required=False), self._paused(), datetime.now(UTC))
+        asked = control.restart_request(self._bodies.optional(), self._paused(), datetime.now(UTC))
         return _answer(asked if isinstance(asked, Answer) else self._port.restart(asked))
 
     def reinitialize(self) -> Response:
-        asked = control.reinitialize_request(_body(required=False))
+        asked = control.reinitialize_request(self._bodies.optional())
         return _answer(asked if isinstance(asked, Answer) else self._port.reinitialize(asked))
+
+    def mpp(self) -> Response:
+        """A Citus worker tells its coordinator what it is about to do; no member of ours is one."""
+        self._bodies.needed(SMALL_BODY_BYTES)
+        return _text(200, "OK")
 
     def _paused(self) -> bool:
         return self._port.published().settings.pause
@@ -244,32 +249,6 @@ class _Changing:
 
 def _query() -> str:
     return request.query_string.decode("latin-1")
-
-
-def _body(required: bool) -> dict[str, Any]:
-    """The JSON object in the body; {} when there is none and none is needed. Raises _Refused."""
-    length = request.content_length
-    if length is None:
-        if required:
-            raise _Refused(411, "Length Required")
-        return {}
-    if length > MAX_BODY_BYTES:
-        raise _Refused(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
-    try:
-        raw = request.environ["wsgi.input"].read(length)
-    except TimeoutError as error:
-        raise _Refused(408, "the body did not arrive in time") from error
-    except OSError as error:
-        raise _Refused(400, "the body ended early") from error
-    if not raw and not required:
-        return {}
-    try:
-        body = control.parse_object(raw)
-    except control.BadBody as error:
-        raise _Refused(400, f"Bad Request: {error}") from error
-    if required and not body:
-        raise _Refused(400, "Bad Request: the body is an empty object")
-    return body
 
 
 def _answer(answer: Answer) -> Response:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from html import escape
 from typing import Any, NoReturn
 
 from dateutil import parser as dates
@@ -85,13 +86,13 @@ def restart_request(body: Mapping[str, Any], paused: bool, now: datetime) -> Res
     """When the restart asked for is wanted, or why it cannot be."""
     for key in body:
         if key not in (*_RESTART_FILTERS, "schedule"):
-            return Answer(400, f"Unknown filter for the scheduled restart: {key}")
+            return Answer(400, f"Unknown filter for the scheduled restart: {_echo(key)}")
     role, version = body.get("role"), body.get("postgres_version")
     if role is not None and not is_restart_role(role):
-        return Answer(400, f"role: must be one of {', '.join(RESTART_ROLES)}")
+        return Answer(400, f"PostgreSQL role should be either {_or(RESTART_ROLES)}")
     below = None if version is None else _version_number(version)
     if version is not None and below is None:
-        return Answer(400, "postgres_version: must be a version such as 17.5")
+        return Answer(400, f"Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted: {_echo(version)}")
     if body.get("timeout") is not None:
         return Answer(400, "not supported yet: timeout")
     refused = _judge_restart_schedule(body.get("schedule"), paused, now)
@@ -130,6 +131,15 @@ def reinitialize_request(body: Mapping[str, Any]) -> dict[str, Any] | Answer:
             return Answer(400, f"{key}: must be true or false")
         asked[key] = bool(value)
     return asked
+
+
+def _or(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])}, or {words[-1]}"
+
+
+def _echo(value: object) -> str:
+    """What somebody sent, fit for an answer that a browser takes for HTML."""
+    return escape(str(value)[:100])
 
 
 def _schedule(text: str | None) -> str | None:

@@ -198,7 +198,7 @@ class _Own(Collector):
         yield from (renewals, failovers, fencings)
         yield self._count("failed_promotions", "Promotions that failed here.", measures.failed_promotions)
         yield self._count("failed_steps", "Steps of the main loop that failed.", measures.failed_steps)
-        lost = self._numbers.lost_records
+        lost = self._published.lost_log_records
         yield self._count("lost_log_records", "Log records dropped, as the log was too slow.", lost)
 
     def _durations(self, measures: Measures) -> Iterator[Metric]:

@@ -388,6 +388,7 @@ class _Connection:
             "wsgi.multiprocess": False,
             "wsgi.run_once": False,
             "haagent.client_certificate": self._has_client_certificate,
+            "haagent.unframed_body": head.unframed_body,
         }
         if head.content_length is not None:
             environ["CONTENT_LENGTH"] = str(head.content_length)

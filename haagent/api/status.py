@@ -23,6 +23,9 @@ from haagent.core.cluster_view import (
 from haagent.core.roles import is_demoted, shown_role, shown_state
 from postgres_ctl.facts import InstanceSample, Lsn, WalSender
 
+#: A longer queue of log records is told: the log hangs (contract 3.4).
+SHORT_LOG_QUEUE = 2
+
 
 def patroni_json(published: Published) -> dict[str, Any]:
     """The body of `GET /patroni` and of every health check."""
@@ -116,6 +119,9 @@ def _agent(published: Published) -> dict[str, Any]:
         fields["pending_restart"] = True
         fields["pending_restart_reason"] = restart_reasons(published.pending_restart_reason)
     fields["patroni"] = {"version": COMPATIBLE_VERSION, "scope": published.scope, "name": published.name}
+    if published.queued_log_records > SHORT_LOG_QUEUE:
+        fields["logger_queue_size"] = published.queued_log_records
+        fields["logger_records_lost"] = published.lost_log_records
     ours: dict[str, Any] = {
         "version": __version__,
         "note": published.note,

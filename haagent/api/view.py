@@ -47,6 +47,9 @@ class Published:
     note: str | None = None
     #: Why this member cannot take over now, one line; None when it could or it leads.
     cannot_lead: str | None = None
+    #: Log records that wait to be written, and those lost since the start.
+    queued_log_records: int = 0
+    lost_log_records: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,6 @@ class Numbers:
     measures: Measures
     #: None where this member is no primary, or cannot tell.
     outlook: Outlook | None = None
-    #: Log records that were dropped because the log could not take them.
-    lost_records: int = 0
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,13 @@ def _restapi() -> Iterator[Key]:
         "What the Server header tells",
         "Original",
     )
-    yield Key("restapi.request_queue_size", whole(0, 4096), "Connections that may wait", 5, reload=_START)
+    yield Key(
+        "restapi.request_queue_size",
+        whole(0, 4096),
+        "Connections that may wait (at least 1024)",
+        5,
+        reload=_START,
+    )
     yield Key("restapi.thread_pool_size", whole(1), "Requests served at a time", 5, reload=_START)
 
 

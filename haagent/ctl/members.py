@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from dcs.api import boottime
-from haagent import __version__
 from haagent.ctl.config import RestOptions
 from haagent.ctl.errors import CtlError
+from haagent.useragent import user_agent
 
 if TYPE_CHECKING:
     import urllib3
@@ -136,7 +136,7 @@ def _address(api_url: str, path: str) -> str | None:
 
 
 def _headers(options: RestOptions) -> dict[str, str]:
-    headers = {"User-Agent": f"haagentctl/{__version__}"}
+    headers = {"User-Agent": user_agent()}
     if options.username is not None:
         login = f"{options.username}:{options.password or ''}".encode()
         headers["Authorization"] = f"Basic {base64.b64encode(login).decode()}"

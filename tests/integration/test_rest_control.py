@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from haagent.api import Answer, RestServer
+from haagent.api.body import MAX_LARGE_BODIES
 from haagent.core.model import ALWAYS, RestartConditions
 from haagent.core.settings import Settings
 from tests.support.rest import (
@@ -22,6 +24,7 @@ from tests.support.rest import (
     get,
     serving,
 )
+from tests.support.wait import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +35,8 @@ def primary() -> Iterator[RestServer]:
 
 FUTURE = "2099-01-01T00:00:00+00:00"
 BAD_TIME = "Unable to parse scheduled timestamp. It should be in an unambiguous format, e.g. ISO 8601"
+BAD_ROLE = "PostgreSQL role should be either primary, standby_leader, or replica"
+BAD_VERSION = "Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted: "
 
 
 @pytest.mark.parametrize(
@@ -67,11 +72,12 @@ BAD_TIME = "Unable to parse scheduled timestamp. It should be in an unambiguous 
         ("/failover", {"leader": "n0"}, 400, "Failover could be performed only to a specific candidate"),
         ("/failover", {"candidate": "n1", "scheduled_at": FUTURE}, 400, "Failover can't be scheduled"),
         ("/restart", {"bogus": 1}, 400, "Unknown filter for the scheduled restart: bogus"),
-        ("/restart", {"role": "leader"}, 400, "role: must be one of primary, standby_leader, replica"),
-        ("/restart", {"role": ["replica"]}, 400, "role: must be one of primary, standby_leader, replica"),
-        ("/restart", {"postgres_version": "new"}, 400, "postgres_version: must be a version such as 17.5"),
-        ("/restart", {"postgres_version": 15.2}, 400, "postgres_version: must be a version such as 17.5"),
-        ("/restart", {"postgres_version": "9.6"}, 400, "postgres_version: must be a version such as 17.5"),
+        ("/restart", {"<b>": 1}, 400, "Unknown filter for the scheduled restart: &lt;b&gt;"),
+        ("/restart", {"role": "leader"}, 400, BAD_ROLE),
+        ("/restart", {"role": ["replica"]}, 400, BAD_ROLE),
+        ("/restart", {"postgres_version": "new"}, 400, BAD_VERSION + "new"),
+        ("/restart", {"postgres_version": 15.2}, 400, BAD_VERSION + "15.2"),
+        ("/restart", {"postgres_version": "9.6"}, 400, BAD_VERSION + "9.6"),
         ("/restart", {"timeout": 5}, 400, "not supported yet: timeout"),
         ("/restart", {"schedule": FUTURE}, 400, "not supported yet: schedule"),
         ("/restart", {"schedule": "2020-01-01T00:00Z"}, 422, "Cannot schedule restart in the past"),
@@ -198,10 +204,34 @@ def test_a_needed_body_must_be_an_object_with_content(body: bytes) -> None:
 
 
 def test_a_needed_body_must_be_announced(primary: RestServer) -> None:
-    assert ask(primary, "POST", "/switchover").status == 411
-    assert ask(primary, "PATCH", "/config").status == 411
-    chunked = b"POST /switchover HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
-    assert exchange(primary, chunked).startswith(b"HTTP/1.1 411 ")
+    for method, path in (("POST", "/switchover"), ("PATCH", "/config"), ("POST", "/mpp")):
+        assert ask(primary, method, path).status == 411
+
+
+def test_a_body_of_unknown_length_is_not_taken_for_none() -> None:
+    agent = Agent()
+    with serving(agent) as server:
+        for path in ("/switchover", "/restart", "/reinitialize"):
+            chunks = b'1d\r\n{"leader": "n0", "role": "x"}\r\n0\r\n\r\n'
+            head = f"POST {path} HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+            assert exchange(server, head + chunks).startswith(b"HTTP/1.1 411 ")
+    assert agent.calls == []
+
+
+MPP_EVENT = {"type": "before_promote", "group": 1, "leader": "w1", "timeout": 30, "cooldown": 10}
+
+
+def test_what_citus_workers_tell_is_heard_and_ignored() -> None:
+    agent = Agent()
+    with serving(agent, username="admin", password="secret", allowlist=("127.0.0.1",)) as server:
+        told = ask(server, "POST", "/mpp", MPP_EVENT)
+        assert (told.status, told.text) == (200, "OK")
+        assert ask(server, "POST", "/citus", MPP_EVENT).status == 401
+        assert ask(server, "POST", "/citus", MPP_EVENT, Authorization=basic("admin", "secret")).text == "OK"
+        assert ask(server, "POST", "/mpp", {}).status == 400
+        # Anybody may send it, so it may cost next to nothing.
+        assert ask(server, "POST", "/mpp", b" " * 20_000).status == 413
+    assert agent.calls == []
 
 
 def test_bodies_have_a_limit() -> None:
@@ -215,6 +245,18 @@ def test_bodies_have_a_limit() -> None:
             server, b"PATCH /config HTTP/1.1\r\nContent-Length: 99999999999999\r\n\r\n{"
         ).startswith(b"HTTP/1.1 413 ")
     assert [name for name, _ in agent.calls] == ["patch_config"]
+
+
+def test_few_large_bodies_are_read_at_a_time() -> None:
+    agent, large = Agent(), b'{"x":"' + b"y" * 100_000 + b'"}'
+    announced = b"PATCH /config HTTP/1.1\r\nContent-Length: 100008\r\n\r\n{"
+    with serving(agent) as server, contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(dial(server, announced)) for _ in range(MAX_LARGE_BODIES)]
+        wait_for(lambda: ask(server, "PATCH", "/config", large).status == 503, 20, "a large body is refused")
+        assert ask(server, "PATCH", "/config", {"ttl": 20}).status == 200
+        assert get(server, "/primary").status == 200
+        slow[0].close()
+        wait_for(lambda: ask(server, "PATCH", "/config", large).status == 200, 20, "a large body is read")
 
 
 # --- access -----------------------------------------------------------------------------------------
@@ -249,10 +291,12 @@ def test_changes_need_the_password_and_reads_do_not() -> None:
 
 def test_the_password_is_asked_for_before_the_body() -> None:
     with serving(username="admin", password="secret") as server:
-        head = b"PATCH /config HTTP/1.1\r\nContent-Length: 1000000\r\nExpect: 100-continue\r\n\r\n"
-        answer = exchange(server, head)
-        assert answer.startswith(b"HTTP/1.1 401 ")
-        assert b"100 Continue" not in answer
+        for length in (b"1000000", b"99999999999999999"):
+            for expect in (b"", b"Expect: 100-continue\r\n"):
+                head = b"PATCH /config HTTP/1.1\r\nContent-Length: " + length + b"\r\n" + expect + b"\r\n"
+                answer = exchange(server, head)
+                assert answer.startswith(b"HTTP/1.1 401 ")
+                assert b"100 Continue" not in answer
 
 
 def test_a_client_may_wait_for_the_go_ahead() -> None:

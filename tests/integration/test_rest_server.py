@@ -139,6 +139,8 @@ def test_patroni_json_tells_what_is_special() -> None:
             pending_restart_reason={"max_connections": ("100", "200")},
             note="pg_rewind 1/3",
             cannot_lead="nofailover",
+            queued_log_records=7,
+            lost_log_records=3,
         )
     )
     with serving(agent) as server:
@@ -149,6 +151,7 @@ def test_patroni_json_tells_what_is_special() -> None:
         assert shown["pending_restart_reason"] == {
             "max_connections": {"old_value": "100", "new_value": "200"}
         }
+        assert (shown["logger_queue_size"], shown["logger_records_lost"]) == (7, 3)
         assert shown["haagent"]["note"] == "pg_rewind 1/3"
         assert shown["haagent"]["cannot_lead"] == "nofailover"
 
@@ -186,6 +189,11 @@ def test_cluster_config_and_history() -> None:
         assert get(server, "/config").json == {"ttl": 30, "postgresql": {"use_pg_rewind": True}}
         row = [1, 67109256, "no recovery target specified", "2026-11-21T04:00:09.220152+00:00", "n1"]
         assert get(server, "/history").json == [row]
+
+        assert get(server, "/failsafe").status == 502
+        addresses = {"n0": "http://127.0.0.1:21200/patroni"}
+        agent.picture = replace(PRIMARY, cluster=replace(CLUSTER, failsafe=addresses))
+        assert get(server, "/failsafe").json == addresses
 
         agent.picture = replace(PRIMARY, cluster=replace(CLUSTER, config=None, history=None))
         assert get(server, "/config").status == 502
@@ -228,8 +236,6 @@ def test_metrics_explain_events_and_dashboard(primary: RestServer) -> None:
     [
         ("GET", "/failsafe", 502),
         ("POST", "/failsafe", 502),
-        ("POST", "/mpp", 501),
-        ("POST", "/citus", 501),
         ("POST", "/nonsense", 501),
         ("PUT", "/patroni", 501),
         ("DELETE", "/config", 501),

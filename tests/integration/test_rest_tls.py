@@ -6,13 +6,13 @@ import contextlib
 import http.client
 import os
 import ssl
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from haagent.api import RestError, RestServer
+from tests.support.certificates import Certificates
 from tests.support.rest import (
     DEADLINE_S,
     Agent,
@@ -23,53 +23,22 @@ from tests.support.rest import (
 )
 
 
-class Certificates:
-    """An authority, certificates it signed, and one it did not."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self.ca = self._make("ca")[0]
-        self.server, self.server_key = self._make("server", signed=True)
-        self.other_server, self.other_server_key = self._make("other", signed=True)
-        self.client = self._make("client", signed=True)
-        self.stranger = self._make("stranger")
-        self.locked_key = str(directory / "locked.key")
-        self._openssl(
-            "ec", "-in", self.server_key, "-aes256", "-passout", "pass:geheim", "-out", self.locked_key
-        )
-
-    def _make(self, name: str, signed: bool = False) -> tuple[str, str]:
-        certificate, key = str(self._directory / f"{name}.pem"), str(self._directory / f"{name}.key")
-        by_ca = ("-CA", str(self._directory / "ca.pem"), "-CAkey", str(self._directory / "ca.key"))
-        self._openssl(
-            "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-            "-days", "2", "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1",
-            "-keyout", key, "-out", certificate,
-            *(by_ca if signed else ()),
-        )  # fmt: skip
-        return certificate, key
-
-    def _openssl(self, *arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], check=True, capture_output=True, timeout=DEADLINE_S)
-
-    def ask(
-        self, server: RestServer, method: str = "GET", client: tuple[str, str] | None = None
-    ) -> tuple[int, int]:
-        """(status, serial number of the server's certificate)."""
-        context = ssl.create_default_context(cafile=self.ca)
-        if client is not None:
-            context.load_cert_chain(*client)
-        connection = http.client.HTTPSConnection(
-            "127.0.0.1", server.port, timeout=DEADLINE_S, context=context
-        )
-        try:
-            connection.request(method, "/reload" if method == "POST" else "/primary")
-            assert isinstance(connection.sock, ssl.SSLSocket)
-            peer = connection.sock.getpeercert()
-            assert peer
-            return connection.getresponse().status, int(str(peer["serialNumber"]), 16)
-        finally:
-            connection.close()
+def ask(
+    certificates: Certificates, server: RestServer, method: str = "GET", client: tuple[str, str] | None = None
+) -> tuple[int, int]:
+    """(status, serial number of the server's certificate)."""
+    context = ssl.create_default_context(cafile=certificates.ca)
+    if client is not None:
+        context.load_cert_chain(*client)
+    connection = http.client.HTTPSConnection("127.0.0.1", server.port, timeout=DEADLINE_S, context=context)
+    try:
+        connection.request(method, "/reload" if method == "POST" else "/primary")
+        assert isinstance(connection.sock, ssl.SSLSocket)
+        peer = connection.sock.getpeercert()
+        assert peer
+        return connection.getresponse().status, int(str(peer["serialNumber"]), 16)
+    finally:
+        connection.close()
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +48,13 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 @pytest.fixture(scope="module")
 def tls(certificates: Certificates) -> dict[str, Any]:
-    return {"certfile": certificates.server, "keyfile": certificates.server_key, "cafile": certificates.ca}
+    return certificates.section()
 
 
 def test_https(certificates: Certificates, tls: dict[str, Any]) -> None:
     with serving(**tls, https_extra_headers={"X-S": "1"}) as server:
-        assert certificates.ask(server)[0] == 200
-        assert certificates.ask(server, "POST")[0] == 200
+        assert ask(certificates, server)[0] == 200
+        assert ask(certificates, server, "POST")[0] == 200
         assert exchange(server, b"GET /primary HTTP/1.0\r\n\r\n")[:5] != b"HTTP/"
 
 
@@ -94,18 +63,18 @@ def test_hundreds_of_silent_tls_clients_delay_nobody(certificates: Certificates,
         for number in range(300):
             stack.enter_context(dial(server, b"\x16\x03\x01\x02\x00\x01"[: number % 6]))
         for _ in range(5):
-            assert certificates.ask(server)[0] == 200
+            assert ask(certificates, server)[0] == 200
 
 
 def test_optional_client_certificates_are_for_changes(
     certificates: Certificates, tls: dict[str, Any]
 ) -> None:
     with serving(**tls, verify_client="optional") as server:
-        assert certificates.ask(server)[0] == 200
-        assert certificates.ask(server, "POST")[0] == 403
-        assert certificates.ask(server, "POST", certificates.client)[0] == 200
+        assert ask(certificates, server)[0] == 200
+        assert ask(certificates, server, "POST")[0] == 403
+        assert ask(certificates, server, "POST", certificates.client)[0] == 200
         with pytest.raises(OSError):
-            certificates.ask(server, "GET", certificates.stranger)
+            ask(certificates, server, "GET", certificates.stranger)
 
 
 def test_required_client_certificates_are_for_everything(
@@ -114,9 +83,9 @@ def test_required_client_certificates_are_for_everything(
     with serving(**tls, verify_client="required") as server:
         for client in (None, certificates.stranger):
             with pytest.raises(OSError):
-                certificates.ask(server, "GET", client)
-        assert certificates.ask(server, "GET", certificates.client)[0] == 200
-        assert certificates.ask(server, "POST", certificates.client)[0] == 200
+                ask(certificates, server, "GET", client)
+        assert ask(certificates, server, "GET", certificates.client)[0] == 200
+        assert ask(certificates, server, "POST", certificates.client)[0] == 200
 
 
 def test_certificates_are_read_again_on_reload(
@@ -130,22 +99,22 @@ def test_certificates_are_read_again_on_reload(
 
     install(certificates.server, certificates.server_key)
     with serving(**paths) as server:
-        first = certificates.ask(server)[1]
+        first = ask(certificates, server)[1]
         install(certificates.other_server, certificates.other_server_key)
-        assert certificates.ask(server)[1] == first
+        assert ask(certificates, server)[1] == first
         server.reload(settings(**paths))
-        second = certificates.ask(server)[1]
+        second = ask(certificates, server)[1]
         assert second != first
         Path(paths["certfile"]).write_text("no certificate")
         with pytest.raises(RestError, match=r"restapi\.certfile: "):
             server.reload(settings(**paths))
-        assert certificates.ask(server)[1] == second
+        assert ask(certificates, server)[1] == second
 
 
 def test_a_protected_key_needs_its_password(certificates: Certificates) -> None:
     locked: dict[str, Any] = {"certfile": certificates.server, "keyfile": certificates.locked_key}
     with serving(**locked, keyfile_password="geheim") as server:
-        assert certificates.ask(server)[0] == 200
+        assert ask(certificates, server)[0] == 200
     for password in (None, "falsch"):
         with pytest.raises(RestError, match=r"restapi\.certfile: ") as caught:
             RestServer(Agent(), settings(**locked, keyfile_password=password))

@@ -174,6 +174,7 @@ def test_a_stuck_reader_holds_nobody_up_and_losses_are_told(output: Output) -> N
     assert done.wait(DEADLINE_S)
     lost = log.lost_records()
     assert 1000 - 12 <= lost <= 990
+    assert log.queued_records() >= 9
     assert not handler.spool.flush(0.0)
     text = drain(output, handler)
     assert text.count(big) == 1000 - lost + 1

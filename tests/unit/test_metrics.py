@@ -61,9 +61,9 @@ def values(published: Published, until: float | None = None) -> dict[str, float]
     return {line.partition("{")[0].partition(" ")[0]: float(line.split()[-1]) for line in lines}
 
 
-def own(numbers: Numbers) -> dict[str, float]:
+def own(numbers: Numbers, published: Published = PRIMARY) -> dict[str, float]:
     """`haagent_*` of a page, without the labels that every sample has."""
-    lines = [line for line in page(PRIMARY, LEASE, numbers).splitlines() if line.startswith("haagent_")]
+    lines = [line for line in page(published, LEASE, numbers).splitlines() if line.startswith("haagent_")]
     named = (line.replace('{name="n1",scope="demo"}', "").replace('name="n1",', "") for line in lines)
     return {(words := line.rsplit(" ", 1))[0].replace(',scope="demo"', ""): float(words[1]) for line in named}
 
@@ -150,7 +150,7 @@ def test_what_the_agent_counted_is_shown_with_its_labels() -> None:
     measures.phase("election", 0.25)
     measures.fenced("guardian")
     measures.decided_at = NOW - 3
-    shown = own(Numbers(measures, Outlook(("n2", "n3"), 512), lost_records=7))
+    shown = own(Numbers(measures, Outlook(("n2", "n3"), 512)), replace(PRIMARY, lost_log_records=7))
     assert shown['haagent_lease_renewals_total{lease="leader",result="ok"}'] == 1
     assert shown['haagent_lease_renewals_total{lease="session",result="unknown"}'] == 1
     assert shown['haagent_lease_renewals_total{lease="leader",result="refused"}'] == 0
