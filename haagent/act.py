@@ -18,8 +18,9 @@ from dcs.records import ClusterSnapshot, HistoryRow, OperationOutcome, Status, T
 from haagent.config.types import AgentConfig
 from haagent.core import actions as a
 from haagent.core.model import Observation, Unavailable
+from haagent.core.restart import ScheduledRestart
 from haagent.instance import LocalInstance
-from haagent.jobs import InstanceJobs, JobRunner
+from haagent.jobs import InstanceJobs, JobRunner, Starting
 from haagent.lease_keeper import LeaseKeeper
 from haagent.peers import PeerAsker
 from postgres_ctl.errors import PostgresError
@@ -41,6 +42,9 @@ class Requests(Protocol):
 
     def taken(self, request_id: int) -> None:
         """A job will answer it."""
+
+    def schedule(self, restart: ScheduledRestart | None) -> None:
+        """Remember it until its time; None: nothing is scheduled."""
 
 
 class Interpreter:
@@ -92,6 +96,8 @@ class Interpreter:
             a.CheckDivergence: self._compare,
             a.CancelJob: self._cancel,
             a.AnswerRequest: self._answer,
+            a.ScheduleRestart: self._schedule_restart,
+            a.DropScheduledRestart: self._drop_scheduled_restart,
             a.SetFencing: self._set_fencing,
             a.Exit: self._exit,
         }
@@ -307,7 +313,8 @@ class Interpreter:
 
     def _clone(self, action: a.Clone) -> bool:
         body = partial(self.jobs.clone, action.source, action.leader, action.wipe)
-        return self.runner.start("clone", body, f"from {action.source}")
+        title = "reinitialize" if action.asked else f"bootstrap from {action.source}"
+        return self.runner.start("clone", body, f"from {action.source}", title=title)
 
     def _start_primary(self, action: a.StartPrimary) -> bool:
         epoch = action.guard.epoch
@@ -337,21 +344,30 @@ class Interpreter:
         return self.runner.start("stop", body, action.purpose)
 
     def _restart(self, action: a.Restart) -> bool:
-        self.requests.taken(action.request_id)
-        return self.runner.start("restart", partial(self._restart_and_answer, action), "", action.epoch)
+        if action.request_id is not None:
+            self.requests.taken(action.request_id)
+        body, limit_s = partial(self._restart_and_answer, action), action.timeout_s
+        return self.runner.start("restart", body, "", action.epoch, start_timeout_s=limit_s)
 
     def _restart_and_answer(self, action: a.Restart, cancel: Any) -> dict[str, Any]:
+        def tell(status: int, text: str) -> None:
+            if action.request_id is not None:
+                self.requests.answer(action.request_id, status, text)
+
+        late = partial(tell, 503, "postgres is still starting")
+        starting = Starting(self.runner.starting_now, action.timeout_s, late)
         try:
-            data = self.jobs.restart(action.epoch, action.upstream, cancel)
+            data = self.jobs.restart(action.epoch, action.upstream, starting, cancel)
         except Exception as fault:
-            self.requests.answer(action.request_id, 503, f"restart failed: {fault}")
+            tell(503, f"restart failed: {fault}")
             raise
-        self.requests.answer(action.request_id, 200, "restarted successfully")
+        tell(200, "restarted successfully")
         return data
 
     def _rewind(self, action: a.Rewind) -> bool:
         body = partial(self.jobs.rewind, action.source)
-        return self.runner.start("rewind", body, f"from {action.source}")
+        title = f"running pg_rewind from {action.source}"
+        return self.runner.start("rewind", body, f"from {action.source}", title=title)
 
     def _compare(self, action: a.CheckDivergence) -> bool:
         body = partial(self.jobs.compare_histories, action.source)
@@ -365,6 +381,14 @@ class Interpreter:
 
     def _answer(self, action: a.AnswerRequest) -> bool:
         self.requests.answer(action.request_id, action.status, action.text)
+        return True
+
+    def _schedule_restart(self, action: a.ScheduleRestart) -> bool:
+        self.requests.schedule(action.restart)
+        return True
+
+    def _drop_scheduled_restart(self, action: a.DropScheduledRestart) -> bool:
+        self.requests.schedule(None)
         return True
 
     def _set_fencing(self, action: a.SetFencing) -> bool:

@@ -361,7 +361,8 @@ class Agent:
             return 0.0
         if self._stopping:
             self._begin_to_stop()
-        obs = self.observer.observe(Wishes(self.requests.current(), self._stopping))
+        asked, planned = self.requests.current(), self.requests.scheduled()
+        obs = self.observer.observe(Wishes(asked, self._stopping, planned))
         self.last_observation = obs
         self._note_cluster(obs)
         if not (obs.instance.alive or obs.stopping):
@@ -462,7 +463,7 @@ class Agent:
             return Published(self.config.scope, self.config.name, "starting", "uninitialized", settings)
         obs, memory = shown.facts, shown.memory
         seen = self._seen_cluster
-        was = _known(obs.instance.sample)
+        was, planned = _known(obs.instance.sample), self.requests.scheduled()
         ttl = obs.settings.ttl_s * (1 if obs.instance.serves_as_primary else 2)
         return Published(
             scope=obs.me.scope,
@@ -478,6 +479,7 @@ class Agent:
             system_identifier=obs.instance.system_identifier,
             pending_restart_reason={n: (old, new) for n, old, new in (was.pending_restart if was else ())},
             alive_until=float("inf") if obs.settings.pause else shown.at + obs.settings.loop_wait_s + ttl,
+            scheduled_restart=planned.wish.shown if planned is not None else None,
             note=memory.note,
             cannot_lead=cannot_lead(obs, memory),
             queued_log_records=queued_records(),

@@ -57,6 +57,22 @@ class _Running:
     cancel: Cancellation
 
 
+@dataclass(frozen=True)
+class Starting:
+    """The second half of a restart: whom to tell that it begins, and that it takes longer than `limit_s`."""
+
+    #: Returns since when it counts.
+    began: Callable[[], float]
+    limit_s: float | None
+    late: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class _Late:
+    at: float
+    tell: Callable[[], None]
+
+
 Body = Callable[[Cancellation], dict[str, Any] | None]
 
 
@@ -80,15 +96,35 @@ class JobRunner:
             finished, self._finished = tuple(self._finished), []
             return finished
 
-    def start(self, kind: str, body: Body, detail: str = "", epoch: int | None = None) -> bool:
+    def start(
+        self,
+        kind: str,
+        body: Body,
+        detail: str = "",
+        epoch: int | None = None,
+        *,
+        title: str = "",
+        start_timeout_s: float | None = None,
+    ) -> bool:
         """Begin; False when another job runs."""
         with self._lock:
             if self._job is not None:
                 return False
-            facts = JobFacts(kind, self._rt.now(), detail, epoch)
+            facts = JobFacts(
+                kind, self._rt.now(), detail, epoch, title=title, start_timeout_s=start_timeout_s
+            )
             job = self._job = _Running(facts, self._rt.cancellation())
         self._rt.thread(partial(self._run, job, body), f"job-{kind}").start()
         return True
+
+    def starting_now(self) -> float:
+        """The running job has stopped PostgreSQL and starts it: its timeout counts from the time returned."""
+        since = self._rt.now()
+        with self._lock:
+            if self._job is not None:
+                self._job.facts = replace(self._job.facts, starting_since=since)
+        self._on_change()
+        return since
 
     def start_background(self, kind: str, body: Body) -> None:
         with self._lock:
@@ -157,18 +193,22 @@ class InstanceJobs:
 
     # --- start, stop
 
-    def start_primary(self, epoch: int, cancel: Cancellation) -> dict[str, Any]:
+    def start_primary(self, epoch: int, cancel: Cancellation, late: _Late | None = None) -> dict[str, Any]:
         """Start accepting writes; ends when it does, when it died, or when cancelled."""
         self._start(True, epoch, None)
-        self._until(lambda s: not s.in_recovery, cancel, None)
+        self._until(lambda s: not s.in_recovery, cancel, None, late)
         self._save_backups()
         return {"epoch": epoch}
 
-    def start_standby(self, upstream: str | None, cancel: Cancellation) -> dict[str, Any]:
+    def start_standby(
+        self, upstream: str | None, cancel: Cancellation, starting: Starting | None = None
+    ) -> dict[str, Any]:
         """Start read-only; ends when it answers. One that takes longer goes on by itself."""
         self._start(False, None, self._upstream(upstream))
-        limit = self.instance.config.postgresql.pg_ctl_timeout_s
-        self._until(lambda s: True, cancel, limit)
+        wanted_s = starting.limit_s if starting is not None else None
+        limit = wanted_s or self.instance.config.postgresql.pg_ctl_timeout_s
+        if not self._until(lambda s: True, cancel, limit) and starting is not None:
+            starting.late()
         self._save_backups()
         return {}
 
@@ -193,23 +233,32 @@ class InstanceJobs:
             log.warning("the configuration is not copied into the data directory: %s", fault)
 
     def _until(
-        self, arrived: Callable[[InstanceSample], bool], cancel: Cancellation, limit_s: float | None
-    ) -> None:
-        """Wait until the server answers as wanted. Raises Failed when it is gone or the job is cancelled."""
+        self,
+        arrived: Callable[[InstanceSample], bool],
+        cancel: Cancellation,
+        limit_s: float | None,
+        late: _Late | None = None,
+    ) -> bool:
+        """Wait until the server answers as wanted; False when it still starts after `limit_s`.
+
+        Raises Failed when it is gone or the job is cancelled."""
         began = self._rt.now()
         end = began + limit_s if limit_s is not None else None
         while True:
             sample = self.instance.sampler.fresh(0.5)
             if isinstance(sample, InstanceSample) and arrived(sample):
-                return
+                return True
             if self.instance.pid() is None:
                 raise Failed(self.instance.log_tail() or "PostgreSQL ended while it started")
-            if cancel.wait(_until_next_look_s(self._rt.now() - began)):
+            cancelled = cancel.wait(_until_next_look_s(self._rt.now() - began))
+            if late is not None and self._rt.now() >= late.at:
+                late.tell()
+            if cancelled:
                 self.instance.stop("immediate")
                 self.instance.wait_exit(IMMEDIATE_STOP_S)
                 raise Failed("cancelled")
             if end is not None and self._rt.now() >= end and isinstance(sample, Unavailable):
-                return
+                return False
 
     def stop(self, mode: str, senders_grace_s: float | None, cancel: Cancellation) -> dict[str, Any]:
         """Stop, each stage with its time: fast, immediate, kill (contract 2.6)."""
@@ -244,14 +293,17 @@ class InstanceJobs:
                 return self.instance.wait_exit(senders_grace_s)
         return False
 
-    def restart(self, epoch: int | None, upstream: str | None, cancel: Cancellation) -> dict[str, Any]:
+    def restart(
+        self, epoch: int | None, upstream: str | None, starting: Starting, cancel: Cancellation
+    ) -> dict[str, Any]:
         """Stop fast and start in the same role."""
         self._stop("fast")
         if cancel.is_set():
             raise Failed("cancelled")
+        late = _Late(starting.began() + (starting.limit_s or float("inf")), starting.late)
         if epoch is not None:
-            return self.start_primary(epoch, cancel)
-        return self.start_standby(upstream, cancel)
+            return self.start_primary(epoch, cancel, late)
+        return self.start_standby(upstream, cancel, starting)
 
     # --- promote
 

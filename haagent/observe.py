@@ -15,6 +15,7 @@ from dcs.errors import DcsError
 from dcs.records import ClusterSnapshot
 from haagent.config.types import AgentConfig
 from haagent.core.model import Identity, Observation, OperatorRequest, Unavailable
+from haagent.core.restart import ScheduledRestart
 from haagent.core.settings import Settings, parse_settings
 from haagent.instance import LocalInstance
 from haagent.jobs import JobRunner
@@ -35,6 +36,7 @@ class Wishes:
 
     request: OperatorRequest | None = None
     stopping: bool = False
+    scheduled_restart: ScheduledRestart | None = None
 
 
 class Observer:
@@ -88,6 +90,7 @@ class Observer:
             finished=finished,
             request=wishes.request,
             stopping=wishes.stopping,
+            scheduled_restart=wishes.scheduled_restart,
             wall=self._wall(),
         )
 

@@ -20,8 +20,9 @@ from dcs.records import ClusterSnapshot
 from haagent.api.view import Answer, Numbers, Published
 from haagent.config.dynamic import merge_patch, without_nulls
 from haagent.core.member_select import minimum_ttl_s
-from haagent.core.model import ALWAYS, OperatorRequest, RestartConditions
+from haagent.core.model import OperatorRequest
 from haagent.core.operations import Verdict, explain, outcome_of, peers_to_ask, refuse_request
+from haagent.core.restart import RestartWish, ScheduledRestart
 from haagent.core.settings import validate_dynamic
 from haagent.runtime import Event, Runtime
 
@@ -32,6 +33,12 @@ log = logging.getLogger(__name__)
 
 #: A restart may take this long beyond primary_start_timeout before its caller is told "unknown"; seconds.
 RESTART_SLACK_S = 120.0
+#: What only the loop has to answer is answered within its longest step, seconds.
+QUICK_S = 30.0
+#: Before its answer a reinitialize may have to end what runs, seconds.
+REINITIALIZE_S = 60.0
+#: The answer waits so long for the member key to be written, seconds.
+SHOWN_S = 3.0
 #: Without news the store is read again after this; seconds.
 LOOK_EVERY_S = 1.0
 _NOT_WRITTEN = Answer(503, "failed to write failover key into DCS")
@@ -53,17 +60,12 @@ class RequestBox:
         self._lock = runtime.lock()
         self._pending: dict[int, _Pending] = {}
         self._ids = itertools.count(1)
+        self._scheduled: ScheduledRestart | None = None
 
-    def submit(
-        self,
-        kind: str,
-        deadline_s: float,
-        from_leader: bool = False,
-        conditions: RestartConditions = ALWAYS,
-    ) -> Answer:
-        """Ask the loop and wait for its answer."""
+    def submit(self, kind: str, deadline_s: float, **wish: Any) -> Answer:
+        """Ask the loop and wait for its answer; `wish` holds further fields of the `OperatorRequest`."""
         with self._lock:
-            request = OperatorRequest(next(self._ids), kind, from_leader, conditions)
+            request = OperatorRequest(next(self._ids), kind, **wish)
             pending = self._pending[request.id] = _Pending(request, self._rt.event())
         self._wake()
         pending.done.wait(deadline_s)
@@ -75,6 +77,13 @@ class RequestBox:
         """The oldest wish nobody has taken yet."""
         with self._lock:
             return next((p.request for p in self._pending.values() if not p.taken and p.answer is None), None)
+
+    def scheduled(self) -> ScheduledRestart | None:
+        """The restart that waits for its time."""
+        return self._scheduled
+
+    def schedule(self, restart: ScheduledRestart | None) -> None:
+        self._scheduled = restart
 
     def taken(self, request_id: int) -> None:
         with self._lock:
@@ -238,15 +247,42 @@ class Operations:
 
     # --- this member ------------------------------------------------------------------------------------
 
-    def restart(self, conditions: RestartConditions) -> Answer:
-        limit_s = self._settings.primary_start_timeout_s + RESTART_SLACK_S
-        return self._agent.requests.submit("restart", limit_s, conditions=conditions)
+    def restart(self, wish: RestartWish) -> Answer:
+        if wish.due_at is not None:
+            return self._about_schedule("schedule restart", wish=wish)
+        limit_s = (wish.timeout_s or self._settings.primary_start_timeout_s) + RESTART_SLACK_S
+        return self._agent.requests.submit("restart", limit_s, wish=wish)
+
+    def delete_restart(self) -> Answer:
+        return self._about_schedule("delete scheduled restart")
+
+    def _about_schedule(self, kind: str, **wish: Any) -> Answer:
+        """Answered once the member key shows it: who looks at the cluster after the answer finds it so."""
+        answer = self._agent.requests.submit(kind, QUICK_S, **wish)
+        end = self._now() + SHOWN_S
+        while answer.status < 300 and self._now() < end:
+            with self._changed:
+                seen = self._changes
+            if self._store_shows(self._agent.requests.scheduled()):
+                break
+            with self._changed:
+                self._changed.wait_for(lambda seen=seen: self._changes != seen, LOOK_EVERY_S)  # type: ignore[misc]
+        return answer
+
+    def _store_shows(self, planned: ScheduledRestart | None) -> bool:
+        try:
+            member = self.read_cluster().member(self._agent.config.name)
+        except DcsError:
+            return False
+        shown = member.scheduled_restart if member is not None else None
+        return shown == (planned.shown if planned is not None else None)
 
     def reinitialize(self, body: Mapping[str, Any]) -> Answer:
         from_leader = body.get("from_leader") is True or body.get("from-leader") is True
-        if body.get("force") is True:
-            self._agent.runner.cancel("reinitialize with force was asked for")
-        return self._agent.requests.submit("reinitialize", 30.0, from_leader)
+        force = body.get("force") is True
+        return self._agent.requests.submit(
+            "reinitialize", REINITIALIZE_S, from_leader=from_leader, force=force
+        )
 
     def reload(self) -> Answer:
         self._agent.ask_reload()

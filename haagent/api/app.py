@@ -193,7 +193,7 @@ class _Changing:
             ("PATCH", "config"): lambda: _answer(self._port.patch_config(self._bodies.needed())),
             ("PUT", "config"): lambda: _answer(self._port.put_config(self._bodies.needed())),
             ("DELETE", "switchover"): lambda: _answer(self._port.delete_switchover()),
-            ("DELETE", "restart"): lambda: _text(404, "no restarts are scheduled"),
+            ("DELETE", "restart"): lambda: _answer(self._port.delete_restart()),
             ("POST", "failsafe"): lambda: _text(502, "failsafe mode is not enabled"),
             ("POST", "citus"): self.mpp,
             # The contract's answer; it acts on Windows only.

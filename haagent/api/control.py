@@ -1,8 +1,7 @@
 """Bodies of the calls that change something, parsed and judged (contract 3.6). Pure.
 
-Here is everything a body alone can decide: shape, types, times, wishes this agent cannot keep yet. What
-needs the cluster is the agent's answer. A refusal is an `Answer` too; "not supported yet" names the
-key, because to accept a schedule and then not act on it would be a broken promise.
+Here is everything a body alone can decide: shape, types, times. What needs the cluster is the agent's
+answer. A refusal is an `Answer` too.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from html import escape
 from typing import Any, NoReturn
@@ -17,8 +17,9 @@ from typing import Any, NoReturn
 from dateutil import parser as dates
 
 from haagent.api.view import Answer
-from haagent.core.model import RestartConditions
+from haagent.core.restart import RestartWish
 from haagent.core.roles import RESTART_ROLES, is_restart_role, same_member
+from haagent.core.settings import parse_duration_s
 
 _RESTART_FILTERS = ("role", "postgres_version", "restart_pending", "timeout")
 _NOW = "now"
@@ -82,7 +83,7 @@ def _switchover_time(text: str, is_failover: bool, paused: bool, now: datetime) 
     return _moment(text, "switchover", now)
 
 
-def restart_request(body: Mapping[str, Any], paused: bool, now: datetime) -> RestartConditions | Answer:
+def restart_request(body: Mapping[str, Any], paused: bool, now: datetime) -> RestartWish | Answer:
     """When the restart asked for is wanted, or why it cannot be."""
     for key in body:
         if key not in (*_RESTART_FILTERS, "schedule"):
@@ -93,13 +94,27 @@ def restart_request(body: Mapping[str, Any], paused: bool, now: datetime) -> Res
     below = None if version is None else _version_number(version)
     if version is not None and below is None:
         return Answer(400, f"Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted: {_echo(version)}")
-    if body.get("timeout") is not None:
-        return Answer(400, "not supported yet: timeout")
-    refused = _judge_restart_schedule(body.get("schedule"), paused, now)
-    return refused or RestartConditions(role, below, "restart_pending" in body)
+    limit = body.get("timeout")
+    timeout_s = None if limit is None else parse_duration_s(limit)
+    if limit is not None and (timeout_s is None or timeout_s <= 0):
+        return Answer(400, "Timeout should be a positive number of seconds")
+    at = _restart_time(body.get("schedule"), paused, now)
+    if isinstance(at, Answer):
+        return at
+    wish = RestartWish(role, below, "restart_pending" in body, timeout_s)
+    if at is None:
+        return wish
+    parsed = {"schedule": at.isoformat(), "timeout": _shorter(timeout_s)}
+    shown = {key: parsed.get(key, value) for key, value in body.items() if value is not None}
+    return replace(wish, due_at=at.timestamp(), shown=shown)
 
 
-def _judge_restart_schedule(schedule: Any, paused: bool, now: datetime) -> Answer | None:
+def _shorter(seconds: float | None) -> float | None:
+    """Whole seconds as peers write them, without a point."""
+    return int(seconds) if seconds is not None and seconds.is_integer() else seconds
+
+
+def _restart_time(schedule: Any, paused: bool, now: datetime) -> datetime | Answer | None:
     if schedule is not None and not isinstance(schedule, str):
         return Answer(400, "schedule: must be a text")
     text = _schedule(schedule)
@@ -107,8 +122,7 @@ def _judge_restart_schedule(schedule: Any, paused: bool, now: datetime) -> Answe
         return None
     if paused:
         return Answer(500, "Can't schedule restart in the paused state")
-    at = _moment(text, "restart", now)
-    return at if isinstance(at, Answer) else Answer(400, "not supported yet: schedule")
+    return _moment(text, "restart", now)
 
 
 def _version_number(text: Any) -> int | None:

@@ -122,6 +122,8 @@ def _agent(published: Published) -> dict[str, Any]:
     if published.queued_log_records > SHORT_LOG_QUEUE:
         fields["logger_queue_size"] = published.queued_log_records
         fields["logger_records_lost"] = published.lost_log_records
+    if published.scheduled_restart is not None:
+        fields["scheduled_restart"] = dict(published.scheduled_restart)
     ours: dict[str, Any] = {
         "version": __version__,
         "note": published.note,

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from dcs.records import ClusterSnapshot, Tags
-from haagent.core.model import RestartConditions
 from haagent.core.outlook import Outlook
+from haagent.core.restart import RestartWish
 from haagent.core.settings import Settings
 from haagent.measures import Measures
 from postgres_ctl.facts import InstanceSample
@@ -40,6 +40,8 @@ class Published:
     dcs_last_seen: int = 0
     system_identifier: str | None = None
     pending_restart_reason: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    #: Time and filters as they were asked for; None when no restart is scheduled.
+    scheduled_restart: Mapping[str, Any] | None = None
     #: CLOCK_BOOTTIME second until which the loop counts as alive (next planned step + ttl or 2 ttl;
     #: inf in pause).
     alive_until: float = 0.0
@@ -99,8 +101,11 @@ class AgentPort(Protocol):
 
     def failover(self, body: Mapping[str, Any]) -> Answer: ...
 
-    def restart(self, conditions: RestartConditions) -> Answer:
-        """Restart PostgreSQL if the conditions hold when it is its turn; blocks until the end."""
+    def restart(self, wish: RestartWish) -> Answer:
+        """Restart PostgreSQL if the conditions hold when it is its turn; blocks until it has or shall."""
+
+    def delete_restart(self) -> Answer:
+        """Drop the restart that is scheduled."""
 
     def reinitialize(self, body: Mapping[str, Any]) -> Answer: ...
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from haagent.core.restart import ScheduledRestart
 from postgres_ctl.facts import Lsn
 
 
@@ -169,11 +170,12 @@ class Initdb:
 @dataclass(frozen=True)
 class Clone:
     """Job: base backup from `source`; `wipe` discards what is there first, once `leader` has answered: the
-    store may know only later that it is gone (rule 7)."""
+    store may know only later that it is gone (rule 7). `asked`: by an operator."""
 
     source: str
     leader: str
     wipe: bool = False
+    asked: bool = False
 
 
 @dataclass(frozen=True)
@@ -222,11 +224,15 @@ class StopInstance:
 
 @dataclass(frozen=True)
 class Restart:
-    """Job: stop fast and start in the same role. `epoch` None: as a standby."""
+    """Job: stop fast and start in the same role. `epoch` None: as a standby.
 
-    request_id: int
+    request_id: who is told how it ended; None: nobody waits.
+    timeout_s: a start that takes longer is answered "still starting", seconds; None: the usual time."""
+
+    request_id: int | None
     epoch: int | None
     upstream: str | None
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -260,6 +266,18 @@ class AnswerRequest:
     request_id: int
     status: int
     text: str
+
+
+@dataclass(frozen=True)
+class ScheduleRestart:
+    """Remember this restart until its time."""
+
+    restart: ScheduledRestart
+
+
+@dataclass(frozen=True)
+class DropScheduledRestart:
+    """Forget the restart that was scheduled."""
 
 
 @dataclass(frozen=True)
@@ -307,6 +325,8 @@ Action = (
     | CheckDivergence
     | CancelJob
     | AnswerRequest
+    | ScheduleRestart
+    | DropScheduledRestart
     | SetFencing
     | Exit
 )

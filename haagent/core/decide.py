@@ -22,6 +22,7 @@ from haagent.core.schedule import in_time
 Rule = Callable[[Observation, Memory], Decision | None]
 
 RULES: tuple[Rule, ...] = (
+    requests.about_schedule,
     guards.foreign_cluster,
     guards.replica_without_cluster,
     guards.job_running,
@@ -33,6 +34,7 @@ RULES: tuple[Rule, ...] = (
     pause.paused,
     leading.lease_not_valid,
     requests.operator_request,
+    requests.scheduled_restart,
     # the key is ours
     switchover.on_the_primary,
     leading.stopped,

@@ -136,6 +136,8 @@ def _after_pause(obs: Observation, memory: Memory) -> Memory:
 
 def _after_instance(obs: Observation, memory: Memory) -> Memory:
     instance = obs.instance
+    if instance.answers and obs.job is None:
+        memory = evolve(memory, reinitializing=False)
     if instance.serves_as_standby and not _streams(obs):
         since = memory.not_streaming_since
         return evolve(memory, not_streaming_since=obs.now if since is None else since)

@@ -16,6 +16,7 @@ from typing import Any
 
 from dcs.records import ClusterSnapshot, Member, Tags
 from haagent.core.actions import Action
+from haagent.core.restart import ALWAYS, RestartWish, ScheduledRestart
 from haagent.core.settings import Settings
 from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, Lsn, TimelineSwitch
 
@@ -214,6 +215,16 @@ class JobFacts:
     #: Epoch under which it was begun; None when it needs none.
     epoch: int | None = None
     cancelled: bool = False
+    #: What it is called in answers (contract 2.8), where that is not its kind.
+    title: str = ""
+    #: A restart has stopped PostgreSQL and starts it since then.
+    starting_since: float | None = None
+    #: A restarted primary that needs longer is handed over, seconds; None: it may take as long as it does.
+    start_timeout_s: float | None = None
+
+    @property
+    def words(self) -> str:
+        return self.title or self.kind
 
 
 @dataclass(frozen=True)
@@ -227,28 +238,17 @@ class JobResult:
 
 
 @dataclass(frozen=True)
-class RestartConditions:
-    """When a restart is wanted at all (contract 3.6); without any: always."""
-
-    #: Role of the member, as published.
-    role: str | None = None
-    #: Only a PostgreSQL older than this, as it counts itself: 170005.
-    below_version: int | None = None
-    #: Only while a parameter waits for a restart.
-    pending: bool = False
-
-
-ALWAYS = RestartConditions()
-
-
-@dataclass(frozen=True)
 class OperatorRequest:
-    """A wish that concerns this member only. `kind`: restart | reinitialize."""
+    """A wish that concerns this member only.
+
+    `kind`: restart | reinitialize | schedule restart | delete scheduled restart."""
 
     id: int
     kind: str
     from_leader: bool = False
-    conditions: RestartConditions = ALWAYS
+    #: Cancel what runs first.
+    force: bool = False
+    wish: RestartWish = ALWAYS
 
 
 @dataclass(frozen=True)
@@ -267,6 +267,7 @@ class Observation:
     background: tuple[str, ...] = ()
     finished: tuple[JobResult, ...] = ()
     request: OperatorRequest | None = None
+    scheduled_restart: ScheduledRestart | None = None
     #: SIGTERM or SIGINT was received.
     stopping: bool = False
     #: Unix time of this host: only for what an operator scheduled for a point in time.
@@ -361,6 +362,8 @@ class Memory:
     request_seen: tuple[int, float] | None = None
     #: We released the key after the successor had proven to have everything: nothing to rewind.
     clean_release: bool = False
+    #: An operator had this data directory built anew, and it does not serve yet.
+    reinitializing: bool = False
     #: Slot name -> when its member was last seen (contract 6.2, member_slots_ttl); also of those given up.
     slots_seen: Mapping[str, float] = field(default_factory=dict)
     #: One line for people about what goes wrong or takes long; published with the member.

@@ -101,6 +101,7 @@ def member_record(obs: Observation, memory: Memory, where: Addresses) -> Member:
         checkpoint_after_promote=False if promoted_lately else None,
         pending_restart=bool(pending),
         pending_restart_reason=pending,
+        scheduled_restart=obs.scheduled_restart.shown if obs.scheduled_restart is not None else None,
         cannot_lead=cannot_lead(obs, memory),
         note=memory.note,
     )

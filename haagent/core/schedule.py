@@ -58,7 +58,9 @@ def in_time(obs: Observation, decision: Decision) -> Decision:
 
 
 def _moments(obs: Observation) -> tuple[float, ...]:
-    if obs.settings.pause or isinstance(obs.cluster, Unavailable) or obs.cluster.failover is None:
+    if obs.settings.pause:
         return ()
-    at = obs.cluster.failover.due_at
-    return (at,) if at is not None else ()
+    restart = obs.scheduled_restart
+    request = obs.cluster.failover if not isinstance(obs.cluster, Unavailable) else None
+    known = (restart.due_at if restart else None, request.due_at if request else None)
+    return tuple(at for at in known if at is not None)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from tests.support.cluster import REPOSITORY, Cluster, Node
 from tests.support.wait import holds_for
@@ -82,3 +84,113 @@ def test_scheduled_switchovers() -> None:
         cluster.wait_for(lambda: cluster.stored()["failover"] == "{}", 60, "it is dropped")
         assert "could not begin in time: dropped" in c.log()
         assert cluster.leader() is c
+
+
+def started(node: Node) -> str:
+    return str(node.value("SELECT pg_postmaster_start_time()"))
+
+
+def restarted(node: Node, before: str) -> bool:
+    return started(node) != before
+
+
+def test_scheduled_restarts() -> None:
+    with Cluster(nodes=2, ttl=10, loop_wait=3, retry_timeout=2, parameters=QUIET) as cluster:
+        a = cluster.leader()
+        (b,) = (node for node in cluster.nodes if node is not a)
+
+        # Far away: shown everywhere, only one at a time, and dropped on request.
+        wish = {
+            "schedule": "2099-01-01T00:00Z",
+            "role": "replica",
+            "restart_pending": True,
+            "timeout": "1min",
+        }
+        shown = {**wish, "schedule": FAR, "timeout": 60}
+        assert b.rest("/restart", "POST", wish) == (202, "Restart scheduled")
+        assert b.rest("/patroni")[1]["scheduled_restart"] == shown
+        key = {**shown, "postmaster_start_time": b.rest("/patroni")[1]["postmaster_start_time"]}
+        assert b.member_key()["scheduled_restart"] == key
+        rows = {row["name"]: row.get("scheduled_restart") for row in a.rest("/cluster")[1]["members"]}
+        assert rows == {a.name: None, b.name: key}
+        assert b.rest("/restart", "POST", {"schedule": FAR}) == (409, "Another restart is already scheduled")
+        assert b.rest("/restart", "DELETE") == (200, "scheduled restart deleted")
+        assert "scheduled_restart" not in b.member_key()
+        assert b.rest("/restart", "DELETE") == (404, "no restarts are scheduled")
+        answer = ctl(
+            cluster, "restart", cluster.scope, b.name, "--scheduled", FAR, "--pg-version", "99.1", "--force"
+        )
+        assert answer.endswith(f"Success: restart scheduled on member {b.name}\n")
+        rows = json.loads(ctl(cluster, "list", "-f", "json"))
+        assert [row.get("Scheduled restart") for row in rows] == [None, f"{FAR} if version < 99.1"]
+        flushed = ctl(cluster, "flush", cluster.scope, "restart", "--force")
+        assert f"Success: flush scheduled restart for member {b.name}" in flushed
+        assert f"No scheduled restart for member {a.name}" in flushed
+
+        # Soon: not before, on the leader as on a standby, without a new timeline.
+        at, before = soon(3), [started(node) for node in (a, b)]
+        for node in (a, b):
+            assert node.rest("/restart", "POST", {"schedule": at.isoformat()})[0] == 202
+        for node, old in zip((a, b), before, strict=True):
+            cluster.wait_for(partial(restarted, node, old), 60, f"{node.name} is restarted")
+            assert datetime.fromisoformat(started(node)) >= at
+        assert cluster.wait_streaming(1) is a
+        assert a.value("SELECT timeline_id FROM pg_control_checkpoint()") == 1
+
+        # Restarted meanwhile, or not wanted when it is due: dropped.
+        assert b.rest("/restart", "POST", {"schedule": FAR})[0] == 202
+        assert b.rest("/restart", "POST", {}, timeout_s=60) == (200, "restarted successfully")
+        cluster.wait_for(lambda: "scheduled_restart" not in b.member_key(), 60, "it is overtaken")
+        last = started(b)
+        assert b.rest("/restart", "POST", {"schedule": soon(1).isoformat(), "role": "primary"})[0] == 202
+        cluster.wait_for(lambda: "scheduled_restart" not in b.member_key(), 60, "it is not wanted")
+        assert started(b) == last
+
+
+def gated(cluster: Cluster) -> None:
+    """From now on every server waits for a gate of its node, when there is one, before it starts."""
+    for node in cluster.nodes:
+        program = node.root / "postgres-behind-a-gate"
+        gate = node.root / "gate"
+        program.write_text(
+            "#!/bin/sh\n"
+            f'case " $* " in *" -D "*) [ -p {gate} ] && read x < {gate} ;; esac\n'
+            f'exec {cluster.bin_dir}/postgres "$@"\n'
+        )
+        program.chmod(0o755)
+        node.config_changes = {"postgresql": {"bin_name": {"postgres": str(program)}}}
+
+
+def shut(node: Node) -> None:
+    os.mkfifo(node.root / "gate")
+    (node.root / "gate").chmod(0o666)
+
+
+def open_gate(node: Node) -> None:
+    gate = os.open(node.root / "gate", os.O_RDWR)
+    (node.root / "gate").unlink()
+    os.write(gate, b"\n")
+    os.close(gate)
+
+
+def test_a_restart_that_takes_longer_than_its_timeout() -> None:
+    cluster = Cluster(nodes=2, parameters=QUIET)
+    gated(cluster)
+    with cluster:
+        a = cluster.leader()
+        (b,) = (node for node in cluster.nodes if node is not a)
+
+        shut(b)
+        answer = b.rest("/restart", "POST", {"timeout": 1}, timeout_s=60)
+        assert answer == (503, "postgres is still starting")
+        assert b.rest("/restart", "POST", {}, timeout_s=60) == (503, "postgres is still starting")
+        open_gate(b)
+        cluster.wait_streaming(1)
+
+        # A primary is handed over, if somebody can take over.
+        shut(a)
+        answer = a.rest("/restart", "POST", {"timeout": 1}, timeout_s=60)
+        assert answer == (503, "postgres is still starting")
+        (a.root / "gate").unlink()
+        cluster.wait_for(b.is_primary, 60, "the standby takes over")
+        assert cluster.wait_streaming(1) is b

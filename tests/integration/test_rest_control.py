@@ -11,7 +11,7 @@ import pytest
 
 from haagent.api import Answer, RestServer
 from haagent.api.body import MAX_LARGE_BODIES
-from haagent.core.model import ALWAYS, RestartConditions
+from haagent.core.restart import ALWAYS, RestartWish
 from haagent.core.settings import Settings
 from tests.support.rest import (
     CLUSTER,
@@ -34,6 +34,8 @@ def primary() -> Iterator[RestServer]:
 
 
 FUTURE = "2099-01-01T00:00:00+00:00"
+FUTURE_S = 4070908800.0
+BAD_TIMEOUT = "Timeout should be a positive number of seconds"
 BAD_TIME = "Unable to parse scheduled timestamp. It should be in an unambiguous format, e.g. ISO 8601"
 BAD_ROLE = "PostgreSQL role should be either primary, standby_leader, or replica"
 BAD_VERSION = "Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted: "
@@ -78,8 +80,8 @@ BAD_VERSION = "Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted: "
         ("/restart", {"postgres_version": "new"}, 400, BAD_VERSION + "new"),
         ("/restart", {"postgres_version": 15.2}, 400, BAD_VERSION + "15.2"),
         ("/restart", {"postgres_version": "9.6"}, 400, BAD_VERSION + "9.6"),
-        ("/restart", {"timeout": 5}, 400, "not supported yet: timeout"),
-        ("/restart", {"schedule": FUTURE}, 400, "not supported yet: schedule"),
+        ("/restart", {"timeout": 0}, 400, BAD_TIMEOUT),
+        ("/restart", {"timeout": "5 parsecs"}, 400, BAD_TIMEOUT),
         ("/restart", {"schedule": "2020-01-01T00:00Z"}, 422, "Cannot schedule restart in the past"),
         ("/restart", {"schedule": "nonsense"}, 422, BAD_TIME),
         ("/reinitialize", {"force": "yes"}, 400, "force: must be true or false"),
@@ -157,9 +159,32 @@ def test_bodies_refused_while_paused(path: str, body: Any, status: int, text: st
             "POST",
             "/restart",
             {"role": "replica", "postgres_version": "17.5", "restart_pending": False, "timeout": None},
-            ("restart", RestartConditions("replica", 170005, True)),
+            ("restart", RestartWish("replica", 170005, True)),
         ),
-        ("POST", "/restart", {"postgres_version": "9.6.3"}, ("restart", RestartConditions(None, 90603))),
+        ("POST", "/restart", {"postgres_version": "9.6.3"}, ("restart", RestartWish(None, 90603))),
+        ("POST", "/restart", {"timeout": "2min"}, ("restart", RestartWish(timeout_s=120))),
+        (
+            "POST",
+            "/restart",
+            {"timeout": 5, "role": "replica", "restart_pending": 0, "schedule": "2099-01-01 02:00 +0200"},
+            (
+                "restart",
+                RestartWish(
+                    "replica",
+                    None,
+                    True,
+                    5,
+                    FUTURE_S,
+                    {
+                        "timeout": 5,
+                        "role": "replica",
+                        "restart_pending": 0,
+                        "schedule": "2099-01-01T02:00:00+02:00",
+                    },
+                ),
+            ),
+        ),
+        ("DELETE", "/restart", None, ("delete_restart", None)),
         ("POST", "/reinitialize", None, ("reinitialize", {"force": False, "from_leader": False})),
         ("POST", "/reinitialize", {"force": True}, ("reinitialize", {"force": True, "from_leader": False})),
         ("POST", "/reload", None, ("reload", None)),

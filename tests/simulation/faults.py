@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcs import codec
 from dcs.api import KeyEvent
-from haagent.core.model import ALWAYS
+from haagent.core.restart import ALWAYS
 from tests.simulation.plan import Fault, may_lead
 from tests.simulation.store import SQUATTER
 from tests.simulation.wal import DataDir, in_common

@@ -414,7 +414,8 @@ class Invariants(Truth):
         if not agent.observer.settings.pause or not _HANDS_OFF.intersection(actions):
             return
         memory = agent.memory
-        asked = obs is None or obs.request is not None or memory.handover is not None or memory.clean_release
+        asked = obs is None or obs.request is not None or memory.handover is not None
+        asked = asked or memory.clean_release or memory.reinitializing
         cluster = getattr(obs, "cluster", None)
         if not asked and getattr(cluster, "failover", None) is None:
             self.violated(

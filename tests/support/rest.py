@@ -31,7 +31,7 @@ from haagent.api.server import Limits
 from haagent.api.view import Numbers
 from haagent.config.types import RestApiConfig
 from haagent.config.values import HostPort
-from haagent.core.model import RestartConditions
+from haagent.core.restart import RestartWish
 from haagent.core.settings import Settings
 from haagent.measures import Measures
 from haagent.runtime import SystemRuntime
@@ -154,8 +154,11 @@ class Agent:
     def failover(self, body: Mapping[str, Any]) -> Answer:
         return self._call("failover", body)
 
-    def restart(self, conditions: RestartConditions) -> Answer:
-        return self._call("restart", conditions)
+    def restart(self, wish: RestartWish) -> Answer:
+        return self._call("restart", wish)
+
+    def delete_restart(self) -> Answer:
+        return self._call("delete_restart", None)
 
     def reinitialize(self, body: Mapping[str, Any]) -> Answer:
         return self._call("reinitialize", body)

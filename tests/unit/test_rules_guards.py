@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from haagent.core.actions import AnswerRequest, AskPeers, CancelJob, Clone, Exit, Restart
-from haagent.core.model import JobFacts, Memory, OperatorRequest, RestartConditions
+from haagent.core.model import JobFacts, Memory, OperatorRequest
+from haagent.core.restart import RestartWish
 from tests.unit.core_facts import (
     DOWN,
     EPOCH,
@@ -109,7 +111,53 @@ def test_a_request_during_a_job_is_refused() -> None:
 
 def test_a_request_during_a_starting_primary_is_refused_too() -> None:
     decision = judge(leading(silent(), job=starting(), request=RESTART))
-    assert kinds(decision) == (AnswerRequest,)
+    assert decision.actions == (AnswerRequest(3, 503, "postgres is still starting"),)
+
+
+def test_a_reinitialization_by_force_cancels_what_runs_and_waits_for_its_end() -> None:
+    forced, clone = replace(REINIT, force=True), JobFacts("clone", NOW - 5, title="bootstrap from pg0")
+    decision = judge(following(stopped(), job=clone, request=forced))
+    assert (decision.rule, kinds(decision)) == ("job.makes-way", (CancelJob,))
+    cancelled = replace(clone, cancelled=True)
+    assert judge(following(stopped(), job=cancelled, request=forced)).actions == ()
+    polite = judge(following(stopped(), job=clone, request=REINIT))
+    assert polite.actions == (AnswerRequest(4, 503, "bootstrap from pg0 already in progress"),)
+
+
+def test_nothing_is_cancelled_by_force_where_the_data_are_the_primarys() -> None:
+    forced, job = replace(REINIT, force=True), JobFacts("restart", NOW - 5, epoch=EPOCH)
+    refused = (AnswerRequest(4, 503, "restart already in progress"),)
+    assert judge(leading(silent(writable=True), job=job, request=forced)).actions == refused
+    assert judge(following(primary(), job=replace(job, epoch=None), request=forced)).actions == refused
+
+
+RESTARTING = JobFacts("restart", NOW - 60, epoch=EPOCH, starting_since=NOW - 5, start_timeout_s=20)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({}, "job.starting"),
+        ({"starting_since": NOW - 21}, "job.slow-start"),
+        ({"starting_since": None}, "job.running"),
+        ({"starting_since": NOW - 1000, "start_timeout_s": None}, "job.running"),
+    ],
+)
+def test_a_restarted_primary_has_the_time_it_was_given_once_it_starts(
+    changes: dict[str, Any], rule: str
+) -> None:
+    job = replace(RESTARTING, **changes)
+    decision = judge(leading(silent(writable=True), job=job, peers=(answer("pg1"), answer("pg2"))))
+    assert decision.rule == rule
+    assert (CancelJob in kinds(decision)) is (rule == "job.slow-start")
+
+
+def test_a_restart_takes_the_usual_time_unless_another_was_asked_for() -> None:
+    asked_for = replace(RESTART, wish=RestartWish(timeout_s=7))
+    none = replace(SETTINGS, primary_start_timeout_s=0)
+    assert judge(leading(primary(), request=asked_for)).actions == (Restart(3, EPOCH, None, 7),)
+    assert judge(following(standby(), request=asked_for)).actions == (Restart(3, None, "pg0", 7),)
+    assert judge(leading(primary(), request=RESTART, settings=none)).actions == (Restart(3, EPOCH, None),)
 
 
 def test_a_starting_primary_has_its_time() -> None:
@@ -163,7 +211,7 @@ def test_while_something_of_the_old_server_lives_nothing_is_started_or_released(
 
 def test_the_primary_is_restarted_on_request() -> None:
     decision = judge(leading(primary(), request=RESTART))
-    assert (decision.rule, decision.actions) == ("request.restart", (Restart(3, EPOCH, None),))
+    assert (decision.rule, decision.actions) == ("request.restart", (Restart(3, EPOCH, None, 300),))
 
 
 def test_a_standby_is_restarted_on_request() -> None:
@@ -186,33 +234,31 @@ def test_a_primary_without_a_proven_lease_is_not_restarted() -> None:
 @pytest.mark.parametrize(
     ("conditions", "restarted"),
     [
-        (RestartConditions(role="primary"), "leader"),
-        (RestartConditions(role="replica"), "standby"),
-        (RestartConditions(below_version=150006), "leader standby"),
-        (RestartConditions(below_version=150005), ""),
-        (RestartConditions(pending=True), ""),
-        (RestartConditions("replica", 150006, pending=True), ""),
+        (RestartWish(role="primary"), "leader"),
+        (RestartWish(role="replica"), "standby"),
+        (RestartWish(below_version=150006), "leader standby"),
+        (RestartWish(below_version=150005), ""),
+        (RestartWish(pending=True), ""),
+        (RestartWish("replica", 150006, pending=True), ""),
     ],
 )
-def test_a_restart_happens_only_where_its_conditions_hold(
-    conditions: RestartConditions, restarted: str
-) -> None:
-    wish = replace(RESTART, conditions=conditions)
+def test_a_restart_happens_only_where_its_conditions_hold(conditions: RestartWish, restarted: str) -> None:
+    wish = replace(RESTART, wish=conditions)
     refused = (AnswerRequest(3, 503, "restart conditions are not satisfied"),)
     as_leader = judge(leading(primary(), request=wish)).actions
     as_standby = judge(following(standby(), request=wish)).actions
-    assert as_leader == ((Restart(3, EPOCH, None),) if "leader" in restarted else refused)
+    assert as_leader == ((Restart(3, EPOCH, None, 300),) if "leader" in restarted else refused)
     assert as_standby == ((Restart(3, None, "pg0"),) if "standby" in restarted else refused)
 
 
 def test_a_pending_restart_is_one_of_the_conditions() -> None:
-    wish = replace(RESTART, conditions=RestartConditions(pending=True))
+    wish = replace(RESTART, wish=RestartWish(pending=True))
     waiting = primary(sample=sample(primary=True, pending_restart=(("max_connections", "100", "60"),)))
-    assert judge(leading(waiting, request=wish)).actions == (Restart(3, EPOCH, None),)
+    assert judge(leading(waiting, request=wish)).actions == (Restart(3, EPOCH, None, 300),)
 
 
 def test_conditions_that_cannot_be_judged_do_not_hold() -> None:
-    wish = replace(RESTART, conditions=RestartConditions(below_version=990000))
+    wish = replace(RESTART, wish=RestartWish(below_version=990000))
     assert judge(following(stopped(), request=wish)).actions == (
         AnswerRequest(3, 503, "restart conditions are not satisfied"),
     )
@@ -221,14 +267,17 @@ def test_conditions_that_cannot_be_judged_do_not_hold() -> None:
 def test_a_replica_is_reinitialized_on_request() -> None:
     decision = judge(following(standby(), request=REINIT))
     assert decision.rule == "request.reinitialize"
-    assert decision.actions == (AnswerRequest(4, 200, "reinitialize started"), Clone("pg0", "pg0", wipe=True))
+    assert decision.actions == (
+        AnswerRequest(4, 200, "reinitialize started"),
+        Clone("pg0", "pg0", True, True),
+    )
 
 
 def test_a_reinitialization_may_insist_on_the_leader() -> None:
     view = cluster(members=(member("pg0"), member("pg1"), member("pg2", tags=tags(clonefrom=True))))
-    assert Clone("pg2", "pg0", wipe=True) in judge(following(standby(), view, request=REINIT)).actions
+    assert Clone("pg2", "pg0", True, True) in judge(following(standby(), view, request=REINIT)).actions
     insists = replace(REINIT, from_leader=True)
-    assert Clone("pg0", "pg0", wipe=True) in judge(following(standby(), view, request=insists)).actions
+    assert Clone("pg0", "pg0", True, True) in judge(following(standby(), view, request=insists)).actions
 
 
 def test_the_leader_is_never_reinitialized() -> None:

@@ -25,12 +25,13 @@ from haagent.core.actions import (
 from haagent.core.model import (
     Handover,
     Instance,
+    JobFacts,
     Memory,
     Observation,
     OperatorRequest,
     Rejoin,
-    RestartConditions,
 )
+from haagent.core.restart import RestartWish
 from postgres_ctl.facts import ControlState
 from tests.unit.core_facts import (
     DOWN,
@@ -244,11 +245,11 @@ def test_a_restart_of_the_primary_arms_the_fence_first() -> None:
     armed = judge(seen)
     assert (armed.rule, armed.actions) == ("pause.arm-for-request", (SetFencing(True),))
     decision = judge(replace(seen, lease=lease()))
-    assert (decision.rule, decision.actions) == ("request.restart", (Restart(3, EPOCH, None),))
+    assert (decision.rule, decision.actions) == ("request.restart", (Restart(3, EPOCH, None, 300),))
 
 
 def test_a_restart_that_is_not_wanted_leaves_the_fence_alone() -> None:
-    unwanted = replace(RESTART, conditions=RestartConditions(role="replica"))
+    unwanted = replace(RESTART, wish=RestartWish(role="replica"))
     decision = judge(leads(primary(), request=unwanted))
     assert (decision.rule, kinds(decision)) == ("request.refused", (AnswerRequest,))
 
@@ -265,3 +266,15 @@ def test_a_restart_of_a_primary_without_a_key_is_refused() -> None:
 def test_a_resume_is_remembered() -> None:
     memory = judge(other(standby())).memory
     assert judge(obs("pg1", standby(OPTIME)), memory).memory.resumed_at == NOW
+
+
+def test_a_standby_that_is_built_anew_in_a_pause_ends_as_one_that_serves() -> None:
+    """Allowed by contract 2.13; without an operator's word a stopped standby stays as it is."""
+    wish = OperatorRequest(4, "reinitialize")
+    began = judge(other(standby(), request=wish))
+    assert (began.rule, began.memory.reinitializing) == ("request.reinitialize", True)
+    working = judge(other(stopped(), job=JobFacts("clone", NOW - 1)), began.memory)
+    assert judge(other(stopped()), working.memory).rule == "follow.start"
+    assert judge(other(empty()), working.memory).rule == "clone.begin"
+    assert judge(other(standby()), working.memory).memory.reinitializing is False
+    assert judge(other(stopped())).rule == "pause.other"

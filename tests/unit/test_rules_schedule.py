@@ -9,8 +9,26 @@ from typing import Any
 import pytest
 
 from dcs.records import ClusterSnapshot, FailoverRequest
-from haagent.core.actions import BeginScheduled, ClearFailover, Promote, TakeLeader
-from haagent.core.model import Decision, Observation
+from haagent.core.actions import (
+    AnswerRequest,
+    BeginScheduled,
+    ClearFailover,
+    DropScheduledRestart,
+    Promote,
+    Restart,
+    ScheduleRestart,
+    TakeLeader,
+)
+from haagent.core.model import (
+    Decision,
+    Handover,
+    JobFacts,
+    Memory,
+    Observation,
+    OperatorRequest,
+    Unavailable,
+)
+from haagent.core.restart import RestartWish, ScheduledRestart
 from tests.unit.core_facts import (
     EPOCH,
     REMEMBERS,
@@ -18,6 +36,7 @@ from tests.unit.core_facts import (
     answer,
     asked,
     cluster,
+    following,
     judge,
     kinds,
     leading,
@@ -29,6 +48,8 @@ from tests.unit.core_facts import (
     primary,
     racing,
     request,
+    silent,
+    standby,
 )
 
 #: The point in time, Unix seconds; loop_wait is 10 s, so it may begin until 15 s later.
@@ -139,3 +160,96 @@ def test_whoever_is_promoted_before_drops_it() -> None:
 def test_the_window_follows_loop_wait() -> None:
     quick = replace(SETTINGS, loop_wait_s=1)
     assert judge(at(2.0, settings=quick)).rule == "switchover.cleared"
+
+
+# --- restarts -------------------------------------------------------------------------------------
+
+START = "2030-01-01 10:00:00.000001+00:00"
+SHOWN = {"schedule": TEXT, "role": "primary"}
+WISH = RestartWish(role="primary", due_at=AT, shown=SHOWN)
+PLANNED = ScheduledRestart(AT, WISH, START)
+SCHEDULE = OperatorRequest(5, "schedule restart", wish=WISH)
+DELETE = OperatorRequest(6, "delete scheduled restart")
+
+
+def planned(seconds: float, restart: ScheduledRestart = PLANNED, **changes: Any) -> Observation:
+    return leading(primary(), wall=AT + seconds, scheduled_restart=restart, **changes)
+
+
+def test_a_restart_is_scheduled_with_the_server_it_is_meant_for() -> None:
+    decision = judge(leading(primary(), request=SCHEDULE))
+    assert decision.rule == "restart.scheduled"
+    assert decision.actions == (ScheduleRestart(PLANNED), AnswerRequest(5, 202, "Restart scheduled"))
+    assert PLANNED.shown == {**SHOWN, "postmaster_start_time": START}
+
+
+def test_there_is_one_scheduled_restart_at_most() -> None:
+    twice = judge(planned(-60, request=SCHEDULE))
+    assert twice.actions == (AnswerRequest(5, 409, "Another restart is already scheduled"),)
+
+
+def test_a_scheduled_restart_is_deleted_once() -> None:
+    decision = judge(planned(-60, request=DELETE))
+    assert decision.rule == "restart.deleted"
+    assert decision.actions == (DropScheduledRestart(), AnswerRequest(6, 200, "scheduled restart deleted"))
+    nothing = judge(leading(primary(), request=DELETE))
+    assert nothing.actions == (AnswerRequest(6, 404, "no restarts are scheduled"),)
+
+
+@pytest.mark.parametrize("wish", [SCHEDULE, DELETE])
+def test_scheduling_waits_for_nobody(wish: OperatorRequest) -> None:
+    """Neither for the store nor for what runs here."""
+    down = Unavailable(1000.0, "timeout")
+    for seen in (
+        obs("pg0", primary(), down, request=wish),
+        leading(silent(writable=True), job=JobFacts("restart", 990.0, epoch=EPOCH), request=wish),
+    ):
+        (answered,) = (a for a in judge(seen).actions if isinstance(a, AnswerRequest))
+        assert answered.status in (202, 404)
+
+
+def test_a_scheduled_restart_begins_in_its_window() -> None:
+    assert (judge(planned(-3)).rule, judge(planned(-3)).again_in_s) == ("leader.steady", 3.0)
+    for seconds in (0.0, 14.9):
+        decision = judge(planned(seconds))
+        assert decision.rule == "restart.due"
+        assert decision.actions == (Restart(None, EPOCH, None, 300), DropScheduledRestart())
+    assert (judge(planned(15.1)).rule, judge(planned(15.1)).actions) == (
+        "restart.late",
+        (DropScheduledRestart(),),
+    )
+
+
+def test_a_standby_restarts_by_its_schedule_too() -> None:
+    own = ScheduledRestart(AT, RestartWish(due_at=AT), START)
+    decision = judge(following(standby(), wall=AT, scheduled_restart=own))
+    assert decision.actions == (Restart(None, None, "pg0"), DropScheduledRestart())
+
+
+def test_the_conditions_of_a_scheduled_restart_are_judged_when_it_is_due() -> None:
+    as_replica = replace(PLANNED, wish=replace(WISH, role="replica"))
+    assert judge(planned(-60, as_replica)).rule == "leader.steady"
+    decision = judge(planned(1, as_replica))
+    assert (decision.rule, decision.actions) == ("restart.unwanted", (DropScheduledRestart(),))
+
+
+def test_a_server_that_was_restarted_since_is_not_restarted_again() -> None:
+    older = replace(PLANNED, postmaster_start_time="2029-01-01 10:00:00.000001+00:00")
+    for seconds in (-3600.0, 1.0):
+        decision = judge(planned(seconds, older))
+        assert (decision.rule, decision.actions) == ("restart.overtaken", (DropScheduledRestart(),))
+    in_a_pause = judge(planned(1, older, settings=paused(), lease=lease(disarmed=True)))
+    assert in_a_pause.rule == "restart.overtaken"
+
+
+@pytest.mark.parametrize("seconds", [-0.5, 1.0, 3600.0])
+def test_in_a_pause_a_scheduled_restart_neither_begins_nor_goes(seconds: float) -> None:
+    decision = judge(planned(seconds, settings=paused(), lease=lease(disarmed=True)))
+    assert (decision.rule, decision.again_in_s) == ("pause.leader", None)
+
+
+def test_a_scheduled_restart_waits_for_a_proven_lease_and_for_a_hand_over() -> None:
+    unproven = judge(planned(1, lease=lease(fence_at=None)))
+    assert Restart not in kinds(unproven)
+    handing_over = Memory(handover=Handover(9, "pg1", 999.0, epoch=EPOCH))
+    assert Restart not in kinds(judge(planned(1), handing_over))

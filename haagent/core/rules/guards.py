@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from haagent.core.actions import AnswerRequest, AskPeers, CancelJob, Exit
 from haagent.core.candidate import interesting_peers, unanswered
-from haagent.core.model import Decision, Memory, Observation, Unavailable, evolve, unreadable
+from haagent.core.model import (
+    Decision,
+    JobFacts,
+    Memory,
+    Observation,
+    OperatorRequest,
+    Unavailable,
+    evolve,
+    unreadable,
+)
 from haagent.core.rules import common
 from haagent.core.rules.leading import START_TRIES
 
@@ -49,7 +58,9 @@ def job_running(obs: Observation, memory: Memory) -> Decision | None:
     job = obs.job
     if job is None:
         return None
-    busy = f"{job.kind} already in progress"
+    if obs.request is not None and _makes_way(obs, obs.request):
+        return _make_way(job, memory)
+    busy = _busy_with(job)
     answer = (AnswerRequest(obs.request.id, 503, busy),) if obs.request is not None else ()
     lost = job.epoch is not None and obs.lease.epoch != job.epoch
     if lost and not job.cancelled:
@@ -67,6 +78,25 @@ def job_running(obs: Observation, memory: Memory) -> Decision | None:
     )
 
 
+def _busy_with(job: JobFacts) -> str:
+    """What an operator is told who wants something else (contract 3.6)."""
+    starts = job.kind in ("start primary", "start standby")
+    return "postgres is still starting" if starts else f"{job.words} already in progress"
+
+
+def _makes_way(obs: Observation, request: OperatorRequest) -> bool:
+    """`reinitialize` by force, of a member whose data are a standby's anyway."""
+    if request.kind != "reinitialize" or not request.force or isinstance(obs.cluster, Unavailable):
+        return False
+    return common.other_leads(obs) and not obs.instance.serves_as_primary and not obs.stopping
+
+
+def _make_way(job: JobFacts, memory: Memory) -> Decision:
+    reason = f"{job.words} makes way: reinitialize with force was asked for"
+    cancel = () if job.cancelled else (CancelJob(reason),)
+    return Decision("job.makes-way", reason, memory, cancel, heartbeat=not cancel)
+
+
 def _goes_on_when_stopping(obs: Observation, kind: str) -> bool:
     """A stop is wanted; in a pause, what would stop a server that is to be left alone goes on, too."""
     return kind == "stop" or (obs.settings.pause and kind in _WOULD_STOP_IT)
@@ -74,29 +104,37 @@ def _goes_on_when_stopping(obs: Observation, kind: str) -> bool:
 
 def _slow_primary_start(obs: Observation, memory: Memory) -> Decision | None:
     """A primary that is not back in `primary_start_timeout` is handed over, if somebody can take over."""
-    job, limit = obs.job, obs.settings.primary_start_timeout_s
-    if job is None or job.kind != "start primary" or job.cancelled or isinstance(obs.cluster, Unavailable):
+    job, timed = obs.job, _start_limit(obs)
+    if job is None or timed is None or job.cancelled or isinstance(obs.cluster, Unavailable):
         return None
     if obs.settings.pause:
         return None
-    if obs.now < job.started_at + limit:
-        return common.wait(
-            "job.starting",
-            "starting primary after failure",
-            memory,
-            max(0.1, job.started_at + limit - obs.now),
-        )
+    since, limit = timed
+    if obs.now < since + limit:
+        what = "starting primary after failure" if job.kind == "start primary" else "restarting primary"
+        return common.wait("job.starting", what, memory, max(0.1, since + limit - obs.now))
     ask = unanswered(obs, memory, obs.cluster)
     if ask:
         return Decision(
             "job.slow-start.ask", "looking for a successor", memory, (AskPeers(ask),), common.SOON_S
         )
     if interesting_peers(obs, memory, obs.cluster) and common.fit_successor_answers(obs):
-        reason = f"PostgreSQL did not come back within primary_start_timeout ({limit:g} s)"
+        reason = f"PostgreSQL did not come back within its start timeout of {limit:g} s"
         # Its failure is the last one allowed: what comes next is the hand-over, not another try.
         last_try = evolve(memory, start_failures=max(memory.start_failures, START_TRIES - 1))
         return Decision("job.slow-start", reason, last_try, (CancelJob(reason),))
     return None
+
+
+def _start_limit(obs: Observation) -> tuple[float, float] | None:
+    """Since when PostgreSQL is being started as the primary, and how long that may take, seconds."""
+    job = obs.job
+    if job is None or job.epoch is None:
+        return None
+    if job.kind == "start primary":
+        return job.started_at, obs.settings.primary_start_timeout_s
+    known = job.starting_since is not None and job.start_timeout_s is not None
+    return (job.starting_since or 0.0, job.start_timeout_s or 0.0) if known else None
 
 
 def not_proven_stopped(obs: Observation, memory: Memory) -> Decision | None:

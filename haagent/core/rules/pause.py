@@ -12,7 +12,7 @@ from haagent.core.actions import (
 )
 from haagent.core.model import Decision, Memory, Observation
 from haagent.core.rules import common, leading
-from haagent.core.rules.requests import operator_request, restart_is_wanted
+from haagent.core.rules.requests import operator_request, restart_is_wanted, scheduled_restart
 from haagent.core.rules.switchover import on_the_primary
 from haagent.core.schedule import request_in_force
 
@@ -28,7 +28,7 @@ def paused(obs: Observation, memory: Memory) -> Decision | None:
     elif not obs.lease.disarmed and obs.lease.epoch is not None:
         actions = (MarkUnfenced(True), SetFencing(False))
         return Decision("pause.disarm", "PAUSE: fencing is off", memory, actions)
-    asked = operator_request(obs, memory)
+    asked = operator_request(obs, memory) or scheduled_restart(obs, memory)
     if asked is not None:
         return asked
     if common.owns_key(obs):
@@ -49,7 +49,9 @@ def _needs_the_fence(obs: Observation, memory: Memory) -> bool:
 
 def _is_to_restart(obs: Observation) -> bool:
     """An operator asked for a restart, and its conditions hold."""
-    return obs.request is not None and obs.request.kind == "restart" and restart_is_wanted(obs, obs.request)
+    return (
+        obs.request is not None and obs.request.kind == "restart" and restart_is_wanted(obs, obs.request.wish)
+    )
 
 
 def _is_to_promote(obs: Observation) -> bool:
@@ -62,6 +64,11 @@ def _ends_a_switchover(obs: Observation, memory: Memory) -> bool:
     """Stopped for a switchover that somebody asked for, with data that needs no mending."""
     down = common.other_leads(obs) and obs.instance.stopped and memory.clean_release
     return down and common.has_data(obs) and not memory.rejoin.diverged
+
+
+def _is_built_anew(obs: Observation, memory: Memory) -> bool:
+    """An operator had it reinitialized: that ends with a standby that serves (contract 2.13)."""
+    return memory.reinitializing and common.other_leads(obs) and not obs.instance.alive
 
 
 def _armed_again(obs: Observation, memory: Memory) -> Decision | None:
@@ -92,7 +99,7 @@ def _not_leading(obs: Observation, memory: Memory) -> Decision | None:
     cluster, mine = common.view(obs), obs.instance.system_identifier
     if cluster.leader is None and _is_to_promote(obs):
         return None  # by the rules of the race
-    if _ends_a_switchover(obs, memory):
+    if _ends_a_switchover(obs, memory) or _is_built_anew(obs, memory):
         return None  # it starts as a standby
     if cluster.leader is None and obs.instance.serves_as_primary and mine is not None:
         if not cluster.initialize:
