@@ -27,6 +27,7 @@ from haagent import guardian_types as guardian
 from haagent.act import Interpreter
 from haagent.api import RestError
 from haagent.api.view import Numbers, Published
+from haagent.callbacks import Caller
 from haagent.config.load import reload
 from haagent.config.types import AgentConfig, ConfigErrors
 from haagent.core.candidate import another_could_lead
@@ -136,7 +137,8 @@ class Agent:
         self.publisher = MemberPublisher(runtime, self.dcs, config.name)
         self.operations = Operations(self)
         self.rest = ports.rest(self.operations, config.restapi)
-        self.service = ports.service
+        self.service, self.programs = ports.service, ports.programs
+        self.callbacks = Caller(runtime, ports.programs, self.instance, self.keeper, config.scope)
 
     def _first_settings(self) -> Settings:
         """Until the DCS has spoken: the cached copy, or what the cluster would be bootstrapped with."""
@@ -263,6 +265,7 @@ class Agent:
         log.info("leaving: %s", reason)
         self.service.stopping()
         self.rest.stop()
+        self.programs.flush(1.0)
         self.publisher.stop(2.0)
         self.keeper.stop()
         self.instance.sampler.stop()
@@ -367,11 +370,12 @@ class Agent:
         self._note_cluster(obs)
         if not (obs.instance.alive or obs.stopping):
             self.service.ready()  # PostgreSQL may take its time: we are well (contract 7.2)
-        decision = self._decide(obs)
+        decision, before = self._decide(obs), self.memory
+        pause_s = self._carry_out(obs, decision) if decision is not None else 0.0
+        self.callbacks.after_step(obs, before)
         if decision is None:
             return self._after_broken_step()
         self.measures.decided_at = obs.now
-        pause_s = self._carry_out(obs, decision)
         if pause_s > 0.0 or self._exit is not None:
             self._publish(obs)
         self._broken_steps = 0

@@ -156,6 +156,9 @@ class LocalInstance:
         self._control: ControlData | Unavailable = Unavailable(self._now(), "never read")
         self._history: tuple[int, tuple[TimelineSwitch, ...]] = (0, ())
         self._applied: Applied | None = None
+        #: Role of the files written last, and how often the server was told to read them in the same role.
+        self._files_primary: bool | None = None
+        self.reloads = 0
         #: By "is to be written to".
         self._servers: dict[bool, config_files.ServerConfig] = {}
         self._kept: Mapping[str, Any] | None = None
@@ -513,7 +516,8 @@ class LocalInstance:
             what = f"{', '.join(sorted(changed))} changed" if changed else "no file changed"
             log.info("reloading PostgreSQL configuration: %s", what)
             self.reload()
-        self._applied = wanted
+            self.reloads += self._files_primary == primary
+        self._applied, self._files_primary = wanted, primary
 
     def rewrite_files(self) -> None:
         """The next ApplyConfig writes and reloads, even without a change (contract 7.1)."""
@@ -535,7 +539,7 @@ class LocalInstance:
         self._servers = {}  # the programs may be newer ones since the last start
         wanted = self._wanted(writable, upstream)
         self._write_files(wanted.files, wanted)
-        self._applied = wanted
+        self._applied, self._files_primary = wanted, writable
         if isinstance(self._control, ControlData):
             self.pg.free_timelines(pg.data_dir, self._control)
         if writable:

@@ -225,6 +225,16 @@ class RestPort(Protocol):
     def reload(self, config: Any) -> None: ...
 
 
+class ProgramsPort(Protocol):
+    """The user's programs (`haagent.programs`)."""
+
+    def call(self, slot: str, argv: Sequence[str]) -> None:
+        """Start a callback; the one that still runs in `slot` is killed. Never waits, never raises."""
+
+    def flush(self, deadline_s: float) -> None:
+        """Wait until all that was asked for is started."""
+
+
 class ServicePort(Protocol):
     """The service manager that started us (`haagent.service`). Never blocks, never raises."""
 
@@ -250,5 +260,6 @@ class Ports:
     #: Given the agent's operations and the `restapi` section.
     rest: Callable[[Any, Any], RestPort]
     service: ServicePort
+    programs: ProgramsPort
     #: Told the configuration after each reload: logs and whatever else reads it outside the agent.
     reconfigured: Callable[[AgentConfig], object] = lambda config: None

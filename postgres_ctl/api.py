@@ -143,13 +143,14 @@ class ToolResult:
     stdout: str = ""
 
 
+def inherited_environment() -> dict[str, str]:
+    """Our environment without what configures the agent: that may hold passwords."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_PRIVATE_ENV_PREFIXES)}
+
+
 def clean_environment(passfile: str | None = None, extra: Mapping[str, str] = _EMPTY) -> dict[str, str]:
     """Our environment without private and libpq variables, LC_ALL=C, and PGPASSFILE when given."""
-    env = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(_PRIVATE_ENV_PREFIXES) and name not in _LIBPQ_ENV
-    }
+    env = {name: value for name, value in inherited_environment().items() if name not in _LIBPQ_ENV}
     env |= {"LC_ALL": "C", "LANG": "C"}
     if passfile:
         env["PGPASSFILE"] = passfile

@@ -12,7 +12,7 @@ from typing import Any
 
 from haagent.config import values as v
 from haagent.config.check import Checked, allowed_options
-from haagent.config.schema import KEYS, OVERLAYS, ROLES, TOOLS
+from haagent.config.schema import CALLBACKS, KEYS, OVERLAYS, ROLES, TOOLS
 from haagent.config.types import Authentication, Overlay, PostgresConfig, Role, state_dir
 from haagent.config.values import HostPort
 from postgres_ctl.rewind import FORBIDDEN_OPTIONS as REWIND_FORBIDDEN
@@ -70,6 +70,7 @@ def postgres_config(checked: Checked) -> PostgresConfig | None:
         rewind=allowed_options(checked, "postgresql.rewind", REWIND_FORBIDDEN),
         overlays=MappingProxyType({role: _overlay(checked, role) for role in OVERLAYS}),
         pg_ctl_timeout_s=get("pg_ctl_timeout"),
+        callbacks={name: command for name in CALLBACKS if (command := get(f"callbacks.{name}"))},
         **{name: get(name) for name in _PG_SAME},
     )
 

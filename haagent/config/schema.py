@@ -226,16 +226,22 @@ def _postgresql_later() -> Iterator[Key]:
             p + name, v.ANY, "Other ways to make a replica; basebackup is used",
             status=Status.LATER, harmless=basebackup, dynamic=True,
         )  # fmt: skip
-    later = {
-        "callbacks": "Programs run on start, stop, restart, reload, role change",
-        "before_stop": "Program run before a stop",
-    }
-    for name, meaning in later.items():
-        yield Key(p + name, v.ANY, meaning, status=Status.LATER, harmless=({}, [], ""), dynamic=True)
     yield Key(
         p + "pre_promote", v.ANY, "Program that may forbid a promotion",
         status=Status.REFUSED, harmless=("",), dynamic=True,
     )  # fmt: skip
+
+
+def _hooks() -> Iterator[Key]:
+    """See docs/hooks.md."""
+    p = "postgresql."
+    for name in CALLBACKS:
+        meaning = f"Run as `<command> {name} <role> <scope>`, not waited for"
+        yield Key(p + f"callbacks.{name}", v.COMMAND, meaning, dynamic=True)
+
+
+#: Actions of callbacks (contract 6.6).
+CALLBACKS = ("on_start", "on_stop", "on_restart", "on_reload", "on_role_change")
 
 
 def _bootstrap() -> Iterator[Key]:
@@ -310,7 +316,7 @@ def _dcs() -> Iterator[Key]:
 
 KEYS: dict[str, Key] = {
     key.path: key
-    for part in (_top, _log, _restapi, _ctl, _postgresql, _bootstrap, _later_sections, _dcs)
+    for part in (_top, _log, _restapi, _ctl, _postgresql, _hooks, _bootstrap, _later_sections, _dcs)
     for key in part()
 }
 

@@ -187,6 +187,8 @@ class PostgresConfig:
     #: By role word: `primary`, `replica`, `standby_leader`.
     overlays: Mapping[str, Overlay] = field(default_factory=lambda: _EMPTY)
     krbsrvname: str | None = None
+    #: Action -> command line, of those that are set.
+    callbacks: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
 
     @property
     def state_dir(self) -> str:

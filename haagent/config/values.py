@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -194,6 +195,14 @@ def _nonempty(value: object) -> str:
     return found
 
 
+def _command(value: object) -> str:
+    """Nothing, or what a shell would split into words."""
+    fail(isinstance(value, bool))
+    found = text(value)
+    shlex.split(found)
+    return found
+
+
 def _path_word(value: object) -> str:
     """One level of a DCS path, and part of an application_name."""
     word = _nonempty(value).strip()
@@ -319,6 +328,7 @@ _LONG_OPTIONS: dict[str, Any] = {
 
 TEXT = ValueType("text", text, "text", _ONE)
 WORD = ValueType("a single non-empty line", _nonempty, "text", _WORD)
+COMMAND = ValueType("a command line, as a shell splits it", _command, "command", _WORD)
 PATH_WORD = ValueType("one word without /", _path_word, "text", _WORD)
 MEMBER_NAME = ValueType(f"one word without /, other than {STRICT_PLACEHOLDER}", _member_name, "text", _WORD)
 FLAG = ValueType("on or off", _flag, "on/off", _ON_OFF)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from haagent.config.load import load
+from haagent.config.schema import CALLBACKS
 from haagent.config.sources import Environment
 from haagent.config.types import AgentConfig
 
@@ -41,6 +42,7 @@ def _config(name: str, tags: str) -> AgentConfig:
             "data_dir": data_dir(name),
             "bin_dir": "/usr/bin",
             "bin_name": {"postgres": "ldd"},
+            "callbacks": dict.fromkeys(CALLBACKS, "callback"),
             "authentication": {
                 "superuser": {"username": "postgres"},
                 "replication": {"username": "replicator"},

@@ -7,7 +7,7 @@ record is acknowledged or discarded, a decision is journalled. What the rules ex
 guardian frozen, a store that broke its promise) is excused here, by name, and nowhere else.
 
     rule1.writable-under-lease   rule1.one-writable          rule2.promote-after-key
-    rule2.release-after-stop
+    rule2.release-after-stop     rule1.callback-under-lease
     rule3.switchover-loses-nothing                           rule5.loss-bounded         rule5.loss-reported
     rule6.beside-a-primary       rule6.behind                rule6.told-not-to         rule6.restart-behind
     rule7.never-the-primary      rule7.last-copy             rule7.kept-aside
@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dcs.api import KeyEvent
+from haagent.core.roles import PRIMARY
 from tests.simulation.postgres import Server, Truth
 from tests.simulation.reports import Report, unreported
 from tests.simulation.store import Holder
@@ -340,6 +341,16 @@ class Invariants(Truth):
     def _disarmed(self, server: Server) -> bool:
         guardian = self.world.node(server.member).guardian_logic
         return guardian is not None and guardian.lease.disarmed
+
+    def called_back(self, node: Node, action: str, role: str) -> None:
+        """Rule 1 for what callbacks run: no address may move to a primary without the key."""
+        self.world.trace(node.name, "callback", f"{action} {role}")
+        server = self.world.server_of(node.name)
+        leads = self.holder is not None and self.holder.name == node.name
+        tells = action != "on_stop" and role == PRIMARY
+        if tells and not leads and not (server is not None and self._excused(server)):
+            text = f"{node.name} called {action} {role} while the key is held by {self._held_by()}"
+            self.violated("rule1.callback-under-lease", text)
 
     # --- WAL --------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from tests.simulation.engine import HostClock, Process, SimRuntime
 from tests.simulation.guardian_port import SimGuardianPort
 from tests.simulation.host import SimHost
 from tests.simulation.pg_port import SimPostgres
-from tests.simulation.ports import SimJournal, SimPeers, SimRest, SimService
+from tests.simulation.ports import SimJournal, SimPeers, SimPrograms, SimRest, SimService
 from tests.simulation.store import SimDcs
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ class Node:
             journal=SimJournal(self),
             rest=lambda operations, config: SimRest(self),
             service=SimService(),
+            programs=SimPrograms(self),
         )
         self.agent_is_up = self.can_act = False
         self.decide_broken_since = None

@@ -68,6 +68,19 @@ class SimService:
     def stopping(self) -> None: ...
 
 
+class SimPrograms:
+    """Callbacks take no time; the rules look at each."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def call(self, slot: str, argv: Sequence[str]) -> None:
+        _, action, role, _ = argv
+        self._node.world.invariants.called_back(self._node, action, role)
+
+    def flush(self, deadline_s: float) -> None: ...
+
+
 class SimPeers:
     """REST to other members, from one agent's process."""
 

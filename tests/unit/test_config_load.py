@@ -177,6 +177,7 @@ def test_the_other_sections_of_a_large_file(large: AgentConfig, tmp_path: Path) 
     )
     assert large.dcs.section["password"] == "hunter2-etcd"
     assert (large.log.level, large.log.mode, large.log.dir) == ("DEBUG", 0o640, str(tmp_path))
+    assert large.postgresql.callbacks == {"on_start": "/bin/true"}
     assert large.log.format == (("message", "message"), ("levelname", "level"))
     assert large.tags.values == {
         "nofailover": False,
@@ -191,7 +192,6 @@ def test_what_is_not_built_yet_and_harmless_warns(large: AgentConfig) -> None:
     assert sorted(large.warnings) == [
         "bootstrap.users: is gone since Patroni 4.0, no users are made: ignored",
         "consul: not supported yet: ignored",
-        "postgresql.callbacks: not supported yet: ignored",
         "postgresql.create_replica_methods: not supported yet: ignored",
         "watchdog.mode: not supported yet: ignored",
     ]
@@ -279,6 +279,7 @@ def test_every_problem_is_told_at_once(loads: Loader) -> None:
         ({"bootstrap": {"dcs": {"standby_cluster": {"host": "a"}}}}, "bootstrap.dcs.standby_cluster"),
         ({"bootstrap": {"method": "pgbackrest", "pgbackrest": {}}}, "bootstrap.method 'pgbackrest'"),
         ({"postgresql": {"pre_promote": "/x"}}, "postgresql.pre_promote '/x' is not built yet"),
+        ({"postgresql": {"callbacks": {"on_stop": "'x"}}}, 'callbacks.on_stop "\'x" must be a command line'),
         ({"postgresql": {"basebackup": ["format=t"]}}, "postgresql.basebackup 'format'"),
         (
             {"postgresql": {"rewind": [{"source-server": "x"}]}},
