@@ -25,8 +25,18 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(config(args))
     if args.command == "run":
         run(args.config)
-    _parser().print_help()
-    sys.exit(2)
+    if not _configured_by_variables():
+        _parser().print_help()
+        sys.exit(1)
+    run(None)
+
+
+def _configured_by_variables() -> bool:
+    """`haagent` alone runs an agent when the environment says how, as in a container."""
+    from haagent.config.load import process_environment
+
+    environment = process_environment()
+    return environment.document is not None or bool(environment.values)
 
 
 #: Patroni's options that are commands here.

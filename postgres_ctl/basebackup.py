@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from postgres_ctl.api import Cancellation, ConnectionTarget, option_arguments, run_tool, tool
 from postgres_ctl.config_files import write_standby_signal
 from postgres_ctl.datadir import link_targets, under_construction, wipe
+from postgres_ctl.tool_login import secrets_of, tool_login
 
 __all__ = ["CloneSpec", "CommandSpec", "clone", "clone_by_command", "copied_bytes", "wipe"]
 
@@ -63,30 +64,20 @@ def clone(spec: CloneSpec, deadline_s: float, cancel: Cancellation | None = None
     On failure everything copied is removed. Raises ToolFailed, DataDirError.
     """
     arguments, warnings = basebackup_arguments(spec.options)
-    dsn = spec.source.dsn(application_name=spec.application_name)
-    argv = [
-        tool(spec.bin_dir, spec.program),
-        f"--pgdata={spec.data_dir}",
-        "-X",
-        "stream",
-        f"--dbname={dsn}",
-    ]
-    argv += ["--no-password", *arguments]
-    with under_construction(spec.data_dir):
+    argv = [tool(spec.bin_dir, spec.program), f"--pgdata={spec.data_dir}", "-X", "stream", "--no-password"]
+    login = tool_login(spec.source, spec.passfile, application_name=spec.application_name)
+    with under_construction(spec.data_dir), login as (dsn, env):
         run_tool(
-            argv,
+            [*argv, f"--dbname={dsn}", *arguments],
             deadline_s,
             cancel=cancel,
             passfile=spec.passfile,
-            secrets=_secrets(spec.source),
+            env=env,
+            secrets=secrets_of(spec.source),
             cwd=spec.data_dir,
         )
         _forget_origin(spec.data_dir)
     return tuple(warnings)
-
-
-def _secrets(source: ConnectionTarget) -> list[str]:
-    return [secret for secret in (source.password, source.sslpassword) if secret]
 
 
 #: Of the source's life, not of the copy's.
@@ -160,7 +151,7 @@ def clone_by_command(spec: CommandSpec, deadline_s: float, cancel: Cancellation 
     Raises ToolFailed (non-zero exit, deadline, cancelled), DataDirError, ValueError.
     """
     argv = command_arguments(spec)
-    hidden = _secrets(spec.source) if spec.source else []
+    hidden = secrets_of(spec.source) if spec.source else []
 
     with contextlib.nullcontext() if spec.keep_data else under_construction(spec.data_dir, create=False):
         run_tool(argv, deadline_s, cancel=cancel, passfile=spec.passfile, secrets=hidden)

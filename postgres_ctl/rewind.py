@@ -23,6 +23,7 @@ from postgres_ctl.config_files import write_standby_signal
 from postgres_ctl.datadir import Marker, end_orphaned_tools, fsync_dir, require_unused
 from postgres_ctl.errors import DataDirError, PostgresError, ToolFailed
 from postgres_ctl.facts import ControlData, Lsn
+from postgres_ctl.tool_login import secrets_of, tool_login
 
 #: Options of `postgresql.rewind` that are ours (contract 5.2).
 FORBIDDEN_OPTIONS = frozenset(
@@ -137,23 +138,22 @@ def rewind_arguments(options: Sequence[str | Mapping[str, object]]) -> tuple[lis
 
 
 def _run(spec: RewindSpec, arguments: list[str], deadline_s: float, cancel: Cancellation | None) -> str:
-    argv = [tool(spec.bin_dir, spec.program), "-D", spec.data_dir, f"--source-server={spec.source.dsn()}"]
-    argv.append("--no-ensure-shutdown")
+    argv = [tool(spec.bin_dir, spec.program), "-D", spec.data_dir, "--no-ensure-shutdown"]
     if spec.restore_target_wal:
         argv.append("--restore-target-wal")
         if spec.config_file:
             argv.append(f"--config-file={spec.config_file}")
-    secrets = [secret for secret in (spec.source.password, spec.source.sslpassword) if secret]
-    return run_tool(
-        [*argv, *arguments],
-        deadline_s,
-        cancel=cancel,
-        passfile=spec.passfile,
-        env={"PGOPTIONS": "-c statement_timeout=0"},
-        secrets=secrets,
-        # Found by `leftovers` even when we die and it lives on.
-        cwd=spec.data_dir,
-    ).output
+    with tool_login(spec.source, spec.passfile) as (dsn, env):
+        return run_tool(
+            [*argv, f"--source-server={dsn}", *arguments],
+            deadline_s,
+            cancel=cancel,
+            passfile=spec.passfile,
+            env={"PGOPTIONS": "-c statement_timeout=0", **env},
+            secrets=secrets_of(spec.source),
+            # Found by `leftovers` even when we die and it lives on.
+            cwd=spec.data_dir,
+        ).output
 
 
 def _has_begun(output: str) -> bool:

@@ -114,7 +114,10 @@ class MemberClient:
         if self._made is None:
             import urllib3
 
-            self._made = urllib3.PoolManager(maxsize=PARALLEL_REQUESTS, ssl_context=_tls(self._options))
+            # urllib3 compares the host name itself where the context is told not to.
+            host: dict[str, Any] = {"assert_hostname": False} if self._options.insecure else {}
+            tls = _tls(self._options)
+            self._made = urllib3.PoolManager(maxsize=PARALLEL_REQUESTS, ssl_context=tls, **host)
         return self._made
 
 

@@ -141,6 +141,8 @@ class Node:
         self.proxy = TcpProxy(cluster.etcd.client_port) if cluster.proxied and cluster.etcd else None
         #: Laid over the generated file at the next `write_config` (nested; None removes).
         self.config_changes: dict[str, Any] = {}
+        #: Start the agent without naming the file: `cluster.environment` has to say everything.
+        self.by_variables_only = False
         self._process: subprocess.Popen[bytes] | None = None
         self._killed = False
         self.root.mkdir(mode=0o700)
@@ -227,7 +229,8 @@ class Node:
             "PYTHONDONTWRITEBYTECODE": "1",
             **self.cluster.environment,
         }
-        command = [sys.executable, "-m", "haagent", "run", str(self.config_file), *arguments]
+        run = [] if self.by_variables_only else ["run", str(self.config_file)]
+        command = [sys.executable, "-m", "haagent", *run, *arguments]
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
                 self._launcher + _as_agent_user() + command,

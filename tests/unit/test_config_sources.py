@@ -17,8 +17,11 @@ from haagent.config import (
     take_environment,
 )
 from haagent.config import values as v
+from haagent.config.check import check
 from haagent.config.docs import DEFAULT_FILE, reference
 from haagent.config.dynamic import merge_patch, without_nulls
+from haagent.config.load import read
+from haagent.config.schema import KEYS, Key
 from haagent.config.sources import VARIABLES
 from haagent.core.settings import parse_settings
 from tests.unit.test_config_load import MINIMAL
@@ -315,3 +318,51 @@ def test_merge_patch_removes_merges_and_replaces() -> None:
 def test_the_reference_is_up_to_date() -> None:
     written = (ROOT / DEFAULT_FILE).read_text()
     assert written == reference(), "run: python -m haagent.config.docs"
+
+
+#: Some text that each kind of value takes; the first that fits and is not the default is used.
+_TEXTS = (
+    "logfmt", "WARNING", "on", "off", "0640", "17", "1027", "127.0.0.1:7", "{a: b}", "[a, b]", "required",
+    "minimal", "https", "http://a:1", "/etc/hostname", "word", "512kB",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_every_variable_sets_its_key(name: str, tmp_path: Path) -> None:
+    """Whatever the file says, the value is what the file would have given for the variable's text."""
+    path = VARIABLES[name]
+    key = KEYS[path]
+    text = next(text for text in _TEXTS if _fits(key, text))
+    environ = {f"PATRONI_{name}": text}
+    if path.startswith("etcd3."):
+        environ["PATRONI_ETCD3_HOSTS"] = "a:1,b:2" if path != "etcd3.hosts" else text
+    tree = read(_written(tmp_path, {}), take_environment(environ))
+    assert environ == {}
+    checked = check(tree)
+    wanted = check(read(_written(tmp_path, _nested(path, _as_yaml(key, text))), Environment()))
+    assert checked.values[path] == wanted.values[path]
+    assert tree.origins[path] == f"PATRONI_{name}"
+
+
+def _fits(key: Key, text: str) -> bool:
+    try:
+        return key.type.parse(_as_yaml(key, text)) not in (key.default, None)
+    except (ValueError, TypeError):
+        return False
+
+
+def _as_yaml(key: Key, text: str) -> object:
+    return yaml.safe_load(text) if text[0] in "{[" else text
+
+
+def _nested(path: str, value: object) -> dict[str, Any]:
+    for part in reversed(path.split(".")):
+        value = {part: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def _written(directory: Path, changes: dict[str, Any]) -> str:
+    path = directory / "agent.yml"
+    path.write_text(yaml.safe_dump(merge_patch(MINIMAL, changes)))
+    return str(path)

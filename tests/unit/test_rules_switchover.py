@@ -144,6 +144,12 @@ def test_an_unfit_candidate_is_refused_with_the_reason(
     assert why in told(decision)[1]
 
 
+def test_a_candidate_that_was_silent_is_asked_again_while_it_is_waited_for() -> None:
+    decision = judge(wish(no_answer("pg1")))
+    assert decision.rule == "switchover.wait"
+    assert decision.actions == (AskPeers(("pg1",)),)
+
+
 def test_a_candidate_that_does_not_exist_is_refused() -> None:
     view = asked(cluster(members=(member("pg0"),)), request())
     decision = judge(wish(view=view), Memory(request_seen=(9, NOW - 10)))

@@ -116,7 +116,11 @@ def _wait_for_candidate(obs: Observation, memory: Memory, request: FailoverReque
         action = "switchover" if request.is_switchover else "failover"
         return _clear(memory, request, 412, f"{action} is not possible: {refusal}")
     waiting = evolve(memory, request_seen=(request.version, since))
-    return common.wait("switchover.wait", f"waiting for the candidate: {refusal}", waiting, common.SOON_S)
+    reason = f"waiting for the candidate: {refusal}"
+    # A candidate that was just starting may answer now, long before its silence grows old.
+    silent = tuple(n for n in _candidates(obs, request) if isinstance(obs.peers.get(n), PeerSilent))
+    ask = (AskPeers(silent),) if silent else ()
+    return Decision("switchover.wait", reason, waiting, ask, common.SOON_S, heartbeat=True)
 
 
 # --- after the checks ---------------------------------------------------------------------------
