@@ -206,7 +206,7 @@ def _cluster_checks(obs: Observation, memory: Memory, cluster: ClusterSnapshot) 
         _timeline_check(obs, cluster),
         _claims_check(obs, cluster),
         _request_check(obs, memory, cluster),
-        _resume_check(obs, memory),
+        _resume_check(obs, memory, cluster),
         _former_leader_check(obs, memory, cluster),
     )
 
@@ -278,12 +278,16 @@ def _others_fit(obs: Observation, memory: Memory, cluster: ClusterSnapshot, requ
     return any(_fit(obs, memory, cluster, m.name) for m in cluster.members if m.name != request.leader)
 
 
-def _resume_check(obs: Observation, memory: Memory) -> Check:
-    """H20: for one ttl after a pause only a running primary may take an empty key."""
+def _resume_check(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> Check:
+    """H20: for one ttl after a pause only a running primary may take an empty key, or whoever it was handed
+    to: its last owner is proven stopped."""
     since = memory.resumed_at
     grace = since is not None and obs.now < since + obs.settings.ttl_s
     return _check(
-        "resume.grace", not grace, "no pause ended lately", "the cluster was resumed less than one ttl ago"
+        "resume.grace",
+        not grace or _is_handed_over(obs, memory, cluster),
+        "no pause ended lately, or the key was handed over",
+        "the cluster was resumed less than one ttl ago",
     )
 
 

@@ -391,6 +391,18 @@ def test_a_hand_over_does_not_hide_another_owner_without_a_fence() -> None:
     assert standing(racing(ahead, asked(own, request()), peers=()), Memory()).may_lead
 
 
+def test_a_hand_over_need_not_wait_until_a_pause_is_long_over() -> None:
+    """Its last owner is stopped; but a key that was lost is not handed over, whatever was asked for."""
+    former, last = member("pg0", state="stopped", role="replica"), Status(OPTIME, final_timeline=1)
+    view = cluster(leader=None, members=(former, member("pg1"), member("pg2")), status=last)
+    resumed = evolve(REMEMBERS, resumed_at=NOW - 1)
+    ahead = lost_stream(OPTIME + 100)
+    assert standing(racing(ahead, asked(view, request()), peers=()), resumed).may_lead
+    lost = replace(view, status=Status(OPTIME))
+    refused = standing(racing(ahead, asked(lost, request()), peers=()), resumed).refusals
+    assert [r.rule for r in refused] == ["resume.grace"]
+
+
 def test_leadership_is_let_go_only_when_another_member_could_take_it() -> None:
     assert another_could_lead(leading(primary()))
     alone = cluster(
