@@ -20,7 +20,7 @@ from werkzeug.exceptions import HTTPException
 
 from dcs.api import boottime
 from dcs.errors import DcsError
-from haagent.api import access, control, dashboard
+from haagent.api import access, control, dashboard, openapi
 from haagent.api.body import SMALL_BODY_BYTES, BodyReader, Refused
 from haagent.api.config import RestConfig
 from haagent.api.health import bare_status, health_status, liveness_status, readiness_status
@@ -105,6 +105,7 @@ class _Reading:
         self._port = port
         self._refreshes = threading.BoundedSemaphore(MAX_REFRESHES)
         self._dashboard_html = dashboard.page()
+        self._openapi = openapi.as_text()
 
     def handlers(self) -> Mapping[str, Handler]:
         return {
@@ -119,6 +120,7 @@ class _Reading:
             "explain": lambda: _json(200, self._port.explain()),
             "events": self.events,
             "dashboard": self.dashboard,
+            "openapi.json": lambda: Response(self._openapi, 200, content_type="application/json"),
         }
 
     def health(self) -> Response:

@@ -38,7 +38,7 @@ _BY_NAME = {
 #: Paths with a handler of their own: as a health check (HEAD, OPTIONS) they answer 503.
 OWN_HANDLERS = frozenset(
     ("patroni", "cluster", "config", "history", "metrics", "failsafe", "liveness", "readiness",
-     "explain", "events", "dashboard")
+     "explain", "events", "dashboard", "openapi.json")
 )  # fmt: skip
 
 #: A query with more fields than this is nobody's health check.
