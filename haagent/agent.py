@@ -54,6 +54,8 @@ log = logging.getLogger(__name__)
 
 #: Never step more often than this, whatever wakes us; seconds.
 SHORTEST_PAUSE_S = 0.01
+#: Look again after this at the latest; seconds. More than years at once no thread can wait.
+LONGEST_PAUSE_S = 3600.0
 #: A step whose action failed is tried again after this; seconds.
 FAILED_PAUSE_S = 0.2
 #: Steps of a failing `decide` before leadership is let go, if somebody else could take over (H12).
@@ -203,6 +205,7 @@ class Agent:
             self._cond.notify_all()
 
     def _wait(self, pause_s: float) -> None:
+        pause_s = min(pause_s, LONGEST_PAUSE_S)
         with self._cond:
             self._cond.wait_for(lambda: self._woken, max(SHORTEST_PAUSE_S, pause_s))
             self._woken = False

@@ -7,6 +7,7 @@ answer. A refusal is an `Answer` too.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,19 +26,46 @@ _RESTART_FILTERS = ("role", "postgres_version", "restart_pending", "timeout")
 _NOW = "now"
 
 
+#: What people write is less than ten deep; what the store's readers cannot follow must not get there.
+_MAX_DEPTH = 50
+
+
 class BadBody(Exception):
-    """Not a JSON object, or an empty one where something is needed."""
+    """Not a JSON object, or one that could not be written down again."""
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
-    """The JSON object in `raw`. Raises BadBody."""
+    """The JSON object in `raw`. Raises BadBody.
+
+    Also for what JSON allows and its readers do not: half of a surrogate pair, 1e999, a thousand brackets.
+    """
     try:
         value = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise BadBody("the body is not JSON") from error
     if not isinstance(value, dict):
         raise BadBody("the body is not a JSON object")
+    _refuse_unwritable(value, _MAX_DEPTH)
     return value
+
+
+def _refuse_unwritable(value: object, depth_left: int) -> None:
+    if depth_left == 0:
+        raise BadBody("the body is nested too deeply")
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise BadBody("a text in the body is not Unicode") from error
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadBody("a number in the body is too large")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _refuse_unwritable(key, depth_left)
+            _refuse_unwritable(inner, depth_left - 1)
+    if isinstance(value, list):
+        for inner in value:
+            _refuse_unwritable(inner, depth_left - 1)
 
 
 def _refuse_constant(text: str) -> NoReturn:

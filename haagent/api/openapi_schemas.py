@@ -18,7 +18,7 @@ INTEGER: Schema = {"type": "integer"}
 BOOLEAN: Schema = {"type": "boolean"}
 TRUE: Schema = {"const": True}
 NULL: Schema = {"type": "null"}
-DURATION = "^[1-9][0-9]{0,5} ?(s|min|h|d)$"
+DURATION = "^[1-9][0-9]{0,3} ?(s|min|h|d)$"
 NAME: Schema = {"type": "string", "minLength": 1}
 
 
@@ -214,7 +214,13 @@ def _restart() -> Schema:
             "Restart only a PostgreSQL older than this, `17.5`",
         ),
         "timeout": described(
-            {"anyOf": [{"type": "number", "minimum": 1}, {"type": "string", "pattern": DURATION}, NULL]},
+            {
+                "anyOf": [
+                    {"type": "number", "minimum": 1, "maximum": 1000000},
+                    {"type": "string", "pattern": DURATION},
+                    NULL,
+                ]
+            },
             "How long the start may take, instead of primary_start_timeout; seconds, or `5min`",
         ),
     }

@@ -119,11 +119,11 @@ def _agent(published: Published) -> dict[str, Any]:
         fields["pending_restart"] = True
         fields["pending_restart_reason"] = restart_reasons(published.pending_restart_reason)
     fields["patroni"] = {"version": COMPATIBLE_VERSION, "scope": published.scope, "name": published.name}
+    if published.scheduled_restart is not None:
+        fields["scheduled_restart"] = dict(published.scheduled_restart)
     if published.queued_log_records > SHORT_LOG_QUEUE:
         fields["logger_queue_size"] = published.queued_log_records
         fields["logger_records_lost"] = published.lost_log_records
-    if published.scheduled_restart is not None:
-        fields["scheduled_restart"] = dict(published.scheduled_restart)
     ours: dict[str, Any] = {
         "version": __version__,
         "note": published.note,

@@ -34,6 +34,10 @@ LOWEST_RETRY_TIMEOUT_S = 1
 PATRONI_TTL_S, PATRONI_LOOP_WAIT_S, PATRONI_RETRY_TIMEOUT_S = 20, 1, 3
 #: Nothing in this file has a use for more; beyond it floats stop being exact.
 _LARGEST = 2**53
+#: Longest time that is one. Far below what threads can wait for.
+LONGEST_S = 2**31 - 1
+#: The same for what a socket may be waited for: poll(2) counts milliseconds in an int.
+LONGEST_TIMING_S = LONGEST_S // 1000
 
 
 # --- values with units --------------------------------------------------------------------------
@@ -66,10 +70,15 @@ def parse_int(value: object) -> int | None:
 
 
 def parse_duration_s(value: object, unit: str = "s") -> float | None:
-    """Seconds of `30`, `'30min'`, `'500ms'`; a bare number counts in `unit`. None when unreadable."""
+    """Seconds of `30`, `'30min'`, `'500ms'`; a bare number counts in `unit`.
+
+    None when unreadable or beyond LONGEST_S.
+    """
     split = _split(value)
     factor = _DURATION_S.get(split[1] or unit) if split is not None else None
-    return None if split is None or factor is None else split[0] * factor
+    if split is None or factor is None or abs(split[0] * factor) > LONGEST_S:
+        return None
+    return split[0] * factor
 
 
 def parse_bytes(value: object, unit: str = "B") -> int | None:
@@ -164,7 +173,9 @@ class _Reader:
         value = show(self._data[key])
         self._warnings.append(f"{self._prefix}{key}: {value} is not {expected}: using {show(default)}")
 
-    def whole(self, key: str, default: int, minimum: int, unit: str | None = None) -> int:
+    def whole(
+        self, key: str, default: int, minimum: int, unit: str | None = None, maximum: int = LONGEST_S
+    ) -> int:
         """A whole number not below `minimum`; with `unit`, seconds that may carry one."""
         if key not in self._data:
             return default
@@ -172,6 +183,9 @@ class _Reader:
         number = (None if seconds is None else round(seconds)) if unit else parse_int(self._data[key])
         if number is None:
             self._fallback(key, default, "a number of seconds" if unit else "a whole number")
+            return default
+        if number > maximum:
+            self._fallback(key, default, f"a number up to {maximum}")
             return default
         return self.raised(key, number, minimum)
 
@@ -218,7 +232,7 @@ def parse_settings(
         ttl_s=timings[0],
         loop_wait_s=timings[1],
         retry_timeout_s=timings[2],
-        maximum_lag_on_failover_bytes=top.whole("maximum_lag_on_failover", 1048576, 0),
+        maximum_lag_on_failover_bytes=top.whole("maximum_lag_on_failover", 1048576, 0, maximum=_LARGEST),
         check_timeline=top.flag("check_timeline", False),
         primary_start_timeout_s=top.whole(
             top.first_of("primary_start_timeout", "master_start_timeout"), 300, 0
@@ -251,9 +265,9 @@ def _minima(minimum_ttl_s: float, patroni_in_cluster: bool) -> tuple[int, int, i
 
 def _timings(top: _Reader, minima: tuple[int, int, int], warnings: list[str]) -> tuple[int, int, int]:
     """ttl, loop_wait, retry_timeout: raised to their minima, then made to fit (contract 2.1)."""
-    ttl = top.whole("ttl", 30, minima[0])
-    loop_wait = top.whole("loop_wait", 10, minima[1])
-    retry = top.whole("retry_timeout", 10, minima[2])
+    ttl = top.whole("ttl", 30, minima[0], maximum=LONGEST_TIMING_S)
+    loop_wait = top.whole("loop_wait", 10, minima[1], maximum=LONGEST_TIMING_S)
+    retry = top.whole("retry_timeout", 10, minima[2], maximum=LONGEST_TIMING_S)
     if loop_wait + 2 * retry <= ttl:
         return ttl, loop_wait, retry
     asked = f"loop_wait {loop_wait} + 2 * retry_timeout {retry} > ttl {ttl}"
@@ -366,7 +380,7 @@ def _timing_problems(data: Mapping[str, Any], settings: Settings, minimum_ttl_s:
     problems = []
     for key, minimum in minima.items():
         number = parse_int(data[key]) if key in data else minimum
-        if number is None or number < minimum:
+        if number is None or not minimum <= number <= LONGEST_TIMING_S:
             problems.append(Problem(key, data[key], f"must be a whole number of seconds, {minimum} or more"))
     if not problems:
         ttl, loop_wait, retry = (

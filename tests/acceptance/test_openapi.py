@@ -6,16 +6,20 @@ Left out of its checks, as contract section 3 wants otherwise: 501 for what is n
 
 from __future__ import annotations
 
+import base64
 import http.client
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.cluster import Cluster, Node
 
+LAST_SECOND = "9999-12-31T23:59:59-12:00"
+LAST_SWITCHOVER = {"leader": "n0", "scheduled_at": LAST_SECOND}
 LOGIN = {"username": "admin", "password": "secret"}
 #: Also valid: nothing is scheduled (404), an unknown member (412), a time in the past (422).
 SETTINGS = """
@@ -49,6 +53,23 @@ def test_schemathesis_finds_nothing(node: Node, tmp_path: Path) -> None:
     run = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=170)
     assert run.returncode == 0, run.stdout[-20_000:] + run.stderr
     assert "Tested: " in run.stdout
+    assert node.status("/primary") == 200
+
+
+def test_times_without_end_do_not_end_the_agent(node: Node) -> None:
+    login = base64.b64encode("{username}:{password}".format(**LOGIN).encode()).decode()
+
+    def call(method: str, path: str, body: dict[str, Any] | None = None) -> int:
+        return node.rest(path, method, body, timeout_s=60, headers={"Authorization": f"Basic {login}"})[0]
+
+    assert call("PATCH", "/config", {"ttl": 1e15, "loop_wait": 1e14}) == 200
+    assert call("POST", "/restart", {"timeout": "440685 d"}) == 400
+    for path, wish in (("/restart", {"schedule": LAST_SECOND}), ("/switchover", LAST_SWITCHOVER)):
+        assert call("POST", path, wish) == 202
+        assert call("POST", "/restart", {"role": "replica"}) == 503  # the loop has seen it, and goes on
+        assert call("DELETE", path) == 200
+    assert call("PATCH", "/config", {"ttl": None, "loop_wait": None}) == 200
+    assert node.agent_running
     assert node.status("/primary") == 200
 
 

@@ -213,7 +213,22 @@ def test_answers_of_the_agent_are_text_or_json() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"{}", b"[]", b"null", b"3", b"{", b"", b"\xff\xfe", b'{"ttl": NaN}', b"[" * 100_000]
+    "body",
+    [
+        b"{}",
+        b"[]",
+        b"null",
+        b"3",
+        b"{",
+        b"",
+        b"\xff\xfe",
+        b'{"ttl": NaN}',
+        b"[" * 100_000,
+        b'{"leader": "n0", "candidate": "\\ud800"}',
+        b'{"\\udc00": 1}',
+        b'{"ttl": 1e999}',
+        b'{"a":' * 900 + b"1" + b"}" * 900,
+    ],
 )
 def test_a_needed_body_must_be_an_object_with_content(body: bytes) -> None:
     agent = Agent()

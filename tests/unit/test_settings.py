@@ -110,6 +110,14 @@ def test_timings_are_made_to_fit(given: tuple[float, float, float], used: tuple[
     assert bool(warnings_of(data)) is adjusted
 
 
+def test_times_that_nothing_can_wait_for_are_none() -> None:
+    endless = {"ttl": 1e15, "loop_wait": 1e14, "retry_timeout": 10**7, "primary_start_timeout": 2**40}
+    assert parse(endless) == Settings.default()
+    assert "ttl: 1000000000000000.0 is not a number up to" in warnings_of(endless)
+    assert parse({"member_slots_ttl": "30000d"}) == Settings.default()
+    assert parse({"maximum_lag_on_failover": 2**40}).maximum_lag_on_failover_bytes == 2**40
+
+
 def test_patronis_minima_hold_while_one_of_its_members_is_there() -> None:
     data = {"ttl": 3, "loop_wait": 1, "retry_timeout": 1}
     assert timings(parse(data, patroni=True)) == (20, 1, 3)
