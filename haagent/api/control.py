@@ -88,13 +88,15 @@ def switchover_request(
         return Answer(400, "Failover could be performed only to a specific candidate")
     if not is_failover and not leader:
         return Answer(400, "Switchover could be performed only from a specific leader")
-    if scheduled_at is not None:
-        at = _switchover_time(scheduled_at, is_failover, paused, now)
-        return at if isinstance(at, Answer) else (False, _given(leader, candidate, at.isoformat()))
+    at = _switchover_time(scheduled_at, is_failover, paused, now) if scheduled_at is not None else None
+    if isinstance(at, Answer):
+        return at
     if paused and not candidate:
         return Answer(400, "Switchover is possible only to a specific candidate in a paused state")
     if same_member(leader, candidate):
         return Answer(400, "Switchover target and source are the same")
+    if at is not None:
+        return False, _given(leader, candidate, at.isoformat())
     return is_failover and not leader, _given(leader, candidate)
 
 
@@ -121,7 +123,7 @@ def restart_request(body: Mapping[str, Any], paused: bool, now: datetime) -> Res
         return Answer(400, f"PostgreSQL role should be either {_or(RESTART_ROLES)}")
     below = None if version is None else _version_number(version)
     if version is not None and below is None:
-        return Answer(400, f"Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted: {_echo(version)}")
+        return Answer(400, f"Invalid PostgreSQL version{_version_form(version)}: {_echo(version)}")
     limit = body.get("timeout")
     timeout_s = None if limit is None else parse_duration_s(limit)
     if limit is not None and (timeout_s is None or timeout_s <= 0):
@@ -151,6 +153,10 @@ def _restart_time(schedule: Any, paused: bool, now: datetime) -> datetime | Answ
     if paused:
         return Answer(500, "Can't schedule restart in the paused state")
     return _moment(text, "restart", now)
+
+
+def _version_form(version: Any) -> str:
+    return " format: X.Y or X.Y.Z is accepted" if re.fullmatch(r"[0-9.]+", str(version)) else ""
 
 
 def _version_number(text: Any) -> int | None:

@@ -35,7 +35,10 @@ def patroni_json(published: Published) -> dict[str, Any]:
         body["postmaster_start_time"] = sample.postmaster_start_time
     body["role"] = role_of(published)
     if sample is not None:
-        body |= _instance(sample, demoted=is_demoted(published.role))
+        body |= _version_and_position(sample, demoted=is_demoted(published.role))
+    body |= _sync_flag(published)
+    if sample is not None:
+        body |= _replication(sample)
     body |= _cluster_flags(published)
     body |= _agent(published)
     return body
@@ -67,7 +70,7 @@ def _history_row(row: HistoryRow) -> list[Any]:
     return cells
 
 
-def _instance(sample: InstanceSample, demoted: bool) -> dict[str, Any]:
+def _version_and_position(sample: InstanceSample, demoted: bool) -> dict[str, Any]:
     fields: dict[str, Any] = {"server_version": sample.server_version}
     if sample.in_recovery:
         fields["xlog"] = {
@@ -78,7 +81,11 @@ def _instance(sample: InstanceSample, demoted: bool) -> dict[str, Any]:
         }
     elif not demoted:
         fields["xlog"] = {"location": _bytes(sample.flush_lsn)}
-    fields["timeline"] = sample.timeline
+    return fields
+
+
+def _replication(sample: InstanceSample) -> dict[str, Any]:
+    fields: dict[str, Any] = {"timeline": sample.timeline}
     if sample.in_recovery and sample.replication_state:
         fields["replication_state"] = sample.replication_state
     if sample.senders:
@@ -97,11 +104,16 @@ def _sender(sender: WalSender) -> dict[str, Any]:
     }
 
 
+def _sync_flag(published: Published) -> dict[str, Any]:
+    view = fresh_view(published)
+    if view is None or not is_listed_in_sync(view, published.name):
+        return {}
+    return {"quorum_standby" if is_quorum_mode(view) else "sync_standby": True}
+
+
 def _cluster_flags(published: Published) -> dict[str, Any]:
     flags: dict[str, Any] = {}
     view = fresh_view(published)
-    if view is not None and is_listed_in_sync(view, published.name):
-        flags["quorum_standby" if is_quorum_mode(view) else "sync_standby"] = True
     if published.settings.pause:
         flags["pause"] = True
     if view is None or not is_locked(view):

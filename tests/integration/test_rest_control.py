@@ -37,6 +37,7 @@ FUTURE = "2099-01-01T00:00:00+00:00"
 FUTURE_S = 4070908800.0
 BAD_TIMEOUT = "Timeout should be a positive number of seconds"
 BAD_TIME = "Unable to parse scheduled timestamp. It should be in an unambiguous format, e.g. ISO 8601"
+SAME = "Switchover target and source are the same"
 BAD_ROLE = "PostgreSQL role should be either primary, standby_leader, or replica"
 BAD_VERSION = "Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted: "
 
@@ -57,6 +58,7 @@ BAD_VERSION = "Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted: "
             "Switchover target and source are the same",
         ),
         ("/switchover", {"leader": "n0", "member": "n0"}, 400, "Switchover target and source are the same"),
+        ("/switchover", {"leader": "n0", "candidate": "n0", "scheduled_at": FUTURE}, 400, SAME),
         ("/switchover", {"leader": ["n0"]}, 400, "leader: must be a text"),
         ("/switchover", {"leader": "n0", "scheduled_at": "nonsense"}, 422, BAD_TIME),
         (
@@ -77,7 +79,7 @@ BAD_VERSION = "Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted: "
         ("/restart", {"<b>": 1}, 400, "Unknown filter for the scheduled restart: &lt;b&gt;"),
         ("/restart", {"role": "leader"}, 400, BAD_ROLE),
         ("/restart", {"role": ["replica"]}, 400, BAD_ROLE),
-        ("/restart", {"postgres_version": "new"}, 400, BAD_VERSION + "new"),
+        ("/restart", {"postgres_version": "new"}, 400, "Invalid PostgreSQL version: new"),
         ("/restart", {"postgres_version": 15.2}, 400, BAD_VERSION + "15.2"),
         ("/restart", {"postgres_version": "9.6"}, 400, BAD_VERSION + "9.6"),
         ("/restart", {"timeout": 0}, 400, BAD_TIMEOUT),

@@ -139,12 +139,18 @@ def test_patroni_json_tells_what_is_special() -> None:
             pending_restart_reason={"max_connections": ("100", "200")},
             note="pg_rewind 1/3",
             cannot_lead="nofailover",
+            scheduled_restart={"schedule": "2099-01-01T00:00:00+00:00"},
             queued_log_records=7,
             lost_log_records=3,
         )
     )
     with serving(agent) as server:
         shown = get(server, "/patroni").json
+        assert " ".join(shown) == (
+            "state postmaster_start_time role server_version xlog sync_standby timeline replication_state "
+            "pause cluster_unlocked dcs_last_seen tags database_system_identifier pending_restart "
+            "pending_restart_reason patroni scheduled_restart logger_queue_size logger_records_lost haagent"
+        )
         assert shown["sync_standby"] is shown["pause"] is shown["cluster_unlocked"] is True
         assert shown["tags"] == {"clonefrom": True}
         assert shown["pending_restart"] is True
