@@ -115,7 +115,8 @@ class Operations:
         return self._agent.picture()
 
     def leader_until(self) -> float | None:
-        return self._agent.keeper.leader_until()
+        """None in a cluster that is still being made: its key is taken before its server listens."""
+        return None if self._agent.memory.bootstrap is not None else self._agent.keeper.leader_until()
 
     def numbers(self) -> Numbers:
         return self._agent.numbers()

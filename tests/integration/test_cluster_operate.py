@@ -109,6 +109,19 @@ def test_paused_means_hands_off() -> None:
         assert writers.evidence().overlaps() == []
 
 
+def test_a_switchover_shortly_after_a_pause_waits_for_nothing() -> None:
+    """One ttl after a pause nobody takes an empty key, except whom a living leader handed it to."""
+    with Cluster(nodes=2, ttl=60, parameters=QUIET) as cluster:
+        old = cluster.wait_streaming(1)
+        (new,) = cluster.replicas()
+        ctl(cluster, "pause", "--wait")
+        ctl(cluster, "resume", "--wait")
+        body = {"leader": old.name, "candidate": new.name}
+        done = old.rest("/switchover", "POST", body, timeout_s=60)
+        assert done == (200, f'Successfully switched over to "{new.name}"')
+        cluster.wait_streaming(1)
+
+
 def wait_pending(cluster: Cluster, node: Node, wanted: bool) -> None:
     """The member key shows whether a restart is due."""
     what = f"{node.name}: pending restart {wanted}"
