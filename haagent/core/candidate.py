@@ -100,6 +100,8 @@ def _is_handed_over(obs: Observation, memory: Memory, cluster: ClusterSnapshot) 
         return False
     if unreadable(cluster, "haagent_unfenced") or unfenced_owners(obs, memory, cluster) - {request.leader}:
         return False
+    if any(_was_primary_lately(obs, peer) for peer in obs.peers.values() if peer.name != request.leader):
+        return False
     return has_last_record(obs, cluster)
 
 
@@ -397,6 +399,12 @@ def _answers(obs: Observation, memory: Memory) -> list[PeerAnswer]:
 def other_primaries(obs: Observation, memory: Memory) -> list[str]:
     """Who answered as a running primary."""
     return [p.name for p in _answers(obs, memory) if p.runs_as_primary]
+
+
+def _was_primary_lately(obs: Observation, peer: Peer) -> bool:
+    """It said so a moment ago, before the key went or after: somebody put it beside the leader by hand."""
+    recent = peer.asked_at >= obs.now - ANSWER_LIFE_S
+    return isinstance(peer, PeerAnswer) and peer.runs_as_primary and recent
 
 
 def _no_other_primary(alive: list[str]) -> Check:

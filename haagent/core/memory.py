@@ -198,9 +198,12 @@ def _settled(memory: Memory, epoch: int) -> Rejoin:
 
 
 def _cloned(obs: Observation, memory: Memory, result: JobResult) -> Memory:
-    if result.ok:
-        return evolve(memory, rejoin=_settled(memory, memory.last_epoch), slot_wait_since=None, note=None)
-    return _failed_try(obs, memory, f"base backup failed: {result.reason}")
+    """A copy of the leader fits its history; that of another member may have diverged with it."""
+    if not result.ok:
+        return _failed_try(obs, memory, f"base backup failed: {result.reason}")
+    of_the_leader = result.data.get("source") == memory.last_leader
+    rejoin = _settled(memory, memory.last_epoch) if of_the_leader else Rejoin(epoch=memory.rejoin.epoch)
+    return evolve(memory, rejoin=rejoin, slot_wait_since=None, note=None)
 
 
 def _rewound(obs: Observation, memory: Memory, result: JobResult) -> Memory:

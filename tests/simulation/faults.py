@@ -213,8 +213,22 @@ def garbage(world: World, fault: Fault) -> Undo:
 
 
 def delete_key(world: World, fault: Fault) -> None:
-    """By hand, and not put back: the agents are to write it again."""
-    world.store.raw_delete(fault.detail)
+    """By hand, and not put back: the agents are to write it again. Not which cluster this is, while somebody
+    has data of another one: nobody could tell then."""
+    clusters = {n.host.dd.system_id for n in world.nodes.values() if n.host.dd.state == "valid"}
+    if fault.detail != codec.INITIALIZE or len(clusters) == 1:
+        world.store.raw_delete(fault.detail)
+
+
+def delete_leader(world: World, fault: Fault) -> None:
+    """By hand: its holder may be writable beside the next one, as long as its lease was proven before, but
+    nobody begins beside a primary that it can see."""
+    holder = world.store.leader()
+    world.key_deleted_by_hand = True
+    if holder is not None and holder.session:
+        world.two_until = holder.expires_at
+        world.engine.at(holder.expires_at, world.invariants.look)
+    world.store.raw_delete(codec.LEADER)
 
 
 def squat_leader(world: World, fault: Fault) -> Undo:
@@ -446,6 +460,7 @@ FAULTS: dict[str, Callable[[World, Fault], Undo | None]] = {
     "broken-decide": broken_decide,
     "kill-agents": kill_agents,
     "delete-key": delete_key,
+    "delete-leader": delete_leader,
     "squat-leader": squat_leader,
     "store-anew": store_anew,
     "foreign-files": foreign_files,

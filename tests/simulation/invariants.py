@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 #: Two clocks of one cluster differ by less than this share; for windows that agents measure by their own.
 _DRIFT = 0.01
+#: An answer so old still counts in an election, by any clock, seconds (`candidate.ANSWER_LIFE_S`).
+_ANSWER_S = 2.45
 #: What a pause forbids unless an operator asked for it.
 _HANDS_OFF = frozenset(
     ("Promote", "StartPrimary", "StartStandby", "StopInstance", "Clone", "Rewind", "Initdb")
@@ -231,7 +233,7 @@ class Invariants(Truth):
         tags = node.tags
         if tags.get("nofailover") or tags.get("failover_priority", 1) <= 0:
             self.violated("rule6.told-not-to", f"{new.name} took the key with tags {dict(tags)}")
-        since = max(gone.since, self.engine.now - 2.6)
+        since = max(gone.since, self.engine.now - _ANSWER_S)
         for (asker, peer), answer in self.answers.items():
             if asker != new.name or answer.at < since:
                 continue
@@ -314,7 +316,8 @@ class Invariants(Truth):
                 self.violated(name, f"{server!r} is writable while the key is held by {self._held_by()}")
         if len(self.writable_servers) > 1:
             relied = [s for s in self.writable_servers if not self._unreliable(s)]
-            if len(relied) > 1 and not (self.paused or self._forced()):
+            excepted = self.paused or self._forced() or self.engine.now < self.world.two_until
+            if len(relied) > 1 and not excepted:
                 self.violated("rule1.one-writable", ", ".join(repr(s) for s in relied))
 
     def _holds(self, server: Server) -> bool:
@@ -356,7 +359,11 @@ class Invariants(Truth):
 
     def acknowledged(self, server: Server, record: Record) -> None:
         """What a server acknowledges that nothing could end in time, beside the holder of the key, nobody
-        promises to keep; nor what one of two does that operators let write in a pause (docs/safety.md)."""
+        promises to keep; nor what one of two does that operators let write in a pause, nor anything once
+        somebody deleted the leader key (docs/safety.md)."""
+        if self.world.key_deleted_by_hand:
+            self.acknowledged_records.clear()
+            return
         two = len(self.writable_servers) > 1 and "pause" in map(self.unleased.get, self.writable_servers)
         if not two and (self._holds(server) or not self._unreliable(server)):
             self.acknowledged_records.append(record)
@@ -392,8 +399,10 @@ class Invariants(Truth):
         if why in ("wiped", "rewound"):
             self.world.trace(host.name, "disk", f"{why}: {len(records)} records")
             server = host.server
-            if server is not None and not server.gone and not server.in_recovery:
-                self.violated("rule7.never-the-primary", f"{host.name} {why} beside {server!r}")
+            serves = server is not None and not server.gone and not server.in_recovery
+            if serves or (self.holder is not None and self.holder.name == host.name):
+                text = f"{host.name} was {why}, and the key is held by {self._held_by()} ({server!r})"
+                self.violated("rule7.never-the-primary", text)
         data = tuple(record for record in records if record.kind == DATA)
         if why == "rewound" and data and not any(set_of(data) <= set_of(kept) for kept in host.dd.kept):
             self.violated(

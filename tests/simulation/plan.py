@@ -335,6 +335,7 @@ def _lose_data(draw: Draw, at: float) -> Fault:
 RARE: dict[str, Maker] = {
     "kill-agents": lambda draw, at: Fault(at, "kill-agents", duration=draw.about_ttl()),
     "delete-key": _delete_key,
+    "delete-leader": lambda draw, at: Fault(at, "delete-leader"),
     "squat-leader": _store("squat-leader"),
     "store-anew": _store_anew,
     "foreign-files": _on_node("foreign-files"),
@@ -353,6 +354,8 @@ RARE_TOGETHER: tuple[tuple[Fault, ...], ...] = (
      Fault(1.3, "failover", duration=0.0), Fault(1.6, "kill-agents", duration=1.0)),
     # All agents come back to a cluster that nobody has initialised, as far as the store knows.
     (Fault(0.0, "kill-agents", duration=1.5), Fault(1.2, "delete-key", detail="initialize")),
+    # A primary that cannot hear that its key is gone, while the others look for the next one.
+    (Fault(0.0, "isolate-from-dcs", LEADER, duration=0.5), Fault(0.01, "delete-leader")),
     (Fault(0.0, "squat-leader", duration=1.5), Fault(0.1, "isolate-from-dcs", LEADER, duration=1.2)),
     (Fault(0.0, "kill-postgres", LEADER), Fault(0.0, "lose-data", LEADER, duration=0.5, value=1.0)),
 )  # fmt: skip

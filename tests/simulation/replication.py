@@ -251,15 +251,11 @@ def _histories(server: Server, up: Server) -> str | None:
     mine, theirs, end = server.dd.timeline, up.timeline, server.dd.end
     if theirs < mine:
         return f"highest timeline {theirs} of the primary is behind recovery timeline {mine}"
+    _fetch_histories(server, up, range(mine, theirs + 1))
     if theirs > mine:
-        history = up.dd.history(theirs)
+        history = server.dd.history(theirs)
         if history is None:
             return f"no history of timeline {theirs}"
-        for timeline in range(mine + 1, theirs + 1):
-            known = up.dd.histories.get(timeline)
-            if known is not None:
-                server.dd.histories[timeline] = known
-                server.dd.history_times[timeline] = server.engine.now
         switch = next((s for s in history if s.timeline == mine), None)
         if switch is None:
             return f"new timeline {theirs} is not a child of database system timeline {mine}"
@@ -268,6 +264,15 @@ def _histories(server: Server, up: Server) -> str | None:
     elif up.dd.end < segment_start(end):
         return "requested starting point is ahead of the WAL flush position of this server"
     return None
+
+
+def _fetch_histories(server: Server, up: Server, timelines: range) -> None:
+    """Those that are not there: a file that is, be it only a place holder, stays as it is."""
+    for timeline in timelines:
+        known = up.dd.histories.get(timeline)
+        if known is not None and timeline not in server.dd.histories:
+            server.dd.histories[timeline] = known
+            server.dd.history_times[timeline] = server.engine.now
 
 
 def first_received(end: int) -> int:

@@ -15,14 +15,12 @@ from functools import partial
 from typing import Any
 
 from dcs import codec
-from haagent.agent import Agent
-from haagent.core.candidate import standing
-from haagent.core.model import Unavailable
 from postgres_ctl.facts import ControlState, Lsn, TimelineSwitch
 from tests.simulation.client import Writer
 from tests.simulation.engine import START_S, Crash, Engine, HostClock, Livelock, Process
 from tests.simulation.faults import FAULTS, Trigger, Undo
 from tests.simulation.guardian_port import CONNECT_S
+from tests.simulation.healing import heal, not_whole, resume
 from tests.simulation.invariants import Invariants, Violation
 from tests.simulation.network import Network
 from tests.simulation.node import Node
@@ -32,17 +30,6 @@ from tests.simulation.quick import quicken
 from tests.simulation.store import SimStore
 from tests.simulation.trace import Trace
 from tests.simulation.wal import CHECKPOINT, SHUTDOWN, Control
-
-#: How long a cluster may take to be whole again once everything has healed, seconds: a lease and a race, the
-#: longest start, clone, walreceiver timeout, and the longest pause between two tries of a rejoin.
-HEALING_S = 240.0
-HEALING_TTLS = 4
-#: A schedule with more events than this is a storm: something goes round and round.
-STORM_EVENTS = 200_000
-#: Refusals that an operator may waive, after a loss that no agent may take in silence.
-FOR_AN_OPERATOR = {"lag", "timeline.diverged"}
-#: While healing, the goal is looked at this often, seconds.
-LOOK_EVERY_S = 0.5
 
 quicken()
 
@@ -85,6 +72,8 @@ class World:
         self.nodes: dict[str, Node] = {}
         self.boundaries: list[Trigger] = []
         self.key_deleted_by_hand = False
+        #: Until when two servers may be writable since then.
+        self.two_until = 0.0
         #: Key -> what nonsense was written there last, and what had been there before any.
         self.nonsense: dict[str, tuple[str, str | None]] = {}
         self._undo: dict[int, Undo] = {}
@@ -139,33 +128,13 @@ class World:
 
     def _heal(self) -> None:
         """Faults are over: everything works again, and within the bound the cluster must be whole."""
-        engine = self.engine
         if self.invariants.violations:
             return
         self._faults_over = True
-        engine.stopped = False
+        self.engine.stopped = False
         self.trace("*", "heal", "all faults are over")
         self._heal_all()
-        began, bound = engine.now, HEALING_S + HEALING_TTLS * self._longest_ttl()
-        why, decided = "not looked at", False
-        while engine.now < began + bound and not self.invariants.violations:
-            engine.run(engine.now + LOOK_EVERY_S)
-            _resume(self)
-            if not decided and engine.now > began + bound / 2:
-                decided = self._operator_decides()
-            why = self.not_whole()
-            if not why:
-                break
-            if engine.events > STORM_EVENTS:
-                why = f"storm: {engine.events} events, and still not whole: {why}"
-                break
-        if why and not self.invariants.violations:
-            name, _, text = why.partition(": ")
-            self.invariants.violated(f"liveness.{name}", f"after {bound:g} s: {text}")
-        self.result.healed_s = engine.now - began
-
-    def _longest_ttl(self) -> float:
-        return max(self.plan.ttl_s, *(10.0 for f in self.plan.faults if f.kind == "settings"), 10.0)
+        heal(self)
 
     def _heal_all(self) -> None:
         undo, self._undo = self._undo, {}
@@ -175,42 +144,13 @@ class World:
             self.nodes[trigger.fault.node].agent_process.armed = None
         self.boundaries.clear()
         self.network.heal_all()
-        _resume(self)
+        resume(self)
         for node in self.nodes.values():
             node.host.knobs.clear()
 
-    def _operator_decides(self) -> bool:
-        """A disk lost what it had flushed, more than may be lost in silence (rule 5): an operator fails over
-        by hand to whoever has most and refuses for nothing else, as docs/safety.md says. True when done."""
-        if self.store.leader() is not None or not any(node.lost_wal for node in self.nodes.values()):
-            return False
-        fit = [n for n in self.nodes.values() if n.agent_is_up and _refuses(n.agent) <= FOR_AN_OPERATOR]
-        if not fit:
-            return False
-        best = max(fit, key=lambda node: (node.host.dd.end, node.name))
-        self.trace("*", "operator", f"fails over to {best.name}")
-        body = {"leader": None, "candidate": best.name}
-        best.ask("failover", lambda agent: agent.operations.failover(body))
-        return True
-
     def not_whole(self) -> str:
         """Which goal is missed, and how; "" once one primary serves and all others stream."""
-        holder = self.store.leader()
-        if holder is None:
-            return "one-primary: nobody holds the leader key"
-        primary = self.server_of(holder.name)
-        if primary is None or not primary.writable_now:
-            return f"one-primary: {holder.name} holds the key and is not writable"
-        for node in self.nodes.values():
-            server = node.host.server
-            if node.name == holder.name or node.stays_out:
-                continue
-            if server is None or server.gone or not server.in_recovery or not _streams(server, primary):
-                note = node.agent.memory.note if node.agent_is_up else "no agent"
-                return f"all-stream: {node.name} does not stream ({server!r}, {note})"
-        if self._answered < self._asked:
-            return f"answered: {self._asked - self._answered} operator requests have no answer"
-        return ""
+        return not_whole(self)
 
     # --- faults -----------------------------------------------------------------------------------
 
@@ -319,6 +259,11 @@ class World:
         """Operators' requests that died with their agent."""
         self._answered += requests
 
+    @property
+    def unanswered(self) -> int:
+        """Operators' requests without an answer."""
+        return self._asked - self._answered
+
     # --- lookups ----------------------------------------------------------------------------------
 
     def node(self, name: str) -> Node:
@@ -327,20 +272,6 @@ class World:
     def server_of(self, name: str) -> Server | None:
         node = self.nodes.get(name)
         return node.host.server if node is not None else None
-
-
-def _refuses(agent: Agent) -> set[str]:
-    """Rules by which it does not take the key."""
-    obs = agent.last_observation
-    if obs is None or isinstance(obs.cluster, Unavailable):
-        return {"nothing is known"}
-    return {refusal.rule for refusal in standing(obs, agent.memory).refusals}
-
-
-def _streams(server: Server, primary: Server) -> bool:
-    """From the primary, directly or through others, with everything the primary has or nearly so."""
-    link = server.receiver.link
-    return link is not None and link.open and primary.dd.timeline == server.dd.timeline
 
 
 class _FaultLog(logging.Handler):
@@ -368,21 +299,6 @@ class _FaultLog(logging.Handler):
         if record.exc_info and not isinstance(record.exc_info[1], RuntimeError):
             text = logging.Formatter().formatException(record.exc_info)
             self._world.invariants.violated("agent.fault", f"{record.getMessage()}\n{text}")
-
-
-def _resume(world: World) -> None:
-    """A pause whose end nobody could be told ends now; also one that a leader writes again, which had it in
-    its copy when somebody deleted `config`. Whoever deleted that key in a pause puts it back (`PUT /config`):
-    without it and a leader there is nothing to resume by."""
-    paused = any(n.agent_is_up and n.agent.observer.settings.pause for n in world.nodes.values())
-    if paused and world.store.raw_get(codec.CONFIG) is None:
-        world.store.raw_put(codec.CONFIG, json.dumps(dict(world.plan.dynamic), sort_keys=True))
-    try:
-        data = json.loads(world.store.raw_get(codec.CONFIG) or "null")
-    except ValueError:
-        return
-    if isinstance(data, dict) and data.pop("pause", None):
-        world.store.raw_put(codec.CONFIG, json.dumps(data, sort_keys=True))
 
 
 # --- a cluster that was shut down in good order ---------------------------------------------------

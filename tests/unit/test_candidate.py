@@ -403,6 +403,15 @@ def test_a_hand_over_need_not_wait_until_a_pause_is_long_over() -> None:
     assert [r.rule for r in refused] == ["resume.grace"]
 
 
+def test_a_hand_over_does_not_hide_a_primary_that_was_seen_just_before() -> None:
+    former, last = member("pg0", state="stopped", role="replica"), Status(OPTIME, final_timeline=1)
+    view = cluster(leader=None, members=(former, member("pg1"), member("pg2")), status=last)
+    for seen, ask in ((1.5, ("pg0", "pg2")), (60.0, ())):
+        beside = replace(answers_as_primary("pg2"), asked_at=NOW - seen)
+        race = racing(lost_stream(OPTIME + 100), asked(view, request()), peers=(beside,))
+        assert standing(race, REMEMBERS).ask == ask
+
+
 def test_leadership_is_let_go_only_when_another_member_could_take_it() -> None:
     assert another_could_lead(leading(primary()))
     alone = cluster(

@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from dcs.records import ClusterSnapshot, Leader
+import pytest
+
 from haagent.core.actions import (
     ApplyConfig,
     AskPeers,
@@ -129,6 +131,14 @@ def test_failed_clones_are_spaced_out() -> None:
     failed = judge(following(empty(), finished=finished("clone", False, "disk full")))
     assert (failed.rule, failed.actions) == ("clone.pause", ())
     assert judge(following(empty(), now=NOW + 3), failed.memory).rule == "clone.begin"
+
+
+@pytest.mark.parametrize(("source", "settled"), [("pg0", EPOCH), ("pg2", 0)])
+def test_only_a_copy_of_the_leader_is_known_to_fit_its_history(source: str, settled: int) -> None:
+    """Another member may have left the leader's line without knowing it yet."""
+    led = Memory(last_leader="pg0", last_epoch=EPOCH)
+    done = judge(following(stopped(), finished=finished("clone", source=source)), led)
+    assert done.memory.rejoin.settled_epoch == settled
 
 
 def test_a_directory_that_is_not_ours_is_never_cloned_over() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dcs.records import Broken, ClusterSnapshot, FailoverRequest
+from dcs.records import Broken, ClusterSnapshot, FailoverRequest, TimelineClaim
 from haagent.core.actions import AnswerRequest, WriteClaim
 from haagent.core.candidate import standing
 from haagent.core.model import Memory, OperatorRequest
@@ -17,6 +17,7 @@ from tests.unit.core_facts import (
     cluster,
     empty,
     following,
+    history,
     judge,
     kinds,
     leading,
@@ -27,6 +28,7 @@ from tests.unit.core_facts import (
     paused,
     primary,
     racing,
+    sample,
     standby,
 )
 
@@ -87,13 +89,17 @@ def test_with_unreadable_claims_nobody_leads_but_by_an_operators_word() -> None:
     assert standing(racing(lost_stream(), told), REMEMBERS).may_lead
 
 
-def test_a_manual_failover_over_unreadable_claims_claims_the_timeline_it_comes_from_as_well() -> None:
+def test_where_its_claim_was_lost_a_promotion_claims_the_timeline_it_comes_from_as_well() -> None:
     """Else a promotion that fails after its claim leaves this member's own WAL diverged, for ever."""
-    view = spoilt("haagent_claims", cluster(failover=FailoverRequest(None, "pg0", None, 9)))
-    decision = judge(leading(lost_stream(), view, peers=(answer("pg1"), answer("pg2"))))
-    claim = decision.actions[0]
-    assert isinstance(claim, WriteClaim)
-    assert (decision.rule, claim.timeline, claim.mine) == ("promote.now", 2, 1)
+    told = cluster(history=history(1), failover=FailoverRequest(None, "pg0", None, 9))
+    known = replace(told, claims=(TimelineClaim(2, "pg0", 3),))
+    says = sample(timeline=2, walreceiver_status=None, replication_state=None)
+    second = replace(lost_stream(), sample=says)
+    for view, mine in ((spoilt("haagent_claims", told), 2), (told, 2), (known, None)):
+        decision = judge(leading(second, view, peers=(answer("pg1"), answer("pg2"))))
+        claim = decision.actions[0]
+        assert isinstance(claim, WriteClaim)
+        assert (decision.rule, claim.timeline, claim.mine) == ("promote.now", 3, mine)
 
 
 def test_unreadable_claims_are_written_anew_by_the_leader() -> None:

@@ -164,9 +164,7 @@ def _promote(obs: Observation, memory: Memory, epoch: int) -> Decision:
     request = request_in_force(obs, cluster)
     if request is not None and request.is_switchover and has_last_record(obs, cluster):
         loss = "planned: nothing lost"
-    # Claims that cannot be read are written anew: without our own, our WAL would count as diverged.
-    mine = obs.instance.timeline if unreadable(cluster, "haagent_claims") else None
-    claim = WriteClaim(timeline, epoch, cluster.claims_version, loss, mine)
+    claim = WriteClaim(timeline, epoch, cluster.claims_version, loss, _lost_claim(obs, cluster))
     clear: tuple[Action, ...] = ()
     if request is not None:
         done = "failed over" if manual_failover_to_me(obs, cluster) else "switched over"
@@ -179,6 +177,14 @@ def _promote(obs: Observation, memory: Memory, epoch: int) -> Decision:
     line = "promoted self to leader by acquiring session lock"
     reason = f"{line}; timeline {timeline}, {loss}"
     return Decision("promote.now", reason, memory, (claim, action, *clear), line=line)
+
+
+def _lost_claim(obs: Observation, cluster: ClusterSnapshot) -> int | None:
+    """The timeline we come from, where its claim is not in the store any more: with only the next one there,
+    our own WAL would count as diverged if the promotion fails (H15)."""
+    mine = obs.instance.timeline or 0
+    known = mine <= 1 or any(claim.timeline == mine for claim in cluster.claims)
+    return None if known else mine
 
 
 def not_answering(obs: Observation, memory: Memory) -> Decision | None:

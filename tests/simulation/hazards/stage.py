@@ -305,9 +305,8 @@ class Stage:
 
     def delete_leader_key(self) -> None:
         """By hand, which is nobody's promise: only two writable servers are looked for from now on."""
-        self.world.trace("*", "fault", "somebody deletes the leader key")
-        self.world.key_deleted_by_hand = True
-        self.store.raw_delete("leader")
+        self.strike("delete-leader")
+        self.world.two_until = 0.0
 
     def pause_replay(self, name: str) -> None:
         """A standby receives, and replays nothing until all heals."""
