@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from dcs import codec
 from haagent.core.candidate import standing
-from haagent.core.model import ALWAYS, Unavailable
+from haagent.core.model import Unavailable
+from haagent.core.restart import ALWAYS
 from tests.simulation.plan import may_lead
 
 if TYPE_CHECKING:

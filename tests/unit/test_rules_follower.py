@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from dcs.records import ClusterSnapshot, Leader
 import pytest
 
+from dcs.records import ClusterSnapshot, Leader
 from haagent.core.actions import (
     ApplyConfig,
     AskPeers,
