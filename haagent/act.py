@@ -19,6 +19,7 @@ from haagent.config.types import AgentConfig
 from haagent.core import actions as a
 from haagent.core.model import Observation, Unavailable
 from haagent.core.restart import ScheduledRestart
+from haagent.hooks import Hooks
 from haagent.instance import LocalInstance
 from haagent.jobs import InstanceJobs, JobRunner, Starting
 from haagent.lease_keeper import LeaseKeeper
@@ -60,12 +61,13 @@ class Interpreter:
         peers: PeerAsker,
         requests: Requests,
         leave: Callable[[int, str], None],
+        hooks: Hooks,
     ) -> None:
         self.config, self.dcs, self.keeper, self.instance = config, dcs, keeper, instance
         self.runner, self.peers, self.requests, self.leave = runner, peers, requests, leave
         self._obs: Observation | None = None
         self._addresses: dict[str, tuple[str, int] | None] = {}
-        self.jobs = InstanceJobs(instance, self._address)
+        self.jobs = InstanceJobs(instance, self._address, hooks)
         self._table: dict[type[Any], Callable[[Any], bool]] = {
             a.CreateInitialize: self._create_initialize,
             a.PutInitialize: self._put_initialize,
@@ -88,6 +90,7 @@ class Interpreter:
             a.Clone: self._clone,
             a.StartPrimary: self._start_primary,
             a.StartStandby: self._start_standby,
+            a.RunPrePromote: self._pre_promote,
             a.Promote: self._promote,
             a.Checkpoint: self._checkpoint,
             a.StopInstance: self._stop,
@@ -324,6 +327,11 @@ class Interpreter:
     def _start_standby(self, action: a.StartStandby) -> bool:
         return self.runner.start("start standby", partial(self.jobs.start_standby, action.upstream))
 
+    def _pre_promote(self, action: a.RunPrePromote) -> bool:
+        epoch = action.guard.epoch
+        assert epoch is not None
+        return self.runner.start("pre_promote", partial(self.jobs.pre_promote, epoch), "", epoch)
+
     def _promote(self, action: a.Promote) -> bool:
         epoch = action.guard.epoch
         assert epoch is not None
@@ -340,8 +348,11 @@ class Interpreter:
         return self.runner.start("checkpoint", body, "", epoch)
 
     def _stop(self, action: a.StopInstance) -> bool:
-        body = partial(self.jobs.stop, action.mode, action.senders_grace_s)
-        return self.runner.start("stop", body, action.purpose)
+        asked = action.before_stop and self.instance.effective.config.before_stop is not None
+        body = partial(self.jobs.stop, action.mode, action.senders_grace_s, asked)
+        # While a program is waited for, the stop rests on the lease: without it nothing is waited for.
+        epoch = self._obs.lease.epoch if asked and self._obs is not None else None
+        return self.runner.start("stop", body, action.purpose, epoch)
 
     def _restart(self, action: a.Restart) -> bool:
         if action.request_id is not None:

@@ -38,6 +38,7 @@ from haagent.core.outlook import outlook
 from haagent.core.publish import Addresses, cannot_lead, member_record, role_text, state_text
 from haagent.core.settings import Settings, parse_settings
 from haagent.guardian_spawn import GuardianSilent, GuardianUnavailable
+from haagent.hooks import Hooks
 from haagent.instance import LocalInstance
 from haagent.jobs import JobRunner
 from haagent.lease_keeper import LeaseKeeper
@@ -135,6 +136,7 @@ class Agent:
             self.peers,
             self.requests,
             self._leave,
+            Hooks(ports.programs, self.instance),
         )
         self.publisher = MemberPublisher(runtime, self.dcs, config.name)
         self.operations = Operations(self)

@@ -16,6 +16,7 @@ from typing import Any
 from haagent import guardian_types as guardian
 from haagent.config.types import PostgresConfig
 from haagent.core.model import JobFacts, JobResult, Unavailable
+from haagent.hooks import Hooks
 from haagent.instance import LocalInstance
 from haagent.ports import Session
 from haagent.runtime import Event, Runtime
@@ -179,8 +180,10 @@ def _until_next_look_s(waited_s: float) -> float:
 class InstanceJobs:
     """Bodies of the jobs on one instance. `address(name)` resolves a member to host and port."""
 
-    def __init__(self, instance: LocalInstance, address: Callable[[str], tuple[str, int] | None]) -> None:
-        self.instance, self.address = instance, address
+    def __init__(
+        self, instance: LocalInstance, address: Callable[[str], tuple[str, int] | None], hooks: Hooks
+    ) -> None:
+        self.instance, self.address, self._hooks = instance, address, hooks
         self._rt, self._pg = instance.runtime, instance.pg
 
     def _upstream(self, name: str | None) -> tuple[str, int] | None:
@@ -260,8 +263,15 @@ class InstanceJobs:
             if end is not None and self._rt.now() >= end and isinstance(sample, Unavailable):
                 return False
 
-    def stop(self, mode: str, senders_grace_s: float | None, cancel: Cancellation) -> dict[str, Any]:
-        """Stop, each stage with its time: fast, immediate, kill (contract 2.6)."""
+    def stop(
+        self, mode: str, senders_grace_s: float | None, before_stop: bool, cancel: Cancellation
+    ) -> dict[str, Any]:
+        """Stop, each stage with its time: fast, immediate, kill (contract 2.6).
+
+        Cancelled while the user's program runs: the ground of a planned stop is lost, so it cannot wait."""
+        if before_stop:
+            self._hooks.before_stop(cancel)
+            mode = "immediate" if cancel.is_set() else mode
         self._stop(mode, senders_grace_s)
         return {}
 
@@ -297,6 +307,9 @@ class InstanceJobs:
         self, epoch: int | None, upstream: str | None, starting: Starting, cancel: Cancellation
     ) -> dict[str, Any]:
         """Stop fast and start in the same role."""
+        self._hooks.before_stop(cancel)
+        if cancel.is_set():
+            raise Failed("cancelled")
         self._stop("fast")
         if cancel.is_set():
             raise Failed("cancelled")
@@ -306,6 +319,13 @@ class InstanceJobs:
         return self.start_standby(upstream, cancel, starting)
 
     # --- promote
+
+    def pre_promote(self, epoch: int, cancel: Cancellation) -> dict[str, Any]:
+        """The user's program has nothing against a promotion; Failed says what it has."""
+        refusal = self._hooks.pre_promote(cancel)
+        if refusal is not None:
+            raise Failed(refusal)
+        return {"epoch": epoch}
 
     def promote(self, above: int, timeline: int, epoch: int, cancel: Cancellation) -> dict[str, Any]:
         """Promote to the claimed timeline under the armed epoch; the guardian looks at its deadline (H8)."""
@@ -374,6 +394,9 @@ class InstanceJobs:
         pg = self.instance.effective.config
         if wipe:
             self._prove_another_copy(leader)
+            self._hooks.before_stop(cancel)
+            if cancel.is_set():
+                raise Failed("cancelled")
             self._stop("immediate")
             self._pg.wipe(pg.data_dir)
             self._pg.forget_rewind(pg.data_dir)

@@ -90,6 +90,7 @@ class Observer:
             finished=finished,
             request=wishes.request,
             stopping=wishes.stopping,
+            asks_before_promotion=self.instance.effective.config.pre_promote is not None,
             scheduled_restart=wishes.scheduled_restart,
             wall=self._wall(),
         )

@@ -234,6 +234,10 @@ class ProgramsPort(Protocol):
     def flush(self, deadline_s: float) -> None:
         """Wait until all that was asked for is started."""
 
+    def run(self, argv: Sequence[str], deadline_s: float, cancel: Cancellation, grace_s: float) -> str | None:
+        """Run a hook to its end: None when it succeeded, else why not. One that is cancelled or too slow gets
+        SIGTERM, and `grace_s` later SIGKILL with its children."""
+
 
 class ServicePort(Protocol):
     """The service manager that started us (`haagent.service`). Never blocks, never raises."""

@@ -19,14 +19,15 @@ import subprocess
 import threading
 from collections.abc import Sequence
 
-from postgres_ctl.api import inherited_environment
+from postgres_ctl.api import Cancellation, inherited_environment, run_tool
+from postgres_ctl.errors import ToolFailed
 from postgres_ctl.process import children
 
 log = logging.getLogger(__name__)
 
 
-class Callbacks:
-    """Starts callbacks, in the order asked for. Thread safe."""
+class SystemPrograms:
+    """Callbacks are started in the order asked for. Thread safe."""
 
     def __init__(self) -> None:
         self._asked: queue.SimpleQueue[tuple[str, tuple[str, ...]] | threading.Event] = queue.SimpleQueue()
@@ -39,6 +40,14 @@ class Callbacks:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="callbacks", daemon=True)
             self._thread.start()
+
+    def run(self, argv: Sequence[str], deadline_s: float, cancel: Cancellation, grace_s: float) -> str | None:
+        """Run a hook to its end: None when it succeeded, else why not, with the last line it printed."""
+        try:
+            run_tool(argv, deadline_s, cancel=cancel, term_grace_s=grace_s, inherit=True)
+        except ToolFailed as fault:
+            return str(fault)
+        return None
 
     def flush(self, deadline_s: float) -> None:
         """Wait until all that was asked for is started; not for its end."""

@@ -16,7 +16,7 @@ from haagent.api import RestServer
 from haagent.config.types import AgentConfig
 from haagent.journal import Journal
 from haagent.ports import PeerFault, Ports, Session
-from haagent.programs import Callbacks
+from haagent.programs import SystemPrograms
 from haagent.runtime import SystemRuntime
 from haagent.service import SystemdService
 from haagent.useragent import user_agent
@@ -56,7 +56,7 @@ def system_ports(config: AgentConfig) -> Ports:
         journal=Journal(config.postgresql.state_dir, secrets=config.secrets),
         rest=RestServer,
         service=SystemdService(),
-        programs=Callbacks(),
+        programs=SystemPrograms(),
         reconfigured=partial(_reconfigure, peers),
     )
 

@@ -71,6 +71,8 @@ def postgres_config(checked: Checked) -> PostgresConfig | None:
         overlays=MappingProxyType({role: _overlay(checked, role) for role in OVERLAYS}),
         pg_ctl_timeout_s=get("pg_ctl_timeout"),
         callbacks={name: command for name in CALLBACKS if (command := get(f"callbacks.{name}"))},
+        pre_promote=get("pre_promote") or None,
+        before_stop=get("before_stop") or None,
         **{name: get(name) for name in _PG_SAME},
     )
 

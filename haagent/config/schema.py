@@ -226,10 +226,6 @@ def _postgresql_later() -> Iterator[Key]:
             p + name, v.ANY, "Other ways to make a replica; basebackup is used",
             status=Status.LATER, harmless=basebackup, dynamic=True,
         )  # fmt: skip
-    yield Key(
-        p + "pre_promote", v.ANY, "Program that may forbid a promotion",
-        status=Status.REFUSED, harmless=("",), dynamic=True,
-    )  # fmt: skip
 
 
 def _hooks() -> Iterator[Key]:
@@ -238,6 +234,10 @@ def _hooks() -> Iterator[Key]:
     for name in CALLBACKS:
         meaning = f"Run as `<command> {name} <role> <scope>`, not waited for"
         yield Key(p + f"callbacks.{name}", v.COMMAND, meaning, dynamic=True)
+    yield Key(
+        p + "pre_promote", v.COMMAND, "Run before a promotion, which it forbids by failing", dynamic=True
+    )
+    yield Key(p + "before_stop", v.COMMAND, "Run before each planned stop", dynamic=True)
 
 
 #: Actions of callbacks (contract 6.6).

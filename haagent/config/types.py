@@ -189,6 +189,9 @@ class PostgresConfig:
     krbsrvname: str | None = None
     #: Action -> command line, of those that are set.
     callbacks: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
+    #: Command lines; None when there is none.
+    pre_promote: str | None = None
+    before_stop: str | None = None
 
     @property
     def state_dir(self) -> str:

@@ -193,6 +193,13 @@ class StartStandby:
 
 
 @dataclass(frozen=True)
+class RunPrePromote:
+    """Job: the user's program that may forbid the promotion under this epoch."""
+
+    guard: Guard
+
+
+@dataclass(frozen=True)
 class Promote:
     """Job: promote from timeline `above` to `timeline` under this epoch, wait until out of recovery."""
 
@@ -220,6 +227,8 @@ class StopInstance:
     mode: str
     purpose: str = ""
     senders_grace_s: float | None = None
+    #: The user's program `before_stop` comes first: only where nothing is lost by waiting for it.
+    before_stop: bool = False
 
 
 @dataclass(frozen=True)
@@ -317,6 +326,7 @@ Action = (
     | Clone
     | StartPrimary
     | StartStandby
+    | RunPrePromote
     | Promote
     | Checkpoint
     | StopInstance
@@ -337,6 +347,7 @@ JOBS = (
     Clone,
     StartPrimary,
     StartStandby,
+    RunPrePromote,
     Promote,
     Checkpoint,
     StopInstance,

@@ -187,6 +187,12 @@ def _promoted(obs: Observation, memory: Memory, result: JobResult) -> Memory:
     return evolve(memory, promote_failed_at=obs.now, note=f"promotion failed: {result.reason}")
 
 
+def _asked(obs: Observation, memory: Memory, result: JobResult) -> Memory:
+    if result.ok:
+        return evolve(memory, agreed_epoch=int(result.data["epoch"]))
+    return evolve(memory, promote_failed_at=obs.now, note=f"pre_promote: {result.reason}")
+
+
 def _checkpointed(obs: Observation, memory: Memory, result: JobResult) -> Memory:
     if memory.handover is not None and not result.data.get("background"):
         return evolve(memory, handover=replace(memory.handover, checkpointed=True))
@@ -247,6 +253,7 @@ _HANDLERS: dict[str, Callable[[Observation, Memory, JobResult], Memory]] = {
     "start primary": _started,
     "start standby": _started,
     "restart": _started,
+    "pre_promote": _asked,
     "promote": _promoted,
     "checkpoint": _checkpointed,
     "clone": _cloned,

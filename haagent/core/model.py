@@ -270,6 +270,8 @@ class Observation:
     scheduled_restart: ScheduledRestart | None = None
     #: SIGTERM or SIGINT was received.
     stopping: bool = False
+    #: A program has to agree to each promotion (`pre_promote`).
+    asks_before_promotion: bool = False
     #: Unix time of this host: only for what an operator scheduled for a point in time.
     wall: float = 0.0
 
@@ -346,6 +348,8 @@ class Memory:
     #: The last failed start ended then: tries are spaced out.
     start_failed_at: float | None = None
     rejoin: Rejoin = Rejoin()
+    #: `pre_promote` agreed to a promotion under this epoch.
+    agreed_epoch: int = 0
     #: Own promotion failed then: stay out of the race for ttl.
     promote_failed_at: float | None = None
     paused_seen: bool = False

@@ -21,6 +21,10 @@ _JOB_STATES = {
 }
 
 
+#: Positions are published while these run: the server is up all the time.
+_SHOWING_JOBS = ("pre_promote", "promote", "compare histories", "checkpoint")
+
+
 @dataclass(frozen=True)
 class Addresses:
     """The fixed parts of a member key."""
@@ -74,7 +78,7 @@ def role_text(obs: Observation) -> str:
 def member_record(obs: Observation, memory: Memory, where: Addresses) -> Member:
     """The member key this agent should publish now."""
     sample = obs.instance.sample if isinstance(obs.instance.sample, InstanceSample) else None
-    quiet = obs.job is not None and obs.job.kind not in ("promote", "compare histories", "checkpoint")
+    quiet = obs.job is not None and obs.job.kind not in _SHOWING_JOBS
     shown = None if quiet else sample
     role = role_text(obs)
     standby = shown is not None and shown.in_recovery

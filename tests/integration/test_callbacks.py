@@ -36,10 +36,15 @@ class Programs:
 
     def section(self, node: Node) -> dict[str, object]:
         command = f"{self.path} {node.name}"
-        return {"callbacks": dict.fromkeys(ACTIONS, command)}
+        hooks = {name: f"{command} {name}" for name in ("pre_promote", "before_stop")}
+        return {"callbacks": dict.fromkeys(ACTIONS, command), **hooks}
 
     def called(self, node: Node) -> list[str]:
-        """Its calls so far, as "action role"; a hook's as its name."""
+        """Its callbacks so far, as "action role"."""
+        return [call for call in self.all_called(node) if " " in call]
+
+    def all_called(self, node: Node) -> list[str]:
+        """With hooks: those by their name alone."""
         try:
             lines = (self.directory / f"{node.name}.called").read_text().splitlines()
         except FileNotFoundError:
@@ -125,6 +130,9 @@ def test_each_event_calls_its_program(programs: Programs, cluster: Cluster) -> N
     assert b.stop() == 0
     programs.wait(cluster, b, "on_stop primary")
     cluster.wait_for(lambda: "on_role_change primary" in programs.called(a), 60, "the other takes over")
+    b.start()
+    cluster.wait_streaming(1)
+    _hooks_of_a_switchover(programs, cluster)
 
 
 def test_nobody_waits_for_a_callback_and_the_next_one_kills_it(programs: Programs, cluster: Cluster) -> None:
@@ -147,13 +155,69 @@ def test_nobody_waits_for_a_callback_and_the_next_one_kills_it(programs: Program
     )
     assert all(map(processes.exists, of_reload)), "on_reload is apart from the others"
     assert b.is_primary()
+    for pid in (*last, *of_reload):
+        processes.send(pid, signal.SIGKILL)
+    for action in ("on_restart", "on_reload", "on_role_change"):
+        programs.do(b, action, "true")
+    a.start()
+    cluster.wait_streaming(1)
+    _hooks_that_hang(programs, cluster, b, a)
 
+
+def _hooks_of_a_switchover(programs: Programs, cluster: Cluster) -> None:
+    """before_stop while PostgreSQL still serves, pre_promote before the other one does."""
+    a, b = cluster.nodes
+    wrote = programs.directory / "wrote"
+    programs.do(
+        a, "before_stop", f"psql -w -h {a.root} -p {a.sql_port} -U postgres -c 'create table t()' > {wrote}"
+    )
+    programs.do(b, "pre_promote", "echo 'not today' >&2; exit 3")
+    programs.forget(cluster)
+    status, text = a.rest("/switchover", "POST", {"leader": a.name, "candidate": b.name}, timeout_s=60)
+    assert (status, text) == (503, "Switchover failed")
+    assert wrote.read_text() == "CREATE TABLE\n"
+    assert programs.all_called(b) == ["pre_promote"]
+    assert "exit code 3: not today" in b.log()
+    cluster.wait_for(a.is_primary, 60, "the old leader comes back")
+    assert a.rest("/switchover", "POST", {"leader": a.name, "candidate": b.name}, timeout_s=60)[0] == 412
+    cannot = cluster.wait_for(lambda: b.member_key().get("cannot_lead"), 60, "it says that it cannot lead")
+    assert "promotion failed" in str(cannot)
+
+    programs.do(b, "pre_promote", "true")
+    cluster.wait_streaming(1)
+    programs.forget(cluster)
+    assert b.rest("/restart", "POST", {}, timeout_s=60)[0] == 200
+    programs.wait(cluster, b, "on_restart replica")
+    assert programs.all_called(b) == ["before_stop", "on_restart replica"]
+
+
+def _hooks_that_hang(programs: Programs, cluster: Cluster, a: Node, b: Node) -> None:
+    """They delay no fence, and are ended. `a` leads."""
+    hangs = programs.directory / "hangs"
+    programs.do(a, "before_stop", f"echo $$ > {hangs}; sleep 1000")
+    processes.send(a.agent_pid, signal.SIGTERM)
+    hanging = cluster.wait_for(lambda: read_pids(hangs), 60, "before_stop runs")
+    assert a.is_writable()
+    cluster.delete("leader")  # the lease is lost while it waits
+    cluster.wait_for(lambda: not a.is_writable(), 10, "PostgreSQL is stopped at once")
+    cluster.wait_for(lambda: not any(map(processes.exists, hanging)), 30, "the hook is gone")
+    cluster.wait_for(lambda: a.agent_exit == 0, 60, "and so is the agent")
+    cluster.wait_for(b.is_primary, 60, "the other one leads")
+
+    # One may take pg_ctl_timeout, no longer.
+    a.config_changes = {"postgresql": {**programs.section(a), "pg_ctl_timeout": 1}}
+    programs.do(a, "pre_promote", f"echo $$ > {hangs}; sleep 1000")
+    programs.do(a, "before_stop", "true")
     programs.do(b, "on_stop", f"echo done > {programs.directory}/moved")
+    a.start()
+    cluster.wait_streaming(1)
     assert b.stop() == 0
     moved = programs.directory / "moved"
     cluster.wait_for(moved.exists, 60, "the last callback outlives the agent")
-    for pid in (*last, *of_reload):
-        processes.send(pid, signal.SIGKILL)
+    cluster.wait_for(lambda: "pre_promote: program: not finished within 1 s" in a.log(), 60, "it is given up")
+    cluster.wait_for(lambda: cluster.key("leader") is None, 60, "the key is given back")
+    assert not a.is_writable()
+    assert not any(map(processes.exists, read_pids(hangs)))
 
 
 def read_pids(path: Path) -> list[int]:

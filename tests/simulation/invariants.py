@@ -109,6 +109,7 @@ class Invariants(Truth):
         self.lost_records = 0
         self.vacancy: Vacancy | None = Vacancy(self.engine.now)
         self.holder: Holder | None = None
+        self.taken_at = 0.0
         self.paused = False
         self.resumed_at: float | None = None
         #: A manual failover stands in the store: an operator's word, however old.
@@ -126,6 +127,8 @@ class Invariants(Truth):
         #: WAL of the server whose position was published last.
         self._published: list[Record] = []
         self.moves = 0
+        #: Member -> what its pre_promote said last, and when.
+        self.agreed: dict[str, tuple[bool, float]] = {}
         self.store.on_change.append(self._store_changed)
         self._read_config()
 
@@ -227,6 +230,7 @@ class Invariants(Truth):
     def _taken(self, new: Holder, gone: Vacancy) -> None:
         """Somebody took the key: was it allowed to? (rule 6)"""
         self.world.trace(new.name, "key", f"took epoch {new.epoch}")
+        self.taken_at = self.engine.now
         node, server = self.world.nodes.get(new.name), self.world.server_of(new.name)
         if node is None or server is None or not server.in_recovery or server.gone:
             return
@@ -368,8 +372,22 @@ class Invariants(Truth):
         if not two and (self._holds(server) or not self._unreliable(server)):
             self.acknowledged_records.append(record)
 
+    def hook_ended(self, node: Node, name: str, agreed: bool) -> None:
+        self.world.trace(node.name, "hook", f"{name}: {'agrees' if agreed else 'refuses'}")
+        if name == "pre_promote":
+            self.agreed[node.name] = agreed, self.engine.now
+
+    def _asked_first(self, server: Server) -> None:
+        """Rule 6: where a program has to agree to a promotion, it has, since the key was taken."""
+        if not self.world.plan.dynamic.get("postgresql", {}).get("pre_promote"):
+            return
+        agreed, at = self.agreed.get(server.member, (False, 0.0))
+        if not agreed or at < self.taken_at:
+            self.violated("rule6.told-not-to", f"{server.member} promoted, and pre_promote did not agree")
+
     def promoted(self, server: Server, timeline: int, count: int) -> None:
         self.world.trace(server.member, "postgres", f"promoted to timeline {timeline}")
+        self._asked_first(server)
         lost = self._missing_on(server)
         if not lost:
             return

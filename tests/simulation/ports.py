@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from haagent.api.app import PEER_REFRESH_S
 from haagent.api.status import patroni_json
 from haagent.ports import PeerFault
+from postgres_ctl.api import Cancellation
 from tests.simulation.engine import TIMER_SLACK_S, Task
 
 if TYPE_CHECKING:
@@ -79,6 +80,15 @@ class SimPrograms:
         self._node.world.invariants.called_back(self._node, action, role)
 
     def flush(self, deadline_s: float) -> None: ...
+
+    def run(self, argv: Sequence[str], deadline_s: float, cancel: Cancellation, grace_s: float) -> str | None:
+        """As long, and with the outcome, that a knob says; killed within `grace_s`."""
+        node = self._node
+        delay_s, fails = node.host.trouble(f"hook.{argv[0]}")
+        cancel.wait(min(delay_s, deadline_s))
+        refusal = "cancelled" if cancel.is_set() else "exit code 1" if fails or delay_s > deadline_s else None
+        node.world.invariants.hook_ended(node, argv[0], refusal is None)
+        return refusal
 
 
 class SimPeers:

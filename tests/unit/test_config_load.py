@@ -278,7 +278,7 @@ def test_every_problem_is_told_at_once(loads: Loader) -> None:
         ({"bootstrap": {"dcs": {"synchronous_mode": "quorum"}}}, "bootstrap.dcs.synchronous_mode 'quorum'"),
         ({"bootstrap": {"dcs": {"standby_cluster": {"host": "a"}}}}, "bootstrap.dcs.standby_cluster"),
         ({"bootstrap": {"method": "pgbackrest", "pgbackrest": {}}}, "bootstrap.method 'pgbackrest'"),
-        ({"postgresql": {"pre_promote": "/x"}}, "postgresql.pre_promote '/x' is not built yet"),
+        ({"postgresql": {"pre_promote": "x 'y"}}, 'pre_promote "x \'y" must be a command line'),
         ({"postgresql": {"callbacks": {"on_stop": "'x"}}}, 'callbacks.on_stop "\'x" must be a command line'),
         ({"postgresql": {"basebackup": ["format=t"]}}, "postgresql.basebackup 'format'"),
         (

@@ -94,6 +94,13 @@ def test_a_job_whose_lease_is_lost_is_cancelled_once() -> None:
     assert judge(leading(silent(), job=replace(job, cancelled=True))).rule == "job.running"
 
 
+def test_a_stop_that_waits_for_a_program_waits_no_longer_than_the_lease() -> None:
+    waiting = JobFacts("stop", NOW - 5, epoch=EPOCH)
+    assert judge(leading(primary(), job=waiting)).rule == "job.running"
+    for lost in (NO_LEASE, lease(closed_epoch=EPOCH)):
+        assert judge(leading(primary(), job=waiting, lease=lost)).rule == "job.lease-lost"
+
+
 def test_a_job_is_cancelled_when_the_agent_is_told_to_stop() -> None:
     decision = judge(following(stopped(), job=JobFacts("clone", NOW - 5), stopping=True))
     assert (decision.rule, kinds(decision)) == ("job.stopping", (CancelJob,))

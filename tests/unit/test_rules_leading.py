@@ -15,6 +15,7 @@ from haagent.core.actions import (
     PutInitialConfig,
     PutInitialize,
     ReleaseLeader,
+    RunPrePromote,
     StartPrimary,
     StartStandby,
     StopInstance,
@@ -198,6 +199,24 @@ def test_a_fit_standby_with_the_key_claims_its_timeline_and_promotes() -> None:
     assert (claim.timeline, claim.epoch) == (2, EPOCH)
     assert isinstance(promote, Promote)
     assert promote.guard == Guard(epoch=EPOCH, pid=77)
+
+
+def test_a_program_that_has_to_agree_is_asked_first_and_again_by_the_next_epoch() -> None:
+    seen = leading(lost_stream(), peers=(answer("pg1"), answer("pg2")), asks_before_promotion=True)
+    asking = judge(seen)
+    assert (asking.rule, asking.actions) == ("promote.ask-program", (RunPrePromote(Guard(EPOCH, 77)),))
+    agreed = replace(seen, finished=finished("pre_promote", epoch=EPOCH))
+    assert judge(agreed).rule == "promote.now"
+    assert judge(seen, Memory(agreed_epoch=EPOCH - 1)).rule == "promote.ask-program"
+
+
+def test_a_program_that_does_not_agree_costs_the_key() -> None:
+    peers = (answer("pg1"), answer("pg2"))
+    refused = finished("pre_promote", ok=False, reason="hook failed with exit code 1")
+    decision = judge(leading(lost_stream(), peers=peers, asks_before_promotion=True, finished=refused))
+    assert (decision.rule, decision.actions) == ("promote.refused", (ReleaseLeader(EPOCH),))
+    assert [r.rule for r in decision.refusals] == ["promote.failed"]
+    assert decision.memory.note == "pre_promote: hook failed with exit code 1"
 
 
 def test_the_request_is_cleared_once_the_promotion_has_begun() -> None:

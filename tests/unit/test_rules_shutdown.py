@@ -38,7 +38,7 @@ def test_a_running_server_is_stopped_first() -> None:
         decision = judge(leading(instance, stopping=True))
         assert decision.rule == "stop.postgres"
         # A standby that hangs must not hold the shutdown up.
-        assert decision.actions == (StopInstance("fast", "shutdown", SENDERS_GRACE_S),)
+        assert decision.actions == (StopInstance("fast", "shutdown", SENDERS_GRACE_S, before_stop=True),)
     assert judge(following(standby(), stopping=True)).rule == "stop.postgres"
 
 

@@ -300,7 +300,9 @@ def _leave_diverged(obs: Observation, memory: Memory) -> Decision:
     if not possible:
         return _stay_out(memory, memory.rejoin.reason or "diverged from the leader")
     reason = f"stopping to mend a diverged history: {memory.rejoin.reason}"
-    return Decision("follow.stop-diverged", reason, memory, (StopInstance("fast", "rejoin"),))
+    return Decision(
+        "follow.stop-diverged", reason, memory, (StopInstance("fast", "rejoin", before_stop=True),)
+    )
 
 
 def _control_allows(obs: Observation) -> bool:

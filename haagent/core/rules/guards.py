@@ -62,7 +62,7 @@ def job_running(obs: Observation, memory: Memory) -> Decision | None:
         return _make_way(job, memory)
     busy = _busy_with(job)
     answer = (AnswerRequest(obs.request.id, 503, busy),) if obs.request is not None else ()
-    lost = job.epoch is not None and obs.lease.epoch != job.epoch
+    lost = job.epoch is not None and (obs.lease.epoch != job.epoch or _fenced_before_its_stop(obs, job))
     if lost and not job.cancelled:
         reason = f"{job.kind} was begun under a lease that is lost"
         return Decision("job.lease-lost", reason, memory, (*answer, CancelJob(reason)))
@@ -95,6 +95,11 @@ def _make_way(job: JobFacts, memory: Memory) -> Decision:
     reason = f"{job.words} makes way: reinitialize with force was asked for"
     cancel = () if job.cancelled else (CancelJob(reason),)
     return Decision("job.makes-way", reason, memory, cancel, heartbeat=not cancel)
+
+
+def _fenced_before_its_stop(obs: Observation, job: JobFacts) -> bool:
+    """A planned stop still waits for a program (`before_stop`), and the guardian has stopped PostgreSQL."""
+    return job.kind == "stop" and job.epoch is not None and obs.lease.closed_epoch >= job.epoch
 
 
 def _goes_on_when_stopping(obs: Observation, kind: str) -> bool:

@@ -18,6 +18,7 @@ from haagent.core.actions import (
     PutInitialConfig,
     PutInitialize,
     ReleaseLeader,
+    RunPrePromote,
     StartPrimary,
     StartStandby,
     StopInstance,
@@ -154,6 +155,9 @@ def in_recovery(obs: Observation, memory: Memory) -> Decision | None:
         reason = f"holding the key but not allowed to promote: {why}"
         action = ReleaseLeader(epoch)
         return Decision("promote.refused", reason, memory, (action,), 1.0, judged.refusals)
+    if obs.asks_before_promotion and memory.agreed_epoch != epoch:
+        guard = Guard(epoch=epoch, pid=obs.instance.pid)
+        return Decision("promote.ask-program", "running pre_promote", memory, (RunPrePromote(guard),))
     return _promote(obs, memory, epoch)
 
 

@@ -53,4 +53,6 @@ def _stopping(obs: Observation, memory: Memory) -> Decision:
         return Decision(
             "outage.exit", "stopped while the DCS is not accessible", memory, (Exit(0, "stopped"),)
         )
-    return Decision("outage.stop", "shutting down", memory, (StopInstance("fast", "shutdown"),))
+    return Decision(
+        "outage.stop", "shutting down", memory, (StopInstance("fast", "shutdown", before_stop=True),)
+    )

@@ -191,7 +191,9 @@ def standby_races(obs: Observation, memory: Memory) -> Decision | None:
         reason = (
             "the store is older than epochs this member has led in, and nobody else leads: a new guardian"
         )
-        return Decision("race.store-went-back", reason, memory, (StopInstance("fast", reason),))
+        return Decision(
+            "race.store-went-back", reason, memory, (StopInstance("fast", reason, before_stop=True),)
+        )
     why = "; ".join(f"{r.rule}: {r.detail}" for r in judged.refusals)
     change = slots.plan(obs, memory)
     return Decision(

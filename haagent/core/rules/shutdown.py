@@ -19,7 +19,7 @@ def stopping(obs: Observation, memory: Memory) -> Decision | None:
             "stop.postgres",
             "shutting down",
             memory,
-            (StopInstance("fast", "shutdown", senders_grace_s=common.SENDERS_GRACE_S),),
+            (StopInstance("fast", "shutdown", common.SENDERS_GRACE_S, before_stop=True),),
         )
     if common.owns_key(obs):
         actions = release(obs, last_position(obs))

@@ -172,7 +172,7 @@ def _until_it_writes(
 def _stop(obs: Observation, memory: Memory, handover: Handover) -> Decision:
     stopping = evolve(memory, handover=replace(handover, stopping_since=obs.now))
     reason = f"stopping PostgreSQL to hand over, {handover.candidate} is fit"
-    stop = StopInstance("fast", "switchover", common.SENDERS_GRACE_S)
+    stop = StopInstance("fast", "switchover", common.SENDERS_GRACE_S, before_stop=True)
     return Decision("switchover.stop", reason, stopping, (stop,))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.simulation.hazards.lease import KEPT
-from tests.simulation.hazards.stage import Stage, scenario
+from tests.simulation.hazards.stage import DYNAMIC, Stage, scenario
 
 
 @scenario("H8", {"guardian-keeps-no-deadline-for-a-standby": "rule2.promote-after-key"}, nodes=2)
@@ -238,3 +238,20 @@ def lost_host_said_it_was_a_primary(stage: Stage) -> None:
     stage.strike("kill-postgres", b)
     stage.until("the key is gone", lambda: stage.holder() == "")
     stage.must("liveness.one-primary", f"{b} leads", lambda: stage.leads(b), 2 * stage.ttl_s)
+
+
+@scenario(
+    "H13",
+    {"promote-although-the-program-refused": "rule6.told-not-to"},
+    postgresql={**DYNAMIC["postgresql"], "pre_promote": "pre_promote"},
+)
+def program_forbids_the_promotion(stage: Stage) -> None:
+    """The winner's pre_promote fails after a while: it gives the key back, and another one leads."""
+    a, b, c = stage.settle()
+    stage.in_kernel(b, "hook.pre_promote", 3.0, fails=True, times=99)
+    stage.fall_behind(a, c)()
+    stage.strike("power-cut", a)
+    stage.until("one of them takes the key", lambda: stage.holder() in (b, c))
+    if stage.holder() == b:
+        stage.expect("it is refused", lambda: stage.said("promote.refused", b, "promote.failed"), stage.ttl_s)
+    stage.must("liveness.one-primary", f"{c} leads", lambda: stage.leads(c), 3 * stage.ttl_s)
