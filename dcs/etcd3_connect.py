@@ -10,7 +10,9 @@ import contextlib
 import socket
 import ssl
 import threading
+from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -18,6 +20,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from dcs.api import boottime
 from dcs.errors import DcsConfigError
 from dcs.etcd3_options import Etcd3Options, server_parts
+from dcs.etcd3_srv import Discovery, NoRecords, look_up
 
 #: Age at which a name is looked up again, in the background.
 ADDRESS_AGE_S = 60.0
@@ -52,14 +55,27 @@ class Connections:
     """All connections of one client, by server. Thread safe. Raises DcsConfigError."""
 
     def __init__(self, options: Etcd3Options) -> None:
-        if not options.endpoints:
+        if not options.endpoints and not options.srv:
             raise DcsConfigError("etcd3: no endpoints")
-        self.servers = tuple(Server(*server_parts(url)) for url in options.endpoints)
-        self._tls = _tls_context(options) if any(s.scheme == "https" for s in self.servers) else None
+        self._fixed = tuple(Server(*server_parts(url)) for url in options.endpoints)
+        self._discovery = (
+            Discovery(partial(look_up, options.srv, options.srv_suffix)) if options.srv else None
+        )
+        encrypted = options.srv or any(s.scheme == "https" for s in self._fixed)
+        self._tls = _tls_context(options) if encrypted else None
         self._addresses = _AddressBook()
         self._lock = threading.Lock()
-        self._idle: dict[Server, list[HTTPConnection]] = {server: [] for server in self.servers}
+        self._idle: defaultdict[Server, list[HTTPConnection]] = defaultdict(list)
         self._closed = False
+
+    def servers(self) -> tuple[Server, ...]:
+        """At least one. Raises NotSent while discovery by DNS has found none."""
+        if self._discovery is None:
+            return self._fixed
+        try:
+            return tuple(Server(*parts) for parts in self._discovery.servers())
+        except NoRecords as error:
+            raise NotSent(str(error)) from None
 
     def borrow(self, server: Server, timeout_s: float) -> HTTPConnection:
         """An idle connection or a new one. Raises NotSent."""

@@ -82,11 +82,10 @@ class Gateway:
 
     def __init__(self, options: Etcd3Options) -> None:
         self.connections = Connections(options)
-        self.servers = self.connections.servers
         self._options = options
         self._calls = BoundedCalls("etcd3")
         self._lock = threading.Lock()
-        self._preferred = 0
+        self._preferred: Server | None = None
         self._token: str | None = None
         self._terms: dict[str, int] = {}
         self._closed = threading.Event()
@@ -107,10 +106,15 @@ class Gateway:
         end = boottime() + deadline_s
         cause, pause_s = "no time", FIRST_PAUSE_S
         while not self._closed.is_set():
-            order = self._order()
+            try:
+                order = self._order()
+            except NotSent as error:
+                order, cause = [], str(error)
+            if boottime() >= end:
+                break
             for turn, server in enumerate(order):
                 if boottime() >= end:
-                    raise DcsUnavailable(f"etcd: {cause} (within {deadline_s:g} s)")
+                    break
                 try:
                     result = work(server, _limits(end, len(order) - turn, repeatable))
                     self._prefer(server)
@@ -125,20 +129,23 @@ class Gateway:
                         raise DcsUnavailable(f"etcd: {cause}") from None
             self._closed.wait(min(pause_s, max(end - boottime(), 0)))
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
-        raise DcsUnavailable("etcd: closed")
+        why = "closed" if self._closed.is_set() else f"{cause} (within {deadline_s:g} s)"
+        raise DcsUnavailable(f"etcd: {why}")
 
     def _order(self) -> list[Server]:
-        first = self._preferred
-        return list(self.servers[first:] + self.servers[:first])
+        servers, preferred = self.connections.servers(), self._preferred
+        first = servers.index(preferred) if preferred in servers else 0
+        return list(servers[first:] + servers[:first])
 
     def _prefer(self, server: Server) -> None:
-        self._preferred = self.servers.index(server)
+        self._preferred = server
 
     def _avoid(self, server: Server) -> None:
         """The next request begins elsewhere, unless somebody has already moved on."""
         with self._lock:
-            if self.servers[self._preferred] == server:
-                self._preferred = (self._preferred + 1) % len(self.servers)
+            order = self._order()
+            if order[0] == server:
+                self._preferred = order[1 % len(order)]
 
     # --- one request at one server ----------------------------------------------------------------
 

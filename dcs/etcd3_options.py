@@ -10,7 +10,6 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from dcs.errors import DcsConfigError
 
 DEFAULT_PORT = 2379
-_UNSUPPORTED = ("srv",)
 
 
 @dataclass(frozen=True)
@@ -24,26 +23,40 @@ class Etcd3Options:
     cert: str | None = None
     key: str | None = None
     base_path: str = "/service/test"
+    #: Domain whose SRV records name the servers, and a part of their names; `endpoints` is empty then.
+    srv: str | None = None
+    srv_suffix: str | None = None
 
 
 def options_from_section(section: Mapping[str, Any]) -> Etcd3Options:
     """The options of an `etcd3:` section; `base_path` keeps its default. Raises DcsConfigError."""
-    for key in _UNSUPPORTED:
-        if section.get(key):
-            raise DcsConfigError(f"etcd3.{key}: not supported yet")
     username, password = _text(section, "username"), _text(section, "password")
     url = _text(section, "url") or _text(section, "proxy")
+    srv = None
     if url:
         endpoints, from_url = _from_url(url)
         username, password = username or from_url[0], password or from_url[1]
-    else:
+    elif section.get("hosts") or section.get("host"):
         endpoints = _from_hosts(section)
+    else:
+        endpoints, srv = (), _text(section, "srv")
+        if srv is None:
+            raise DcsConfigError("etcd3: one of host, hosts, url, proxy, srv is needed")
     if (username is None) != (password is None):
         raise DcsConfigError("etcd3.username, etcd3.password: both or none are needed")
     cert, key_file = _text(section, "cert"), _text(section, "key")
     if key_file and not cert:
         raise DcsConfigError("etcd3.key: needs etcd3.cert as well")
-    return Etcd3Options(endpoints, username, password, _text(section, "cacert"), cert, key_file)
+    return Etcd3Options(
+        endpoints,
+        username,
+        password,
+        _text(section, "cacert"),
+        cert,
+        key_file,
+        srv=srv,
+        srv_suffix=_text(section, "srv_suffix") if srv else None,
+    )
 
 
 def server_parts(url: str) -> tuple[str, str, int]:
@@ -72,7 +85,7 @@ def _from_hosts(section: Mapping[str, Any]) -> tuple[str, ...]:
     name = "hosts" if section.get("hosts") else "host"
     items = _items(name, section.get(name))
     if not items:
-        raise DcsConfigError("etcd3: one of host, hosts, url, proxy is needed")
+        raise DcsConfigError(f"etcd3.{name}: names no server")
     pairs = [_host_port(name, item, default_port) for item in items]
     # The same server twice would take its turn twice.
     return tuple(dict.fromkeys(_endpoint(protocol, host, port) for host, port in pairs))

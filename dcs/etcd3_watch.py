@@ -83,19 +83,20 @@ class Etcd3Watch:
     def _read_for_ever(self) -> None:
         pause_s, cause = FIRST_PAUSE_S, "watching from now"
         while not self._closed.is_set():
-            server = self._gateway.servers[self._turn % len(self._gateway.servers)]
-            started = False
+            started, server = False, None
             try:
+                servers = self._gateway.connections.servers()
+                server = servers[self._turn % len(servers)]
                 for event in self._events(server, cause):
                     started = True
                     self._report(event)
                 cause = f"{server} ended the watch"
             except (NotSent, NoAnswer, Rejected, DcsError) as error:
-                cause = f"{server}: {error}"
+                cause = f"{server or 'etcd'}: {error}"
             except Exception as error:
                 # Whatever a server may say, the watch goes on.
                 logger.exception("watch of etcd")
-                cause = f"{server}: {type(error).__name__}"
+                cause = f"{server or 'etcd'}: {type(error).__name__}"
             self._turn += 1
             pause_s = FIRST_PAUSE_S if started else min(pause_s * 2, LONGEST_PAUSE_S)
             self._closed.wait(pause_s)

@@ -49,6 +49,7 @@ missing_packages() {
     have_program ip || echo iproute2
     have_program setpriv || echo util-linux
     have_program systemd-analyze || echo systemd
+    have_program dnsmasq || echo dnsmasq-base
 }
 
 # Ubuntu before 24.04 and old Debian know etcd as one package.

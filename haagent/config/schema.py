@@ -306,11 +306,8 @@ def _dcs() -> Iterator[Key]:
         e + "use_proxies", v.FLAG, "Servers are always used as named, never looked up in etcd", False,
         reload=_START, status=Status.NO_EFFECT,
     )  # fmt: skip
-    hint = "is not supported yet: name the servers in etcd3.hosts"
-    yield Key(
-        e + "srv", v.WORD, "Discovery by DNS", reload=_START, status=Status.REFUSED, hint=hint
-    )  # fmt: skip
-    yield Key(e + "srv_suffix", v.ANY, "Belongs to etcd3.srv", status=Status.NO_EFFECT, reload=_START)
+    yield Key(e + "srv", v.WORD, "Domain whose SRV records name the servers", reload=_START)
+    yield Key(e + "srv_suffix", v.WORD, "Last part of the name of these records", reload=_START)
     yield Key("local.path", v.PATH, "SQLite file that all agents of this machine share", reload=_START)
 
 

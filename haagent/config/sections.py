@@ -233,8 +233,12 @@ def _etcd3(checked: Checked) -> DcsSection:
     url = section.get("url") or section.get("proxy")
     if url:
         addresses = [v.without_login(url)]
-    if not addresses and not any(p.key.startswith("etcd3.") for p in checked.problems):
-        checked.refuse("etcd3", "", "has no server: one of host, hosts, url, proxy must be there")
+    if (
+        not addresses
+        and "srv" not in section
+        and not any(p.key.startswith("etcd3.") for p in checked.problems)
+    ):
+        checked.refuse("etcd3", "", "has no server: one of host, hosts, url, proxy, srv must be there")
     if ("username" in section) != ("password" in section):
         checked.refuse("etcd3", "", "must have both username and password, or none")
     if ("cert" in section) != ("key" in section) and "key" in section:

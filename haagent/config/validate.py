@@ -13,6 +13,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import replace
 
+from dcs.etcd3_srv import NoRecords, look_up
 from haagent.config.check import Checked
 from haagent.config.postgres import find_bin_dir
 from haagent.config.sections import dcs_section
@@ -86,16 +87,27 @@ def _bind_fault(family: int, address: tuple[object, ...]) -> int | None:
 def _check_dcs(checked: Checked) -> None:
     """Every server accepts a connection. Only of a section that is sound itself."""
     dcs = dcs_section(replace(checked, problems=[], warnings=[]))
-    for host, port in _servers(dcs):
+    names = (f"etcd3.{name}" for name in ("url", "proxy", "hosts", "host", "srv"))
+    path = next((name for name in names if name in checked.values), "etcd3")
+    try:
+        servers = list(_servers(dcs))
+    except NoRecords as e:
+        checked.refuse(path, checked.values[path], f"names no server: {e}")
+        return
+    for host, port in servers:
         try:
             socket.create_connection((host, port), CONNECT_S).close()
         except OSError as e:
-            path = next(p for p in ("etcd3.url", "etcd3.hosts", "etcd3.host") if p in checked.values)
             why = e.strerror or "no answer in time"
             checked.refuse(path, f"{host}:{port}", f"is not reachable: {why}")
 
 
 def _servers(dcs: DcsSection | None) -> Iterator[tuple[str, int]]:
+    """Raises NoRecords."""
+    if dcs is not None and not dcs.endpoints and dcs.section.get("srv"):
+        yield from (
+            (host, port) for _, host, port in look_up(dcs.section["srv"], dcs.section.get("srv_suffix"))
+        )
     for endpoint in dcs.endpoints if dcs else ():
         scheme, _, place = endpoint.partition("://")
         found = host_port(place.rstrip("/"), 443 if scheme == "https" else 80)

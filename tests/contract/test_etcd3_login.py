@@ -220,7 +220,6 @@ def test_a_section_names_its_endpoints(section: dict[str, Any], endpoints: tuple
         ({"host": "a", "username": ["u"], "password": "p"}, "username"),
         ({"host": "a", "key": "k"}, "key"),
         ({"proxy": "a:2379"}, "url"),
-        ({"srv": "example.org"}, "srv"),
     ],
 )
 def test_a_bad_section_is_named_without_its_secrets(section: dict[str, Any], key: str) -> None:

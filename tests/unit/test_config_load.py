@@ -297,7 +297,6 @@ def test_every_problem_is_told_at_once(loads: Loader) -> None:
         ({"local": {"path": "/x"}}, "local stands beside etcd3"),
         ({"etcd3": {"username": "u"}}, "etcd3 must have both username and password"),
         ({"etcd3": {"host": None, "url": "ftp://u:hunter2@h:1"}}, "etcd3.url 'ftp://***@h:1' must be"),
-        ({"etcd3": {"srv": "example.org"}}, "etcd3.srv 'example.org' is not supported yet"),
         ({"restapi": {"listen": "0.0.0.0:8008"}}, "restapi.listen '0.0.0.0:8008' is no address others"),
         ({"restapi": {"verify_client": "required"}}, "restapi.verify_client 'required' needs"),
         ({"postgresql": {"connect_address": "*:5432"}}, "postgresql.connect_address '*:5432'"),
