@@ -162,6 +162,8 @@ class LocalInstance:
         #: By "is to be written to".
         self._servers: dict[bool, config_files.ServerConfig] = {}
         self._kept: Mapping[str, Any] | None = None
+        #: The dynamic configuration that this agent last saw in the store.
+        self.seen_dynamic: Mapping[str, Any] | None = None
         self.storage = Storage(runtime, on_change)
         self.settings: Settings = Settings.default()
         self._effective: EffectivePostgres | None = None
@@ -475,7 +477,10 @@ class LocalInstance:
         )
 
     def initial_dynamic(self) -> dict[str, Any]:
-        """What `config` gets when the store has none: the copy kept in PGDATA, else `bootstrap.dcs`."""
+        """What counts, and is put back, when the store has no `config`: the last one seen, the copy kept in
+        PGDATA, or `bootstrap.dcs`."""
+        if self.seen_dynamic is not None:
+            return dict(self.seen_dynamic)
         cached = self.pg.read_dynamic_cache(self.config.postgresql.data_dir)
         return cached if cached else dict(self.config.bootstrap.dcs)
 

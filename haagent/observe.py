@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import Any
 
 from dcs.api import Dcs
 from dcs.errors import DcsError
@@ -60,7 +59,6 @@ class Observer:
         self.instance, self.runner, self.peers = instance, runner, peers
         self.settings = Settings.default()
         self._config_seen: object = None
-        self._last_good: dict[str, Any] | None = None
         self._local_seen: AgentConfig | None = None
         self._silent_since: float | None = None
         self._warned: set[str] = set()
@@ -120,9 +118,8 @@ class Observer:
         if data is None and any(b.key == "config" for b in cluster.broken):
             return
         if data is not None:
-            self._last_good = dict(data)
-        source = self._last_good if self._last_good is not None else self.instance.initial_dynamic()
-        settings, warnings = parse_settings(source, self.dcs.minimum_ttl_s, mixed)
+            self.instance.seen_dynamic = data
+        settings, warnings = parse_settings(self.instance.initial_dynamic(), self.dcs.minimum_ttl_s, mixed)
         for warning in warnings:
             self._warn(warning)
         self.settings = self.instance.use(self.config, settings)

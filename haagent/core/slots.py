@@ -10,17 +10,48 @@ A slot is dropped only when it once belonged to a member of this cluster that ha
 
 from __future__ import annotations
 
+from dcs.records import ClusterSnapshot, Member, Tags
 from haagent.core.actions import SyncSlots
 from haagent.core.model import Memory, Observation, Unavailable
 from postgres_ctl.facts import InstanceSample, Lsn, Slot, slot_name
+
+
+def cascade_source(cluster: ClusterSnapshot, name: str, tags: Tags) -> str | None:
+    """The member that `name` streams from by its tag `replicatefrom` (contract 2.3); None: the leader.
+
+    Members that name each other in a circle would all stand still: those follow the leader."""
+    source = tags.replicatefrom
+    known = cluster.member(source) if source is not None else None
+    if known is None or known.host_port is None or known.name == name:
+        return None
+    at: Member | None = known
+    seen = {name}
+    while at is not None and at.name not in seen:
+        seen.add(at.name)
+        onward = None if _leads(cluster, at.name) else at.tags.replicatefrom
+        at = cluster.member(onward) if onward is not None else None
+    return None if at is not None and at.name == name else source
+
+
+def _leads(cluster: ClusterSnapshot, name: str) -> bool:
+    return cluster.leader is not None and cluster.leader.name == name
+
+
+def _may_serve(obs: Observation, member: Member) -> bool:
+    """It may once stream from here: one that never leads serves those only that name it."""
+    if member.tags.nostream:
+        return False
+    only_named = obs.me.tags.nofailover and not obs.instance.serves_as_primary
+    return member.tags.replicatefrom == obs.me.name or not only_named
 
 
 def wanted_slots(obs: Observation, memory: Memory) -> frozenset[str]:
     """Slots that should exist here: of all other members, and of those gone only a while ago."""
     if isinstance(obs.cluster, Unavailable) or not obs.settings.use_slots:
         return frozenset()
-    members = {slot_name(m.name) for m in obs.cluster.members if not m.tags.nostream}
-    return frozenset((members | retained(obs, memory)) - {slot_name(obs.me.name)})
+    served = {slot_name(m.name) for m in obs.cluster.members if _may_serve(obs, m)}
+    others = {slot_name(m.name) for m in obs.cluster.members} - served
+    return frozenset((served | retained(obs, memory) - others) - {slot_name(obs.me.name)})
 
 
 def retained(obs: Observation, memory: Memory) -> frozenset[str]:
@@ -45,7 +76,8 @@ def plan(obs: Observation, memory: Memory) -> SyncSlots | None:
         if not obs.settings.pause
         else tuple(sorted(lost))
     )
-    advance = _advances(obs, have, want - lost) if sample.in_recovery else {}
+    moving = {n: s for n, s in have.items() if n in want - lost and not s.active}
+    advance = _advances(obs, moving) if sample.in_recovery else _of_cascades(obs, sample, moving)
     return SyncSlots(create, drop, advance) if create or drop or advance else None
 
 
@@ -54,14 +86,29 @@ def _useless(slot: Slot) -> bool:
     return not slot.active and (slot.restart_lsn is None or slot.wal_status == "lost" or slot.xmin_set)
 
 
-def _advances(obs: Observation, have: dict[str, Slot], want: frozenset[str]) -> dict[str, Lsn]:
+def _advances(obs: Observation, have: dict[str, Slot]) -> dict[str, Lsn]:
+    """On a standby: as far as the leader has published, and this standby has replayed."""
     assert not isinstance(obs.cluster, Unavailable)
     assert isinstance(obs.instance.sample, InstanceSample)
     published = (obs.cluster.status.slots if obs.cluster.status else None) or {}
     limit = obs.instance.sample.replay_lsn or Lsn(0)
-    moves = {}
-    for name in want & set(have) & set(published):
-        slot, target = have[name], min(Lsn(published[name]), limit)
-        if not slot.active and slot.restart_lsn is not None and target > slot.restart_lsn:
-            moves[name] = target
-    return moves
+    wanted = {name: min(Lsn(published[name]), limit) for name in set(have) & set(published)}
+    return _forward(have, wanted)
+
+
+def _of_cascades(obs: Observation, sample: InstanceSample, have: dict[str, Slot]) -> dict[str, Lsn]:
+    """On the leader: as far as the members have come that stream from others, for whenever they come here."""
+    assert not isinstance(obs.cluster, Unavailable)
+    cluster, limit = obs.cluster, sample.flush_lsn or Lsn(0)
+    elsewhere = [
+        m for m in cluster.members if cascade_source(cluster, m.name, m.tags) not in (None, obs.me.name)
+    ]
+    return _forward(have, {slot_name(m.name): min(Lsn(m.xlog_location or 0), limit) for m in elsewhere})
+
+
+def _forward(have: dict[str, Slot], wanted: dict[str, Lsn]) -> dict[str, Lsn]:
+    return {
+        name: target
+        for name, target in wanted.items()
+        if name in have and (at := have[name].restart_lsn) is not None and target > at
+    }

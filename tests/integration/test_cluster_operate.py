@@ -94,6 +94,11 @@ def test_paused_means_hands_off() -> None:
             6,
             "nothing is started or promoted",
         )
+        # Somebody deletes what says that the cluster is paused: with no leader either, a member puts it back.
+        before = json.loads(cluster.stored()["config"])
+        cluster.delete("config")
+        cluster.wait_for(lambda: "config" in cluster.stored(), 60, "the configuration is back")
+        assert json.loads(cluster.stored()["config"]) == before
         assert "Success" in ctl(cluster, "resume", "--wait", "--force")
         cluster.wait_streaming(2)
 

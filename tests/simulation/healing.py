@@ -196,12 +196,8 @@ def _a_switchover(world: World) -> _Wish | None:
 
 
 def resume(world: World) -> None:
-    """A pause whose end nobody could be told ends now; also one that a leader writes again, which had it in
-    its copy when somebody deleted `config`. Whoever deleted that key in a pause puts it back (`PUT /config`):
-    without it and a leader there is nothing to resume by."""
-    paused = any(n.agent_is_up and n.agent.observer.settings.pause for n in world.nodes.values())
-    if paused and world.store.raw_get(codec.CONFIG) is None:
-        world.store.raw_put(codec.CONFIG, json.dumps(dict(world.plan.dynamic), sort_keys=True))
+    """A pause whose end nobody could be told ends now; also one that a member writes again, which knew of it
+    when somebody deleted `config`."""
     try:
         data = json.loads(world.store.raw_get(codec.CONFIG) or "null")
     except ValueError:

@@ -208,7 +208,7 @@ def no_answer(name: str) -> PeerSilent:
 
 
 def obs(
-    me: str, instance: Instance, view: ClusterSnapshot | Unavailable | None = None, **changes: Any
+    me: str, instance: Instance, view: ClusterSnapshot | Unavailable | None = None, /, **changes: Any
 ) -> Observation:
     """What `me` sees; it has the lease when the view says that it leads."""
     seen = view if view is not None else cluster()

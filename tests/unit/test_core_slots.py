@@ -10,8 +10,8 @@ import pytest
 from dcs.records import Status
 from haagent.core.actions import SyncSlots
 from haagent.core.memory import absorb
-from haagent.core.model import Instance, Memory, Observation
-from haagent.core.slots import plan, retained, wanted_slots
+from haagent.core.model import Identity, Instance, Memory, Observation
+from haagent.core.slots import cascade_source, plan, retained, wanted_slots
 from postgres_ctl.facts import InstanceSample, Lsn, Slot
 from tests.unit.core_facts import (
     DOWN,
@@ -22,6 +22,7 @@ from tests.unit.core_facts import (
     following,
     leading,
     member,
+    obs,
     paused,
     primary,
     silent,
@@ -172,3 +173,59 @@ def test_on_a_standby_a_slot_in_use_is_not_moved() -> None:
 def test_on_the_leader_no_slot_is_moved() -> None:
     seen = leading(with_slots(primary(), slot("pg1", OPTIME - 8), slot("pg2", OPTIME - 8, active=False)))
     assert planned(seen) is None
+
+
+# --- cascades -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mine", "others", "source"),
+    [
+        ("pg2", {}, "pg2"),
+        ("pg0", {}, "pg0"),
+        ("nobody", {}, None),
+        ("pg1", {}, None),
+        (None, {}, None),
+        ("pg2", {"pg2": {"replicatefrom": "pg1"}}, None),
+        ("pg2", {"pg2": {"replicatefrom": "pg3"}, "pg3": {"replicatefrom": "pg2"}}, "pg2"),
+        ("pg0", {"pg0": {"replicatefrom": "pg1"}}, "pg0"),
+    ],
+)
+def test_whom_a_member_streams_from(
+    mine: str | None, others: dict[str, dict[str, Any]], source: str | None
+) -> None:
+    """A circle that `pg1` is part of would stand still; of one behind its source it is no part."""
+    view = cluster(members=tuple(member(f"pg{n}", tags=tags(**others.get(f"pg{n}", {}))) for n in range(4)))
+    assert cascade_source(view, "pg1", tags(replicatefrom=mine)) == source
+
+
+def test_a_source_without_an_address_is_as_good_as_none() -> None:
+    view = cluster(members=(member("pg0"), member("pg1"), member("pg2", conn_url=None)))
+    assert cascade_source(view, "pg1", tags(replicatefrom="pg2")) is None
+
+
+def test_a_member_that_never_leads_keeps_slots_only_of_those_that_name_it() -> None:
+    named = cluster(members=(member("pg0"), member("pg1"), member("pg2", tags=tags(replicatefrom="pg1"))))
+    me = Identity("pg1", "demo", tags(nofailover=True))
+    assert wanted_slots(following(standby(), named, me=me), Memory()) == {"pg2"}
+    assert wanted_slots(following(standby(), me=me), Memory()) == frozenset()
+    seen = Memory(slots_seen={"pg0": NOW, "pg2": NOW})
+    assert wanted_slots(following(standby(), me=me), seen) == frozenset()
+    assert wanted_slots(obs("pg1", primary(), me=me), Memory()) == {"pg0", "pg2"}
+
+
+def test_on_the_leader_the_slot_of_a_cascade_follows_its_member() -> None:
+    """It is idle while the member streams from another, and would hold all WAL back."""
+    at = OPTIME - 10
+    view = cluster(
+        members=(
+            member("pg0"),
+            member("pg1"),
+            member("pg2", tags=tags(replicatefrom="pg1"), xlog_location=at),
+        )
+    )
+    idle = with_slots(primary(), slot("pg1"), slot("pg2", OPTIME - 100, active=False))
+    assert planned(leading(idle, view)) == SyncSlots(advance={"pg2": Lsn(at)})
+    ahead = replace(view, members=(*view.members[:2], replace(view.members[2], xlog_location=OPTIME + 99)))
+    assert planned(leading(idle, ahead)) == SyncSlots(advance={"pg2": Lsn(OPTIME)})
+    assert planned(leading(idle)) is None

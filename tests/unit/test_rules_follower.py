@@ -19,7 +19,7 @@ from haagent.core.actions import (
     StopInstance,
     SyncSlots,
 )
-from haagent.core.model import Instance, Memory, Rejoin, Unavailable
+from haagent.core.model import Identity, Instance, Memory, Observation, Rejoin, Unavailable
 from postgres_ctl.facts import ControlState, DataDirState, InstanceSample
 from tests.unit.core_facts import (
     EPOCH,
@@ -474,3 +474,33 @@ def test_a_leader_whose_member_key_is_gone_is_waited_for() -> None:
 def test_a_control_file_that_cannot_be_read_counts_as_a_standby() -> None:
     unread = Instance(control=Unavailable(NOW, "no such file"), sample=Unavailable(NOW, "stopped"))
     assert judge(following(unread)).rule == "follow.start"
+
+
+# --- somebody else than the leader ----------------------------------------------------------------
+
+PG2 = ("10.0.0.2", 5432)
+
+
+def tagged(instance: Instance, **mine: Any) -> Observation:
+    return following(instance, me=Identity("pg1", "demo", tags(**mine)))
+
+
+def test_a_standby_follows_whom_its_tag_names() -> None:
+    here = tagged(standby(), replicatefrom="pg2")
+    assert (judge(here).rule, judge(here).actions) == ("follow.leader", (Follow("pg2"),))
+    assert judge(tagged(standby(follows=PG2), replicatefrom="pg2")).rule == "follow.steady"
+    assert judge(tagged(standby(follows=PG2))).actions == (Follow("pg0"),)
+    assert judge(tagged(silent(), replicatefrom="pg2")).actions == (Follow("pg2"),)
+    assert judge(tagged(stopped(), replicatefrom="pg2")).actions == (StartStandby("pg2"),)
+
+
+def test_when_the_named_one_is_gone_it_follows_the_leader() -> None:
+    gone = cluster(members=(member("pg0"), member("pg1")))
+    here = following(standby(follows=PG2), gone, me=Identity("pg1", "demo", tags(replicatefrom="pg2")))
+    assert judge(here).actions == (Follow("pg0"),)
+
+
+def test_a_standby_that_is_not_to_stream_follows_nobody() -> None:
+    assert judge(tagged(standby(), nostream=True)).actions == (Follow(None),)
+    assert judge(tagged(standby(follows=None), nostream=True)).rule == "follow.steady"
+    assert judge(tagged(stopped(), nostream=True)).actions == (StartStandby(None),)

@@ -14,6 +14,7 @@ from haagent.core.actions import (
     ClearFailover,
     MarkUnfenced,
     Promote,
+    PutInitialConfig,
     PutInitialize,
     ReleaseLeader,
     Restart,
@@ -278,3 +279,13 @@ def test_a_standby_that_is_built_anew_in_a_pause_ends_as_one_that_serves() -> No
     assert judge(other(empty()), working.memory).rule == "clone.begin"
     assert judge(other(standby()), working.memory).memory.reinitializing is False
     assert judge(other(stopped())).rule == "pause.other"
+
+
+def test_a_deleted_configuration_is_put_back_when_nobody_leads_who_would() -> None:
+    """Else nobody could resume: what says that the cluster is paused would be gone for good."""
+    nobody, somebody = cluster(leader=None, config=None), cluster(config=None)
+    decision = judge(other(standby(), nobody))
+    assert (decision.rule, decision.actions) == ("pause.config", (PutInitialConfig(),))
+    assert judge(other(standby(), somebody)).rule == "pause.other"
+    garbage = replace(nobody, broken=(Broken("config", "not JSON"),))
+    assert judge(other(standby(), garbage)).rule == "pause.other"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dcs.records import ClusterSnapshot, Leader
 from haagent.core.actions import Action, ApplyConfig
 from haagent.core.model import Decision, Memory, Observation, PeerAnswer, Unavailable, unreadable
+from haagent.core.slots import cascade_source
 from postgres_ctl.facts import ControlData, ControlState, DataDirState
 
 #: Starts that may fail one after the other without a pause, then at most this long between two, seconds.
@@ -58,6 +59,15 @@ def other_leads(obs: Observation) -> bool:
 def epoch_of(obs: Observation) -> int:
     assert obs.lease.epoch is not None
     return obs.lease.epoch
+
+
+def upstream(obs: Observation) -> str | None:
+    """Whom a standby follows while somebody leads (contract 2.3); None: nobody, by its tag nostream."""
+    if obs.me.tags.nostream:
+        return None
+    key = leader(obs)
+    assert key is not None
+    return cascade_source(view(obs), obs.me.name, obs.me.tags) or key.name
 
 
 def leader_is_ready(obs: Observation) -> bool:

@@ -135,7 +135,9 @@ def stopped(obs: Observation, memory: Memory) -> Decision | None:
     pause_s = common.start_pause_s(obs, memory)
     if pause_s > 0:
         return common.wait("follow.start-pause", memory.note or "does not start", memory, pause_s)
-    return Decision("follow.start", f"starting as a standby of {key.name}", memory, (StartStandby(key.name),))
+    source = common.upstream(obs)
+    reason = f"starting as a standby of {source or 'nobody: nostream'}"
+    return Decision("follow.start", reason, memory, (StartStandby(source),))
 
 
 def _needs_rewind(obs: Observation, memory: Memory, epoch: int) -> bool:
@@ -190,7 +192,7 @@ def _try_as_it_is(obs: Observation, memory: Memory, source: str) -> Decision:
     epoch = memory.last_epoch
     settled = evolve(memory, rejoin=evolve_rejoin(memory.rejoin, as_it_is_epoch=epoch))
     reason = f"pg_rewind is not possible here: starting as a standby of {source} as it is"
-    return Decision("rejoin.as-it-is", reason, settled, (StartStandby(source),))
+    return Decision("rejoin.as-it-is", reason, settled, (StartStandby(common.upstream(obs)),))
 
 
 def _stay_out(memory: Memory, reason: str) -> Decision:
@@ -228,16 +230,16 @@ def not_answering(obs: Observation, memory: Memory) -> Decision | None:
         return _leave_diverged(obs, memory)
     key = common.leader(obs)
     assert key is not None
-    member = common.view(obs).member(key.name)
-    target = member.host_port if member is not None else None
-    if target is None:
-        reason = f"PostgreSQL does not answer, and leader {key.name} has published no address yet"
+    source = common.upstream(obs)
+    target = _address(obs, source)
+    if source is not None and target is None:
+        reason = f"PostgreSQL does not answer, and leader {source} has published no address yet"
         return common.wait("follow.no-answer", reason, memory, 1.0)
     if obs.instance.follows != target:
         if obs.instance.storage_hangs:
-            return _storage_hangs(memory, key.name)
-        reason = f"PostgreSQL does not answer yet: following new leader {key.name}"
-        return Decision("follow.leader-unseen", reason, memory, (Follow(key.name),), 1.0)
+            return _storage_hangs(memory, source)
+        reason = f"PostgreSQL does not answer yet: {_following(key.name, source)}"
+        return Decision("follow.leader-unseen", reason, memory, (Follow(source),), 1.0)
     if _compare_now(obs, memory):
         reason = f"PostgreSQL does not answer: comparing histories with {key.name}"
         return Decision("follow.compare", reason, memory, (CheckDivergence(key.name),))
@@ -253,30 +255,39 @@ def _compare_now(obs: Observation, memory: Memory) -> bool:
 
 
 def wrong_upstream(obs: Observation, memory: Memory) -> Decision | None:
-    """Follow the leader; its slot for us is there already (contract 2.3)."""
+    """Follow the leader, or whom the tags say; the slot for us is there already (contract 2.3)."""
     if not common.other_leads(obs) or not obs.instance.serves_as_standby or memory.rejoin.diverged:
         return None
     key = common.leader(obs)
     assert key is not None
-    member = common.view(obs).member(key.name)
-    target = member.host_port if member is not None else None
-    if target is None:
-        return common.wait(
-            "follow.no-address", f"leader {key.name} has published no address yet", memory, 1.0
-        )
+    source = common.upstream(obs)
+    target = _address(obs, source)
+    if source is not None and target is None:
+        return common.wait("follow.no-address", f"leader {source} has published no address yet", memory, 1.0)
     sample = obs.instance.sample
     slot = slot_name(obs.me.name) if obs.settings.use_slots else None
     same_slot = not isinstance(sample, InstanceSample) or (sample.primary_slot_name or None) == slot
     if obs.instance.follows == target and same_slot:
         return None
     if obs.instance.storage_hangs:
-        return _storage_hangs(memory, key.name)
-    return Decision("follow.leader", f"following new leader {key.name}", memory, (Follow(key.name),), 1.0)
+        return _storage_hangs(memory, source)
+    return Decision("follow.leader", _following(key.name, source), memory, (Follow(source),), 1.0)
 
 
-def _storage_hangs(memory: Memory, leader_name: str) -> Decision:
+def _address(obs: Observation, name: str | None) -> tuple[str, int] | None:
+    member = common.view(obs).member(name) if name is not None else None
+    return member.host_port if member is not None else None
+
+
+def _following(leader_name: str, source: str | None) -> str:
+    if source is None:
+        return "following nobody: nostream"
+    return f"following new leader {source}" if source == leader_name else f"following {source}: replicatefrom"
+
+
+def _storage_hangs(memory: Memory, source: str | None) -> Decision:
     """An earlier write is under way: another one would only wait behind it."""
-    reason = f"the storage does not answer: cannot follow {leader_name} yet"
+    reason = f"the storage does not answer: cannot follow {source or 'nobody'} yet"
     return common.wait("follow.storage-hangs", reason, memory, 1.0)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from haagent.core.actions import (
     ClearFailover,
     MarkUnfenced,
+    PutInitialConfig,
     PutInitialize,
     ReleaseLeader,
     SetFencing,
     TakeLeader,
 )
-from haagent.core.model import Decision, Memory, Observation
+from haagent.core.model import Decision, Memory, Observation, unreadable
 from haagent.core.rules import common, leading
 from haagent.core.rules.requests import operator_request, restart_is_wanted, scheduled_restart
 from haagent.core.rules.switchover import on_the_primary
@@ -97,6 +98,10 @@ def _leading(obs: Observation, memory: Memory) -> Decision | None:
 
 def _not_leading(obs: Observation, memory: Memory) -> Decision | None:
     cluster, mine = common.view(obs), obs.instance.system_identifier
+    if cluster.leader is None and cluster.config is None and not unreadable(cluster, "config"):
+        # Without it there would be nothing to resume by; a leader puts it back as part of its maintenance.
+        reason = "PAUSE: somebody deleted the dynamic configuration: the last one known is put back"
+        return Decision("pause.config", reason, memory, (PutInitialConfig(),), 0.0)
     if cluster.leader is None and _is_to_promote(obs):
         return None  # by the rules of the race
     if _ends_a_switchover(obs, memory) or _is_built_anew(obs, memory):

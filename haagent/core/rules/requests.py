@@ -58,8 +58,8 @@ def _restart(obs: Observation, memory: Memory, request: OperatorRequest) -> Deci
 def _restart_job(obs: Observation, request_id: int | None, wish: RestartWish) -> Restart | None:
     """None of a primary that may not be started again: its lease is not proven."""
     if not obs.instance.serves_as_primary:
-        upstream = common.view(obs).leader if common.other_leads(obs) else None
-        return Restart(request_id, None, upstream.name if upstream is not None else None, wish.timeout_s)
+        source = common.upstream(obs) if common.other_leads(obs) else None
+        return Restart(request_id, None, source, wish.timeout_s)
     if not (common.owns_key(obs) and obs.lease.holds(obs.now)):
         return None
     return Restart(request_id, common.epoch_of(obs), None, wish.timeout_s or _usual_timeout_s(obs))
