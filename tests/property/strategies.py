@@ -42,6 +42,7 @@ from haagent.core.model import (
     Rejoin,
     Unavailable,
 )
+from haagent.core.restart import RestartWish, ScheduledRestart
 from haagent.core.settings import Settings
 from postgres_ctl.facts import ControlState, DataDirState, InstanceSample, Lsn, TimelineSwitch
 from tests.unit.core_facts import (
@@ -121,13 +122,16 @@ statuses = st.none() | st.builds(
     st.none() | st.dictionaries(names, positions),
     st.none() | st.lists(names, max_size=2).map(tuple),
 )
+#: A point in time that something is scheduled for, and clocks on the wall before, at and after it.
+AT, AT_S = "2030-01-01T12:00:00+00:00", 1893499200.0
+walls = st.sampled_from([0.0, AT_S - 3600, AT_S - 0.5, AT_S, AT_S + 10, AT_S + 3600])
 failovers = st.none() | st.builds(
     FailoverRequest,
     st.none() | names,
     st.none() | st.sampled_from([*NAMES, "nobody"]),
-    st.sampled_from([None, None, "2030-01-01T12:00:00+00:00"]),
+    st.sampled_from([None, None, AT]),
     st.integers(8, 9),
-)
+).map(lambda wish: replace(wish, due_at=AT_S) if wish.scheduled_at else wish)
 histories = st.none() | st.lists(
     st.builds(HistoryRow, st.integers(1, 4), positions, st.just("x")), max_size=2
 ).map(tuple)
@@ -261,8 +265,24 @@ jobs = st.one_of(
     st.none(),
     st.builds(JobFacts, st.sampled_from(JOBS), times, st.just(""), st.none() | epochs, booleans),
 )
-requests = st.none() | st.builds(
-    OperatorRequest, st.just(3), st.sampled_from(["restart", "reinitialize"]), booleans
+wishes = st.builds(
+    RestartWish, st.sampled_from([None, "replica"]), st.none(), booleans, st.sampled_from([None, 5.0])
+)
+schedules = st.none() | st.builds(
+    ScheduledRestart,
+    st.just(AT_S),
+    wishes,
+    st.sampled_from([None, "2030-01-01 10:00:00.000001+00:00", "2029-01-01 10:00:00.000001+00:00"]),
+)
+requests = (
+    st.none()
+    | st.builds(OperatorRequest, st.just(3), st.sampled_from(["restart", "reinitialize"]), booleans, booleans)
+    | st.builds(
+        OperatorRequest,
+        st.just(3),
+        st.sampled_from(["schedule restart", "delete scheduled restart"]),
+        wish=wishes.map(lambda wish: replace(wish, due_at=AT_S)),
+    )
 )
 
 observations = st.builds(
@@ -278,7 +298,9 @@ observations = st.builds(
     background=st.sampled_from([(), ("checkpoint",)]),
     finished=st.lists(results(), max_size=2).map(tuple),
     request=requests,
+    scheduled_restart=schedules,
     stopping=st.sampled_from([False, False, False, True]),
+    wall=walls,
 )
 
 memories = st.just(Memory()) | st.builds(
@@ -375,7 +397,9 @@ SPOILT = (
         finished=st.lists(results(), min_size=1, max_size=2).map(tuple),
         job=jobs,
         request=requests,
+        scheduled_restart=schedules,
         stopping=booleans,
+        wall=walls,
         cluster=unavailable,
     ),
     *_fields(

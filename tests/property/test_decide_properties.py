@@ -19,7 +19,9 @@ from haagent.core.memory import absorb
 from haagent.core.model import Decision, JobFacts, Memory, Observation, Unavailable
 from haagent.core.operations import explain
 from haagent.core.publish import Addresses, member_record
+from haagent.core.restart import RestartWish, ScheduledRestart
 from haagent.core.settings import Settings
+from haagent.core.timelines import cluster_timeline
 from postgres_ctl.facts import DataDirState
 from tests.property.strategies import examples, facts
 from tests.unit.core_facts import NOW, obs, primary, standby, stopped
@@ -36,6 +38,7 @@ STORE_WRITES = (
     a.TakeLeader,
     a.ReleaseLeader,
     a.ClearFailover,
+    a.BeginScheduled,
     a.WriteClaim,
     a.WriteStatus,
     a.WriteHistory,
@@ -137,7 +140,8 @@ def promotion_is_claimed_first(obs: Observation, decision: Decision) -> None:
     for claim in of(a.WriteClaim, decision):
         assert isinstance(claim, a.WriteClaim)
         assert claim.epoch == obs.lease.epoch
-        assert claim.timeline == (obs.instance.timeline or 0) + 1
+        assert isinstance(obs.cluster, ClusterSnapshot)
+        assert claim.timeline == max(obs.instance.timeline or 0, cluster_timeline(obs.cluster)) + 1
 
 
 def without_the_store_nothing_new(obs: Observation, decision: Decision) -> None:
@@ -148,6 +152,25 @@ def without_the_store_nothing_new(obs: Observation, decision: Decision) -> None:
         assert not of(kind, decision)
     if obs.lease.holds(obs.now) and not obs.stopping:
         assert not of(a.StopInstance, decision), "a healthy primary goes on until its fence"
+
+
+def what_is_scheduled_begins_in_its_window(obs: Observation, decision: Decision) -> None:
+    """Contract 2.7: neither before its time nor much later, and not in a pause."""
+    begun = []
+    if of(a.BeginScheduled, decision):
+        assert isinstance(obs.cluster, ClusterSnapshot)
+        assert obs.cluster.failover is not None
+        assert obs.lease.holds(obs.now)
+        begun.append(obs.cluster.failover.due_at)
+    for action in of(a.Restart, decision):
+        assert isinstance(action, a.Restart)
+        if action.request_id is None:
+            assert obs.scheduled_restart is not None
+            begun.append(obs.scheduled_restart.due_at)
+    for at in begun:
+        assert at is not None
+        assert at <= obs.wall <= at + 1.5 * obs.settings.loop_wait_s
+        assert not obs.settings.pause
 
 
 def nothing_starts_beside_a_living_server(obs: Observation, decision: Decision) -> None:
@@ -243,6 +266,7 @@ CHECKS = (
     every_guard_names_our_tenure,
     promotion_is_claimed_first,
     without_the_store_nothing_new,
+    what_is_scheduled_begins_in_its_window,
     nothing_starts_beside_a_living_server,
     nobody_takes_a_key_that_is_held,
     the_key_goes_only_when_nothing_can_write,
@@ -264,6 +288,10 @@ BAD: dict[Callable[[Observation, Decision], None], tuple[Observation, tuple[a.Ac
     every_guard_names_our_tenure: (HELD, (a.Checkpoint(a.Guard(epoch=4), background=True),)),
     promotion_is_claimed_first: (HELD, (a.Promote(GUARD, 1, 2), a.WriteClaim(2, 5, 0))),
     without_the_store_nothing_new: (replace(HELD, cluster=DOWN), (a.TakeLeader(),)),
+    what_is_scheduled_begins_in_its_window: (
+        replace(HELD, scheduled_restart=ScheduledRestart(1.0, RestartWish())),
+        (a.Restart(None, 5, None),),
+    ),
     nothing_starts_beside_a_living_server: (HELD, (a.StartStandby(None),)),
     nobody_takes_a_key_that_is_held: (obs("pg1", standby()), (a.TakeLeader(),)),
     the_key_goes_only_when_nothing_can_write: (HELD, (a.ReleaseLeader(5),)),
