@@ -7,7 +7,8 @@ from dataclasses import replace
 from haagent import COMPATIBLE_VERSION, __version__
 from haagent.api.app import build_app
 from haagent.api.config import RestConfig, RestError
-from haagent.api.server import HttpServer, Limits
+from haagent.api.connection import Limits
+from haagent.api.server import HttpServer
 from haagent.api.tls import tls_context
 from haagent.api.view import AgentPort, Answer, EventSource, Published
 

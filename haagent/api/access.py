@@ -11,7 +11,7 @@ import binascii
 import hmac
 import ipaddress
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -20,7 +20,8 @@ from haagent.api.view import Published
 
 CHALLENGE = 'Basic realm="Patroni"'
 
-_IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+Resolver = Callable[[str], set[IpAddress]]
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,18 @@ class Refusal:
 
 
 def refusal(
-    config: RestConfig, published: Published, caller: Caller, members_count: bool = True
+    config: RestConfig,
+    published: Published,
+    caller: Caller,
+    members_count: bool,
+    resolve: Resolver,
 ) -> Refusal | None:
     """Why this caller may not change anything, None when it may.
 
     `members_count`: addresses of members may stand in for the allowlist (not for `POST /failsafe`).
-    May resolve host names of the allowlist, which can take as long as the resolver does.
+    Host names of the allowlist go through `resolve`, which can take as long as the resolver does.
     """
-    if not _is_allowed_address(config, published, caller.address, members_count):
+    if not _is_allowed_address(config, published, caller.address, members_count, resolve):
         return Refusal(403, "Access is denied")
     if caller.is_https and _asks_certificate(config) and not caller.has_certificate:
         return Refusal(403, "client certificate required")
@@ -77,18 +82,20 @@ def _credentials(header: str) -> bytes:
         return b""
 
 
-def _is_allowed_address(config: RestConfig, published: Published, address: str, members_count: bool) -> bool:
+def _is_allowed_address(
+    config: RestConfig, published: Published, address: str, members_count: bool, resolve: Resolver
+) -> bool:
     if not config.allowlist and not config.allowlist_include_members:
         return True
     try:
         client = ipaddress.ip_address(address)
     except ValueError:
         return False
-    if _matches(client, config.allowlist):
+    if _matches(client, config.allowlist, resolve):
         return True
     if not (config.allowlist_include_members and members_count) or published.cluster is None:
         return False
-    return _matches(client, (_host(member.api_url) for member in published.cluster.members))
+    return _matches(client, (_host(member.api_url) for member in published.cluster.members), resolve)
 
 
 def _host(url: str | None) -> str:
@@ -98,7 +105,7 @@ def _host(url: str | None) -> str:
         return ""
 
 
-def _matches(client: _IpAddress, entries: Iterable[str]) -> bool:
+def _matches(client: IpAddress, entries: Iterable[str], resolve: Resolver) -> bool:
     names = []
     for entry in entries:
         try:
@@ -107,10 +114,11 @@ def _matches(client: _IpAddress, entries: Iterable[str]) -> bool:
         except ValueError:
             names.append(entry)
     # Names last: addresses and networks are judged without asking a resolver.
-    return any(client in _resolve(name) for name in names if name)
+    return any(client in resolve(name) for name in names if name)
 
 
-def _resolve(name: str) -> set[_IpAddress]:
+def resolve(name: str) -> set[IpAddress]:
+    """Addresses of a host, none when nobody knows it. As slow as the resolver."""
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):

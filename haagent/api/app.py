@@ -3,7 +3,7 @@
 Theory. A handler turns a request into one call of `AgentPort` or one pure function, and its result into
 an answer; it knows no rule of the cluster. The first component of a path selects the handler; what no
 handler takes is a health check for GET, and 501 for the rest. HEAD and OPTIONS are health checks only.
-Every call that changes something passes `access` before its body is read.
+Every call that changes something passes `access` before its body is read. What waits, waits `aside`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
@@ -26,6 +26,7 @@ from haagent.api.config import RestConfig
 from haagent.api.health import bare_status, health_status, liveness_status, readiness_status
 from haagent.api.metrics import CONTENT_TYPE, metrics_text
 from haagent.api.status import history_json, patroni_json
+from haagent.api.turn import aside
 from haagent.api.view import AgentPort, Answer, EventSource
 from haagent.core.cluster_view import cluster_view
 
@@ -35,8 +36,13 @@ log = logging.getLogger("haagent.api")
 PEER_REFRESH_S = 1.0
 #: Peers that may have a fresh sample taken at the same time; more are answered from the last one.
 MAX_REFRESHES = 8
+#: Reads of the store for clients at the same time, and how long one more waits for a place, seconds.
+MAX_STORE_READS = 4
+STORE_READ_PATIENCE_S = 2.0
 
 Handler = Callable[[], Response]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def build_app(port: AgentPort, config: RestConfig) -> Flask:
@@ -104,6 +110,7 @@ class _Reading:
     def __init__(self, port: AgentPort) -> None:
         self._port = port
         self._refreshes = threading.BoundedSemaphore(MAX_REFRESHES)
+        self._store_reads = threading.BoundedSemaphore(MAX_STORE_READS)
         self._dashboard_html = dashboard.page()
         self._openapi = openapi.as_text()
 
@@ -117,7 +124,7 @@ class _Reading:
             "failsafe": self.failsafe,
             "liveness": self.liveness,
             "readiness": self.readiness,
-            "explain": lambda: _json(200, self._port.explain()),
+            "explain": lambda: _json(200, self._from_store(self._port.explain)),
             "events": self.events,
             "dashboard": self.dashboard,
             "openapi.json": lambda: Response(self._openapi, 200, content_type="application/json"),
@@ -132,20 +139,32 @@ class _Reading:
         published = self._port.published()
         if request.args.get("peer") and self._refreshes.acquire(blocking=False):
             try:
-                published = self._port.refresh(PEER_REFRESH_S)
+                with aside():
+                    published = self._port.refresh(PEER_REFRESH_S)
             finally:
                 self._refreshes.release()
         return _json(200, patroni_json(published))
 
+    def _from_store(self, read: Callable[[], T]) -> T:
+        """What `read` reads. A crowd of clients must not become one at the store. Raises Refused."""
+        with aside():
+            if not self._store_reads.acquire(timeout=STORE_READ_PATIENCE_S):
+                raise Refused(503, "too many reads of the store at the same time")
+            try:
+                return read()
+            finally:
+                self._store_reads.release()
+
     def cluster(self) -> Response:
-        return _json(200, cluster_view(self._port.read_cluster(), self._port.published().scope))
+        cluster = self._from_store(self._port.read_cluster)
+        return _json(200, cluster_view(cluster, self._port.published().scope))
 
     def history(self) -> Response:
-        cluster = self._port.published().cluster or self._port.read_cluster()
+        cluster = self._port.published().cluster or self._from_store(self._port.read_cluster)
         return _json(200, history_json(cluster.history))
 
     def config(self) -> Response:
-        record = self._port.read_cluster().config
+        record = self._from_store(self._port.read_cluster).config
         if record is None:
             return _text(502, "the config key does not exist")
         return _json(200, record.data)
@@ -191,11 +210,11 @@ class _Changing:
             ("POST", "failover"): lambda: self.switchover(is_failover=True),
             ("POST", "restart"): self.restart,
             ("POST", "reinitialize"): self.reinitialize,
-            ("POST", "reload"): lambda: _answer(self._port.reload()),
-            ("PATCH", "config"): lambda: _answer(self._port.patch_config(self._bodies.needed())),
-            ("PUT", "config"): lambda: _answer(self._port.put_config(self._bodies.needed())),
-            ("DELETE", "switchover"): lambda: _answer(self._port.delete_switchover()),
-            ("DELETE", "restart"): lambda: _answer(self._port.delete_restart()),
+            ("POST", "reload"): lambda: _done(self._port.reload),
+            ("PATCH", "config"): lambda: _done(self._port.patch_config, self._bodies.needed()),
+            ("PUT", "config"): lambda: _done(self._port.put_config, self._bodies.needed()),
+            ("DELETE", "switchover"): lambda: _done(self._port.delete_switchover),
+            ("DELETE", "restart"): lambda: _done(self._port.delete_restart),
             ("POST", "failsafe"): lambda: _text(502, "failsafe mode is not enabled"),
             ("POST", "citus"): self.mpp,
             # The contract's answer; it acts on Windows only.
@@ -214,7 +233,7 @@ class _Changing:
                 authorization=request.headers.get("Authorization"),
             )
             members_count = name != "failsafe"
-            refusal = access.refusal(self._config, self._port.published(), caller, members_count)
+            refusal = access.refusal(self._config, self._port.published(), caller, members_count, _resolve)
             if refusal is None:
                 return handler()
             response = _text(refusal.status, refusal.text)
@@ -230,15 +249,15 @@ class _Changing:
         if isinstance(asked, Answer):
             return _answer(asked)
         is_manual_failover, wish = asked
-        return _answer(self._port.failover(wish) if is_manual_failover else self._port.switchover(wish))
+        return _done(self._port.failover if is_manual_failover else self._port.switchover, wish)
 
     def restart(self) -> Response:
         asked = control.restart_request(self._bodies.optional(), self._paused(), datetime.now(UTC))
-        return _answer(asked if isinstance(asked, Answer) else self._port.restart(asked))
+        return _answer(asked) if isinstance(asked, Answer) else _done(self._port.restart, asked)
 
     def reinitialize(self) -> Response:
         asked = control.reinitialize_request(self._bodies.optional())
-        return _answer(asked if isinstance(asked, Answer) else self._port.reinitialize(asked))
+        return _answer(asked) if isinstance(asked, Answer) else _done(self._port.reinitialize, asked)
 
     def mpp(self) -> Response:
         """A Citus worker tells its coordinator what it is about to do; no member of ours is one."""
@@ -251,6 +270,18 @@ class _Changing:
 
 def _query() -> str:
     return request.query_string.decode("latin-1")
+
+
+def _resolve(name: str) -> set[access.IpAddress]:
+    with aside():
+        return access.resolve(name)
+
+
+def _done(call: Callable[P, Answer], *wish: P.args, **more: P.kwargs) -> Response:
+    """The answer of a call that may take long."""
+    with aside():
+        answer = call(*wish, **more)
+    return _answer(answer)
 
 
 def _answer(answer: Answer) -> Response:

@@ -21,6 +21,7 @@ MAX_HEADERS = 100
 #: Largest body any call needs is a dynamic configuration.
 MAX_BODY_BYTES = 1024 * 1024
 
+_TLS_HELLO = b"\x16\x03"
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _TOKEN = re.compile(r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -72,6 +73,8 @@ def split_head(buffer: bytes, scanned: int = 0) -> tuple[bytes, bytes] | None:
 
     `scanned` bytes have been looked at before in vain.
     """
+    if buffer.startswith(_TLS_HELLO):
+        raise HttpError(400, "no TLS is spoken here")  # at once: the client waits for our part of it
     start = len(buffer) - len(buffer.lstrip(b"\r\n"))
     match = _END_OF_HEAD.search(buffer, max(start, scanned - 3))
     if match is None:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from haagent.api import Answer, RestServer
-from haagent.api.server import Limits
+from haagent.api.connection import Limits
 from tests.support.rest import (
     ANSWER_S,
     DEADLINE_S,
@@ -38,7 +38,7 @@ def primary() -> Iterator[RestServer]:
     ("data", "status"),
     [
         (b"GET\r\n\r\n", 400),
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
         (b"GET / HTTP/1.1 x\r\n\r\n", 400),
         (b"G@T / HTTP/1.1\r\n\r\n", 400),
         (b"GET primary HTTP/1.1\r\n\r\n", 400),

@@ -27,7 +27,7 @@ from dcs.records import (
     Status,
 )
 from haagent.api import Answer, Published, RestServer
-from haagent.api.server import Limits
+from haagent.api.connection import Limits
 from haagent.api.view import Numbers
 from haagent.config.types import RestApiConfig
 from haagent.config.values import HostPort
@@ -256,5 +256,5 @@ def exchange(server: RestServer, data: bytes) -> bytes:
         return read_to_end(sock)
 
 
-def basic(user: str, password: str) -> str:
-    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+def basic(username: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()
