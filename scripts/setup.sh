@@ -2,7 +2,8 @@
 # Puts on this machine what haagent's demo, tests and linters need. Run it any number of times: when
 # everything is there it only looks (well under a second).
 #
-#   1. Debian packages that lack: PostgreSQL, etcd, Python's venv module, iproute2 (root or sudo, apt).
+#   1. Debian packages that lack: PostgreSQL, etcd, Python's venv module, iproute2, and the clients of the
+#      acceptance tests (root or sudo, apt).
 #      No service is started or enabled by this installation; what already runs is left alone.
 #   2. A virtual environment with Debian's own python, which the postgres user can execute: the test
 #      clusters' agents run as that user, so it lies neither in root's home nor on a python from there.
@@ -50,6 +51,8 @@ missing_packages() {
     have_program setpriv || echo util-linux
     have_program systemd-analyze || echo systemd
     have_program dnsmasq || echo dnsmasq-base
+    have_program haproxy || echo haproxy
+    have_program promtool || echo prometheus
 }
 
 # Ubuntu before 24.04 and old Debian know etcd as one package.
@@ -84,11 +87,11 @@ forbid_default_cluster() {
         'create_main_cluster = false' | as_root tee $NO_CLUSTER >/dev/null
 }
 
-# Only called for an etcd that this run installed: not now, and not at the next boot.
-disable_etcd() {
-    if have_program systemctl; then as_root systemctl --quiet disable etcd.service || true; fi
-    if [ -e /etc/init.d/etcd ] && have_program update-rc.d; then as_root update-rc.d etcd disable || true; fi
-    if [ -d /run/systemd/system ]; then as_root systemctl --quiet stop etcd.service || true; fi
+# Only called for a service that this run installed: not now, and not at the next boot.
+disable() {
+    if have_program systemctl; then as_root systemctl --quiet disable "$1.service" || true; fi
+    if [ -e "/etc/init.d/$1" ] && have_program update-rc.d; then as_root update-rc.d "$1" disable || true; fi
+    if [ -d /run/systemd/system ]; then as_root systemctl --quiet stop "$1.service" || true; fi
 }
 
 apt() {
@@ -108,7 +111,13 @@ install_packages() {
     apt install --no-install-recommends "${names[@]}" ||
         die "apt could not install ${names[*]}: see its message above. Are the mirrors of" \
             "/etc/apt reachable from here (network, proxy), and is a full Debian suite among them?"
-    case " ${names[*]} " in *" etcd-server "* | *" etcd "*) disable_etcd ;; esac
+    local name
+    for name in "${names[@]}"; do
+        case $name in
+            etcd-server | etcd) disable etcd ;;
+            haproxy | prometheus) disable "$name" ;;
+        esac
+    done
     allow_service_starts
 }
 
