@@ -163,6 +163,8 @@ class _Own(Collector):
         published, now = self._published, self._now
         left_s = max(0.0, self._leader_until - now) if self._leader_until is not None else 0.0
         yield self._gauge("lease_left_seconds", "Proven life of our leader lease, 0 without one.", left_s)
+        ttl_s = published.settings.ttl_s
+        yield self._gauge("lease_ttl_seconds", "Life of a lease from its renewal on, as set.", ttl_s)
         decided_at = self._numbers.measures.decided_at
         if decided_at is not None:
             age_s = max(0.0, now - decided_at)
