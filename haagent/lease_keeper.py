@@ -111,6 +111,7 @@ class LeaseKeeper:
 
     def use_guardian(self, fence: Fence, state: guardian.GuardianState) -> None:
         """A guardian was reached; continue the one tenure it keeps, if there is one (H5)."""
+        self._tell_deadline(fence, state)
         with self._changed:
             self._fence, self._guardian_ok = fence, True
             self._closed_epoch = max(self._closed_epoch, state.closed_epoch)
@@ -124,6 +125,18 @@ class LeaseKeeper:
                 self._lease = replace(self._lease, next_attempt_at=0.0)
             self._changed.notify_all()
         self._wake_backstop()
+
+    def _tell_deadline(self, fence: Fence, state: guardian.GuardianState) -> None:
+        """The one before it died. What the new one found running may write until the proven deadline: it has
+        to end it then, also when no renewal comes to tell a later one, and this agent is no more."""
+        with self._changed:
+            lease, due = self._lease, self._acknowledged_fence_at
+            told = state.armed is not None or self._disarmed
+            if told or due is None or lease.epoch is None or lease.epoch <= self._closed_epoch:
+                return
+            fence_at, hard_at = core.deadlines(0.0, self._settings.ttl_s, self._settings)
+            handle = guardian.Handle(lease.session or "", lease.epoch)
+        fence.arm(handle, due, due + hard_at - fence_at, GUARDIAN_ANSWER_S)
 
     def permit(self) -> None:
         """The loop is alive and wants to keep what it has.
@@ -271,12 +284,13 @@ class LeaseKeeper:
                     continue  # a proof, or a pause, came just now
                 self._acknowledged_fence_at = None
                 epoch, fence = self._lease.epoch, self._fence if self._guardian_ok else None
-            if fence is None or not self._guardian_fences(fence):
+            if fence is None or not self._guardian_fences(fence, epoch):
                 self._fence_ourselves(epoch)
 
-    def _guardian_fences(self, fence: Fence) -> bool:
-        """It is at work on the deadline that passed, or has done it. While nothing had to be armed (the store
-        was out of reach), nobody could notice that it is frozen; so it is asked, until it is done."""
+    def _guardian_fences(self, fence: Fence, epoch: int | None) -> bool:
+        """It is at work on the deadline that passed, or has done it; one that never knew of it does nothing.
+        While nothing had to be armed (the store was out of reach), nobody could notice that it is frozen; so
+        it is asked, until it is done."""
         state = fence.status(FENCING_ANSWER_S)
         with self._changed:
             if isinstance(state, guardian.NoAnswer):
@@ -285,7 +299,7 @@ class LeaseKeeper:
             at_work = isinstance(state, guardian.GuardianState) and state.fencing
             if at_work and self._acknowledged_fence_at is None:
                 self._acknowledged_fence_at = self._now() + FENCING_ANSWER_S
-        return True
+        return at_work or not isinstance(state, guardian.GuardianState) or _knows(state, epoch)
 
     def _fence_ourselves(self, epoch: int | None) -> None:
         log.critical("the lease ran out and the guardian does not answer: fencing PostgreSQL directly")
@@ -474,3 +488,9 @@ class LeaseKeeper:
             self._changed.notify_all()
         if before is None or fence_at < before:
             self._wake_backstop()
+
+
+def _knows(state: guardian.GuardianState, epoch: int | None) -> bool:
+    """It holds a deadline, or has closed this epoch, or there is nothing to end."""
+    nothing_runs = state.postmaster is None and not state.leftovers
+    return state.armed is not None or nothing_runs or (epoch is not None and state.closed_epoch >= epoch)

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 from tests.simulation.config import node_names
+from tests.simulation.episodes import LEADER, episodes
 
 T = TypeVar("T")
 #: Schedules end after so many non-idle decisions and faults.
@@ -110,14 +111,25 @@ class Draw:
     """Draws for one plan."""
 
     def __init__(self, seed: int, purpose: str = "plan") -> None:
-        self.rng = random.Random(f"{purpose}/{seed}")
+        self.seed, self.rng = seed, random.Random(f"{purpose}/{seed}")
         self.names: tuple[str, ...] = ()
         self.ttl_s = 0.0
+
+    def another(self, purpose: str) -> Draw:
+        """A stream of its own for the same plan."""
+        draw = Draw(self.seed, purpose)
+        draw.names, draw.ttl_s = self.names, self.ttl_s
+        return draw
 
     def pick(self, choices: Sequence[T]) -> T:
         """One of them. Another one, added later, changes that only where it is chosen itself."""
         token = self.rng.random()
         return min(choices, key=lambda choice: _share(token, choice))
+
+    def by_weight(self, weights: Mapping[str, float]) -> str:
+        """One of them: whose exponential clock, as fast as its weight, rings first."""
+        token = self.rng.random()
+        return max(weights, key=lambda name: _share(token, name) ** (1.0 / weights[name]))
 
     def node(self) -> str:
         return self.rng.choice(self.names)
@@ -274,9 +286,10 @@ SWARM_SHARE = 0.35
 _ALWAYS = ("switchover", "kill-agent", "boundary")
 
 
-#: From this seed on, plans aim: part of the faults strikes whoever leads at that moment, by this name.
+#: From this seed on, plans aim: part of the faults strikes whoever leads at that moment.
 AIMED = 1_000_000
-LEADER = "leader"
+#: This share of them is calm instead (episodes.py).
+CALM_SHARE = 0.5
 #: So often such a plan has faults that are dangerous together: one takes away what keeps the other harmless.
 TOGETHER_TIMES = 8
 TOGETHER = (
@@ -408,7 +421,9 @@ def common_plan(seed: int) -> Plan:
     ttl, loop_wait, retry = rng.choice(TIMINGS)
     draw.ttl_s = float(ttl)
     faults = tuple(_faults(draw, seed))
-    if seed >= AIMED:
+    if seed >= AIMED and _share(seed, "calm") < CALM_SHARE:
+        faults = tuple(sorted(episodes(draw.another, KINDS), key=lambda fault: fault.at))
+    elif seed >= AIMED:
         faults = tuple(_aimed(Draw(seed, "aim"), draw.names, draw.ttl_s, faults))
     return Plan(
         seed=seed,
@@ -428,10 +443,8 @@ def _faults(draw: Draw, seed: int) -> list[Fault]:
     pace = rng.choice((0.3, 0.8, 0.8, 2.0)) * min(1.0, draw.ttl_s / 5)
     faults = []
     for number in range(EVENTS // 2):
-        one = Draw(seed, f"fault {number}")
-        one.names, one.ttl_s = draw.names, draw.ttl_s
-        # The kind whose exponential clock, as fast as its weight, rings first: so each comes by its weight.
-        kind = max(swarm, key=lambda kind: _share(seed, number, kind) ** (1.0 / KINDS[kind][0]))
+        one = draw.another(f"fault {number}")
+        kind = one.by_weight({kind: KINDS[kind][0] for kind in swarm})
         faults.append(KINDS[kind][1](one, at))
         # Several at once now and then.
         at += 0.0 if rng.random() < 0.1 else rng.expovariate(1.0 / pace)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -20,12 +21,14 @@ STATE = types.GuardianState(1, 1, 1, None, (), None, 0, False, False, None, None
 class Guardian:
     """A guardian that acknowledges everything, or nothing."""
 
-    def __init__(self) -> None:
-        self.frozen = False
+    def __init__(self, state: types.GuardianState = STATE) -> None:
+        self.frozen, self.state = False, state
+        self.deadlines: list[float] = []
 
     def arm(
         self, handle: types.Handle, fence_at: float, hard_at: float, deadline_s: float
     ) -> types.Armed | types.ArmRefused | types.NoAnswer:
+        self.deadlines.append(fence_at)
         return types.NoAnswer("frozen") if self.frozen else types.Armed(fence_at, hard_at)
 
     def disarm(self, deadline_s: float) -> types.Simple:
@@ -35,7 +38,7 @@ class Guardian:
         return types.Done()
 
     def status(self, deadline_s: float) -> types.GuardianState | types.Refused | types.NoAnswer:
-        return types.NoAnswer("frozen") if self.frozen else STATE
+        return types.NoAnswer("frozen") if self.frozen else self.state
 
 
 class Stage:
@@ -145,6 +148,31 @@ def test_the_backstop_fences_for_a_guardian_that_froze_unnoticed(stage: Stage) -
     stage.run(20.0)  # no permits, no renewals
     assert len(stage.fenced_at) == 1
     assert fence_at <= stage.fenced_at[0] < fence_at + 0.001
+
+
+RUNS = types.PostmasterState(7, 1, True, True, False, 1, False)
+
+
+def test_a_guardian_in_the_place_of_another_is_told_the_deadline_at_once(stage: Stage) -> None:
+    """What it found running may write until then, whether the store can be reached or not."""
+    stage.do(lambda: stage.keeper.take(3.0))
+    stage.run(2.0, step_s=1.0)
+    second = Guardian(replace(STATE, postmaster=RUNS))
+    stage.run(4.5)  # the permits lapse: nothing is renewed any more
+    fence_at = stage.keeper.facts().fence_at
+    stage.do(stage.keeper.guardian_lost)
+    stage.do(lambda: stage.keeper.use_guardian(second, second.state))
+    assert second.deadlines == [fence_at]
+
+
+def test_the_backstop_fences_for_a_guardian_that_never_knew_the_deadline(stage: Stage) -> None:
+    stage.do(lambda: stage.keeper.take(3.0))
+    stage.run(2.0, step_s=1.0)
+    second = Guardian(replace(STATE, postmaster=RUNS))
+    stage.do(stage.keeper.guardian_lost)
+    stage.do(lambda: stage.keeper.use_guardian(second, second.state))
+    stage.run(20.0)
+    assert len(stage.fenced_at) == 1
 
 
 def test_a_sooner_deadline_wakes_the_backstop(stage: Stage) -> None:

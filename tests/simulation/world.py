@@ -18,13 +18,14 @@ from dcs import codec
 from postgres_ctl.facts import ControlState, Lsn, TimelineSwitch
 from tests.simulation.client import Writer
 from tests.simulation.engine import START_S, Crash, Engine, HostClock, Livelock, Process
+from tests.simulation.episodes import CANDIDATE, LEADER
 from tests.simulation.faults import FAULTS, Trigger, Undo
 from tests.simulation.guardian_port import CONNECT_S
 from tests.simulation.healing import heal, not_whole, resume
 from tests.simulation.invariants import Invariants, Violation
 from tests.simulation.network import Network
 from tests.simulation.node import Node
-from tests.simulation.plan import LEADER, Fault, Plan
+from tests.simulation.plan import Fault, Plan
 from tests.simulation.postgres import Land, Server
 from tests.simulation.quick import quicken
 from tests.simulation.store import SimStore
@@ -71,6 +72,8 @@ class World:
         self.land = Land(self.engine, self.network)
         self.nodes: dict[str, Node] = {}
         self.boundaries: list[Trigger] = []
+        #: Whom an operator last asked to lead.
+        self.candidate = plan.names[-1]
         self.key_deleted_by_hand = False
         #: Until when two servers may be writable since then.
         self.two_until = 0.0
@@ -161,14 +164,22 @@ class World:
 
     def strike(self, fault: Fault) -> Undo | None:
         """It happens now. Returns what ends it before its time, where it lasts."""
-        if LEADER in fault.node:
-            holder = self.store.leader()
-            name = holder.name if holder is not None else self.plan.names[0]
-            fault = replace(fault, node=fault.node.replace(LEADER, name))
+        fault = self._named(fault)
         self.result.faults += 1
         self.result.fault_kinds[fault.kind] += 1
         self.trace("*", "fault", str(fault))
         return self.undo_later(fault, FAULTS[fault.kind](self, fault))
+
+    def _named(self, fault: Fault) -> Fault:
+        """With the names of those who lead, or are to lead, now."""
+        holder = self.store.leader()
+        leader = holder.name if holder is not None else self.plan.names[0]
+        if fault.other == CANDIDATE:
+            others = [name for name in self.plan.names if name != leader] or [leader]
+            self.candidate = others[int(fault.at * 1000) % len(others)]
+            fault = replace(fault, other=self.candidate)
+        node = self.candidate if fault.node == CANDIDATE else fault.node.replace(LEADER, leader)
+        return replace(fault, node=node)
 
     def undo_later(self, fault: Fault, undo: Undo | None) -> Undo | None:
         if undo is None:

@@ -45,7 +45,7 @@ def _move_into(copy: str) -> None:
 
 def main(jobs: str) -> None:
     """Prints a list, in the order of the jobs."""
-    logging.disable(logging.CRITICAL)  # a mutant may complain as it likes
+    logging.getLogger().addHandler(logging.NullHandler())  # a mutant may complain as it likes
     with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
         print(json.dumps(pool.map(play, json.loads(jobs), chunksize=1)))
 

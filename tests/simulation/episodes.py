@@ -1,0 +1,66 @@
+"""Calm schedules: in a healthy cluster something begins, something goes wrong in the middle of it, then there
+is time to recover, and so on.
+
+Theory. Where faults come thick, few hand-overs get as far as the window in which one fault would matter. Here
+the second fault comes within moments of the first, at the member that leads, at the one that is to lead next,
+or anywhere. Each episode is drawn from a stream of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.simulation.plan import Draw, Fault, Maker
+
+#: What an episode may begin with: kind -> how often, against the others.
+BEGINS = {
+    "switchover": 10.0,
+    "failover": 1.5,
+    "kill-agent": 2.0,
+    "stop-agent": 1.5,
+    "freeze-agent": 1.5,
+    "isolate-from-dcs": 2.5,
+    "isolate": 1.5,
+    "kill-postmaster": 1.5,
+    "power-cut": 1.0,
+    "freeze-host": 0.5,
+    "pause": 1.5,
+    "restart": 0.5,
+    "store-down": 0.5,
+    "boundary": 1.0,
+}
+#: No schedule lasts for more.
+EPISODES = 40
+#: The first one begins when the cluster has come up, seconds.
+FIRST_S = 5.0
+
+
+#: Who is met: whoever leads at that moment, and the standby that was last asked to.
+LEADER, CANDIDATE = "leader", "candidate"
+
+
+def episodes(stream: Callable[[str], Draw], kinds: Mapping[str, tuple[float, Maker]]) -> Iterator[Fault]:
+    """`stream` makes a draw for a purpose."""
+    at = FIRST_S
+    for number in range(EPISODES):
+        draw = stream(f"episode {number}")
+        yield from _episode(draw, kinds, at)
+        at += draw.ttl_s * draw.rng.uniform(1.2, 3.0) + draw.rng.uniform(1.0, 4.0)
+
+
+def _episode(draw: Draw, kinds: Mapping[str, tuple[float, Maker]], at: float) -> Iterator[Fault]:
+    rng = draw.rng
+    kind = draw.by_weight(BEGINS)
+    first = kinds[kind][1](draw, at)
+    if kind in ("switchover", "failover"):
+        yield replace(first, other=CANDIDATE)
+    else:
+        yield replace(first, node=LEADER) if first.node in draw.names else first
+    for _ in range(rng.choice((0, 1, 1, 2, 3))):
+        at += rng.expovariate(1.0 / rng.choice((0.02, 0.1, 0.5, draw.ttl_s / 2)))
+        more = kinds[draw.by_weight({kind: weight for kind, (weight, _) in kinds.items()})][1](draw, at)
+        where = rng.choice((LEADER, LEADER, CANDIDATE, CANDIDATE, more.node))
+        yield replace(more, node=where) if more.node in draw.names else more
