@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
 import stat
-import tempfile
 import urllib.request
-from collections.abc import Iterator
 from email.message import Message
 from functools import partial
 from pathlib import Path
-
-import pytest
 
 from tests.support.cluster import Cluster, Node, bin_dir
 from tests.support.wait import wait_for
 
 QUIET = {"logging_collector": "off"}
-
-
-@pytest.fixture
-def scratch() -> Iterator[Path]:
-    """A directory that every user may write to and read."""
-    directory = Path(tempfile.mkdtemp(prefix="haagent-effects-"))
-    directory.chmod(0o777)
-    yield directory
-    shutil.rmtree(directory, ignore_errors=True)
 
 
 def login(user: str, password: str) -> dict[str, str]:
@@ -64,7 +50,7 @@ def environment_of(pid: int) -> dict[str, str]:
     return dict(entry.split("=", 1) for entry in text.split("\0") if "=" in entry)
 
 
-def test_variables_win_over_the_file_and_are_kept_from_postgresql(scratch: Path) -> None:
+def test_variables_win_over_the_file_and_are_kept_from_postgresql(shared: Path) -> None:
     """The file is wrong in all that a variable says."""
     cluster = Cluster(nodes=1, parameters=QUIET)
     node = cluster.nodes[0]
@@ -107,7 +93,7 @@ def test_variables_win_over_the_file_and_are_kept_from_postgresql(scratch: Path)
         "PATRONI_RESTAPI_PASSWORD": "geheim",
         "PATRONI_RESTAPI_HTTP_EXTRA_HEADERS": "X-Place: here",
         "PATRONI_RESTAPI_SERVER_TOKENS": "minimal",
-        "PATRONI_LOG_DIR": str(scratch),
+        "PATRONI_LOG_DIR": str(shared),
         "PATRONI_LOG_LEVEL": "INFO",
         "PATRONI_LOG_FORMAT": "%(levelname)s <%(message)s>",
         "PATRONI_LOG_MODE": "0604",
@@ -139,7 +125,7 @@ def test_variables_win_over_the_file_and_are_kept_from_postgresql(scratch: Path)
         roles = node.sql("select rolname from pg_roles where rolname !~ '^pg_' order by 1")
         assert roles == [("postgres",), ("rewinder",), ("streamer",)]
 
-        (log,) = scratch.glob("patroni.log")
+        (log,) = shared.glob("patroni.log")
         assert stat.S_IMODE(log.stat().st_mode) == 0o604
         assert "INFO <initialized a new cluster" in log.read_text()
 
@@ -150,13 +136,13 @@ def test_variables_win_over_the_file_and_are_kept_from_postgresql(scratch: Path)
         assert inherited["MALLOC_ARENA_MAX"] == "3"
 
 
-def test_files_and_connections_are_as_the_file_says(scratch: Path) -> None:
+def test_files_and_connections_are_as_the_file_says(shared: Path) -> None:
     cluster = Cluster(nodes=2, store="local", parameters=QUIET)
-    custom = scratch / "custom.conf"
+    custom = shared / "custom.conf"
     custom.write_text("work_mem = '7MB'\n")
     custom.chmod(0o644)
     for node in cluster.nodes:
-        conf = scratch / f"conf-{node.name}"
+        conf = shared / f"conf-{node.name}"
         conf.mkdir()
         conf.chmod(0o777)
         address = f"{node.address}/32"
@@ -188,7 +174,7 @@ def test_files_and_connections_are_as_the_file_says(scratch: Path) -> None:
     with cluster:
         primary = cluster.wait_streaming(1)
         (standby,) = cluster.replicas()
-        conf = scratch / f"conf-{standby.name}"
+        conf = shared / f"conf-{standby.name}"
         assert setting(standby, "config_file") == str(conf / "server.conf")
         assert setting(standby, "hba_file") == str(conf / "pg_hba.conf")
         assert setting(standby, "ident_file") == str(conf / "pg_ident.conf")
@@ -280,9 +266,9 @@ def test_bootstrap_hba_is_for_servers_whose_lines_nobody_gives() -> None:
         assert text.splitlines()[-1] == hba[-1]
 
 
-def test_logs_go_where_the_section_says(scratch: Path) -> None:
+def test_logs_go_where_the_section_says(shared: Path) -> None:
     log = {
-        "dir": str(scratch),
+        "dir": str(shared),
         "file_size": 2000,
         "file_num": 2,
         "type": "json",
@@ -290,14 +276,14 @@ def test_logs_go_where_the_section_says(scratch: Path) -> None:
         "static_fields": {"place": "here"},
     }
     with Cluster(nodes=1, store="local", node_config={"log": log}, parameters=QUIET) as cluster:
-        node, second = cluster.leader(), scratch / "patroni.log.2"
+        node, second = cluster.leader(), shared / "patroni.log.2"
         asked = lambda: node.rest("/reload", "POST")[0] == 202 and second.exists()  # noqa: E731
         cluster.wait_for(asked, 60, "the log was rotated twice")
         node.stop()
-        files = sorted(path.name for path in scratch.iterdir())
+        files = sorted(path.name for path in shared.iterdir())
         assert files == ["patroni.log", "patroni.log.1", "patroni.log.2"]
-        lines = [line for name in files for line in (scratch / name).read_text().splitlines()]
-        assert all((scratch / name).stat().st_size < 10_000 for name in files)
+        lines = [line for name in files for line in (shared / name).read_text().splitlines()]
+        assert all((shared / name).stat().st_size < 10_000 for name in files)
         for entry in map(json.loads, lines):
             assert entry["place"] == "here"
             assert {"message", "severity"} <= set(entry)

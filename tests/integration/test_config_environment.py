@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import yaml
 
 from tests.integration.test_cluster_crash import diverge
@@ -22,14 +18,6 @@ from tests.support.cluster import REPOSITORY, Cluster, Node, bin_dir
 from tests.support.wait import holds_for
 
 QUIET = {"logging_collector": "off"}
-
-
-@pytest.fixture
-def scratch() -> Iterator[Path]:
-    directory = Path(tempfile.mkdtemp(prefix="haagent-sources-"))
-    directory.chmod(0o755)
-    yield directory
-    shutil.rmtree(directory, ignore_errors=True)
 
 
 def haagent(*arguments: str, **variables: str) -> tuple[int, str]:
@@ -176,9 +164,9 @@ def test_with_start_timeout_zero_a_crashed_primary_is_handed_over() -> None:
         cluster.wait_streaming(1)
 
 
-def test_a_failed_rewind_may_be_cloned_again(scratch: Path) -> None:
-    program(scratch, "pg_rewind", "echo 'pg_rewind: fatal: no luck' >&2; exit 1")
-    allowed = {"bin_dir": str(scratch), "remove_data_directory_on_rewind_failure": True}
+def test_a_failed_rewind_may_be_cloned_again(shared: Path) -> None:
+    program(shared, "pg_rewind", "echo 'pg_rewind: fatal: no luck' >&2; exit 1")
+    allowed = {"bin_dir": str(shared), "remove_data_directory_on_rewind_failure": True}
     cluster = Cluster(nodes=2, store="local", ttl=4, parameters=QUIET)
     cluster.node_config = {"postgresql": allowed}
     with cluster:
@@ -193,13 +181,13 @@ def test_a_failed_rewind_may_be_cloned_again(scratch: Path) -> None:
         assert old.value("select to_regclass('lost_with_the_node') is null")
 
 
-def test_a_start_that_takes_longer_goes_on_by_itself(scratch: Path) -> None:
+def test_a_start_that_takes_longer_goes_on_by_itself(shared: Path) -> None:
     """Until pg_ctl_timeout the start is a job; then the server is one that starts, and the agent is free."""
-    waiting = scratch / "wait"
+    waiting = shared / "wait"
     real = f"{bin_dir()}/postgres"
     wait = f'case "$*" in *-D*) while [ -e {waiting} ]; do sleep 0.1; done;; esac'
-    program(scratch, "postgres", f'{wait}\nexec {real} "$@"')
-    settings = {"bin_dir": str(scratch), "pg_ctl_timeout": 2}
+    program(shared, "postgres", f'{wait}\nexec {real} "$@"')
+    settings = {"bin_dir": str(shared), "pg_ctl_timeout": 2}
     cluster = Cluster(nodes=1, store="local", ttl=4, node_config={"postgresql": settings}, parameters=QUIET)
     with cluster:
         node = cluster.leader()

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from tests.support.certificates import Authority
 from tests.support.cluster import REPOSITORY, Cluster, Node, merged
 
 PASSWORD = "key-geheim"
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="haagent-tls-"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
 
 
 def ctl(directory: Path, node: Node, section: dict[str, Any], *arguments: str) -> tuple[int, str]:
@@ -36,8 +24,8 @@ def ctl(directory: Path, node: Node, section: dict[str, Any], *arguments: str) -
     return done.returncode, done.stdout + done.stderr
 
 
-def test_haagentctl_over_https(directory: Path) -> None:
-    ours, theirs = Authority(directory), Authority(directory, "theirs")
+def test_haagentctl_over_https(shared: Path) -> None:
+    ours, theirs = Authority(shared), Authority(shared, "theirs")
     # Made for another host: agents do not look at that among themselves, haagentctl does unless told not to.
     server, client = ours.issue("server", host="elsewhere.example.org"), ours.issue("client", PASSWORD)
     stranger = theirs.issue("stranger")
@@ -64,10 +52,10 @@ def test_haagentctl_over_https(directory: Path) -> None:
 
         def switchover(section: dict[str, Any], *options: str) -> tuple[int, str]:
             wish = ("switchover", "--candidate", second.name, "--force")
-            return ctl(directory, first, section, *options, *wish)
+            return ctl(shared, first, section, *options, *wish)
 
         def reload(section: dict[str, Any], *options: str) -> tuple[int, str]:
-            return ctl(directory, first, section, *options, "reload", cluster.scope, "--force")
+            return ctl(shared, first, section, *options, "reload", cluster.scope, "--force")
 
         # Without a certificate, or with a foreign one, nobody is let in; an unknown server is not believed.
         unchecked = certified | {"insecure": True}

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.support import processes
 from tests.support.cluster import Cluster
 
 QUIET = {"logging_collector": "off"}
-
-
-@pytest.fixture
-def scripts() -> Iterator[Path]:
-    directory = Path(tempfile.mkdtemp(prefix="haagent-scripts-"))
-    directory.chmod(0o777)
-    yield directory
-    shutil.rmtree(directory, ignore_errors=True)
 
 
 def script(directory: Path, text: str) -> Path:
@@ -31,15 +18,15 @@ def script(directory: Path, text: str) -> Path:
     return path
 
 
-def test_the_program_finds_a_server_that_nobody_else_can_reach(scripts: Path) -> None:
+def test_the_program_finds_a_server_that_nobody_else_can_reach(shared: Path) -> None:
     cluster = Cluster(nodes=2, store="local", parameters={**QUIET, "work_mem": "9MB"})
     node = cluster.nodes[0]
     api, sql = node.api_port, node.sql_port
     program = script(
-        scripts,
+        shared,
         f"""
         set -eu
-        cd {scripts}
+        cd {shared}
         printf '%s\\n' "$@" > arguments
         stat -c %a "$PGPASSFILE" > mode
         psql -XAtd "${{!#}}" -c 'create role application login' -c 'create database application'
@@ -56,25 +43,25 @@ SQL
     with cluster:
         primary = cluster.wait_streaming(1)
         (standby,) = cluster.replicas()
-        first, conninfo = (scripts / "arguments").read_text().splitlines()
+        first, conninfo = (shared / "arguments").read_text().splitlines()
         words = dict(word.split("=", 1) for word in conninfo.split())
         assert first == "first word"
         assert words["user"] == words["dbname"] == "postgres"
         assert words["port"] == str(sql)
         assert "super-secret" not in conninfo
         assert not Path(words["host"]).exists(), "its socket directory is gone"
-        assert (scripts / "mode").read_text().strip() == "600"
-        assert (scripts / "seen").read_text().strip() == "local|0|9MB|f|f"
-        assert (scripts / "tcp").read_text().strip() == "refused"
-        assert (scripts / "primary").read_text() == "503"
+        assert (shared / "mode").read_text().strip() == "600"
+        assert (shared / "seen").read_text().strip() == "local|0|9MB|f|f"
+        assert (shared / "tcp").read_text().strip() == "refused"
+        assert (shared / "primary").read_text() == "503"
         for one in (primary, standby):
             assert one.value("select count(*) from pg_database where datname = 'application'") == 1
         assert primary.value("select rolreplication from pg_roles where rolname = 'replicator'") is True
         assert primary.value("select timeline_id from pg_control_checkpoint()") == 1
 
 
-def test_a_program_that_fails_leaves_no_cluster(scripts: Path) -> None:
-    program = script(scripts, "echo 'no licence for this' >&2; exit 3\n")
+def test_a_program_that_fails_leaves_no_cluster(shared: Path) -> None:
+    program = script(shared, "echo 'no licence for this' >&2; exit 3\n")
     cluster = Cluster(nodes=1, node_config={"bootstrap": {"post_init": str(program)}}, parameters=QUIET)
     node = cluster.nodes[0]
     try:
@@ -90,19 +77,19 @@ def test_a_program_that_fails_leaves_no_cluster(scripts: Path) -> None:
         cluster.close()
 
 
-def test_an_agent_killed_under_the_program_begins_anew(scripts: Path) -> None:
+def test_an_agent_killed_under_the_program_begins_anew(shared: Path) -> None:
     program = script(
-        scripts,
+        shared,
         f"""
-        echo "$$" >> {scripts}/runs
-        [ "$(wc -l < {scripts}/runs)" -gt 1 ] || exec sleep 1000
+        echo "$$" >> {shared}/runs
+        [ "$(wc -l < {shared}/runs)" -gt 1 ] || exec sleep 1000
         """,
     )
     cluster = Cluster(
         nodes=1, store="local", ttl=4, node_config={"bootstrap": {"post_bootstrap": str(program)}},
         parameters=QUIET,
     )  # fmt: skip
-    node, runs = cluster.nodes[0], scripts / "runs"
+    node, runs = cluster.nodes[0], shared / "runs"
     try:
         cluster.start_store()
         node.start()

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.integration.test_cluster_crash import QUIET, diverge
 from tests.support.certificates import Authority
@@ -16,16 +11,9 @@ from tests.support.cluster import Cluster
 PASSWORD = "key-geheim"
 
 
-@pytest.fixture
-def authority() -> Iterator[Authority]:
-    directory = Path(tempfile.mkdtemp(prefix="haagent-tls-"))
-    directory.chmod(0o755)
-    yield Authority(directory)
-    shutil.rmtree(directory, ignore_errors=True)
-
-
-def test_agents_log_in_by_certificate(authority: Authority) -> None:
+def test_agents_log_in_by_certificate(shared: Path) -> None:
     """PostgreSQL lets nobody in without one; streaming, rewind and the agent's own sessions work."""
+    authority = Authority(shared)
     server = authority.issue("server")
     logins = {}
     for role, user in (("superuser", "postgres"), ("replication", "replicator"), ("rewind", "rewind_user")):
