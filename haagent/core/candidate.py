@@ -78,8 +78,10 @@ def standing(obs: Observation, memory: Memory) -> Standing:
     assert not isinstance(obs.cluster, Unavailable)
     local = local_checks(obs, memory)
     cluster = _cluster_checks(obs, memory, obs.cluster)
-    if any(check.passed is False for check in local + cluster):
-        return Standing(local + cluster, ())
+    refused = [check.rule for check in local + cluster if check.passed is False]
+    if refused:
+        again = _to_ask_again(obs, memory, obs.cluster) if refused == ["request"] else ()
+        return Standing(local + cluster, again)
     unknown = any(check.passed is None for check in local + cluster)
     if not unknown and _is_handed_over(obs, memory, obs.cluster):
         nobody = Check("peers.asked", True, "the key was handed over with all WAL: nobody needs to be asked")
@@ -258,22 +260,38 @@ def _request_check(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -
         return Check("request", True, "nobody else was asked for")
     if request.candidate is not None and _fit(obs, memory, cluster, request.candidate):
         return Check("request", False, f"{request.candidate} was asked for and is fit")
+    if _to_ask_again(obs, memory, cluster):
+        return Check("request", False, f"{request.candidate} was asked for, and may have come up by now")
     if request.leader == obs.me.name and _others_fit(obs, memory, cluster, request):
         return Check("request", False, "this member was asked to step down and another one is fit")
     return Check("request", True, "the member that was asked for is not fit")
 
 
 def _fit(obs: Observation, memory: Memory, cluster: ClusterSnapshot, name: str) -> bool:
-    """The named member can be expected to take the key: present, able, and not known to be silent.
+    """The named member can be expected to take the key: present, able, and not known to be silent."""
+    peer = obs.peers.get(name)
+    silent = isinstance(peer, PeerSilent) and _fresh(obs, memory, peer)
+    return _able(obs, memory, cluster, name) and not silent
 
-    A candidate may not hold the others up for ever: one ttl after the key went, the race is free."""
+
+def _able(obs: Observation, memory: Memory, cluster: ClusterSnapshot, name: str) -> bool:
+    """By its own word. A candidate may not hold the others up for ever: one ttl after the key went, the race
+    is free."""
     member = cluster.member(name)
     missing = memory.leader_missing_since
     late = missing is not None and obs.now > missing + obs.settings.ttl_s
-    if member is None or member.tags.nofailover or member.cannot_lead or late:
-        return False
-    peer = obs.peers.get(name)
-    return not (isinstance(peer, PeerSilent) and _fresh(obs, memory, peer))
+    return member is not None and not (member.tags.nofailover or member.cannot_lead or late)
+
+
+def _to_ask_again(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> tuple[str, ...]:
+    """The candidate that was asked for, when it was silent before the key went: it may have been starting
+    then, after an earlier switchover, and the last leader found it fit."""
+    request, since = request_in_force(obs, cluster), memory.leader_missing_since
+    name = request.candidate if request is not None else None
+    peer = obs.peers.get(name) if name is not None else None
+    if not isinstance(peer, PeerSilent) or since is None or peer.asked_at >= since:
+        return ()
+    return (peer.name,) if _able(obs, memory, cluster, peer.name) else ()
 
 
 def _others_fit(obs: Observation, memory: Memory, cluster: ClusterSnapshot, request: FailoverRequest) -> bool:

@@ -242,6 +242,16 @@ def test_a_member_that_was_asked_for_goes_first_while_it_is_fit() -> None:
     assert standing(silent_candidate, REMEMBERS).may_lead
 
 
+def test_a_candidate_that_was_silent_before_the_key_went_is_asked_again() -> None:
+    """As it was started after an earlier switchover, perhaps."""
+    view = asked(left(), request(candidate="pg2"))
+    before = replace(no_answer("pg2"), asked_at=NOW - 2)
+    judged = standing(racing(lost_stream(), view, peers=(before,)), REMEMBERS)
+    assert (judged.may_lead, judged.ask) == (False, ("pg2",))
+    unable = replace(view, members=(member("pg1"), member("pg2", cannot_lead="promote.failed: it did")))
+    assert standing(racing(lost_stream(), unable, peers=(before,)), REMEMBERS).may_lead
+
+
 # --- explain while somebody leads -----------------------------------------------------------------
 
 
