@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, tzinfo
 from html import escape
 from typing import Any, NoReturn
 
 from dateutil import parser as dates
+from dateutil import tz
 
 from haagent.api.view import Answer
 from haagent.core.restart import RestartWish
@@ -195,10 +197,18 @@ def _schedule(text: str | None) -> str | None:
     return None if text is None or text.strip().lower() in ("", _NOW) else text
 
 
+def _zone(name: str | None, offset_s: int | None) -> tzinfo | None:
+    """The zone somebody wrote; None for a name that says no more here than it would elsewhere."""
+    if offset_s is not None:
+        return tz.tzoffset(name, offset_s)
+    return tz.tzlocal() if name in time.tzname else None
+
+
 def _moment(text: str, action: str, now: datetime) -> datetime | Answer:
     """The point in time with its zone, or why it is none to schedule an `action` for."""
     try:
-        moment = dates.parse(text)
+        moment = dates.parse(text, tzinfos=_zone)
+        is_past = moment.tzinfo is not None and moment < now  # an offset of days is a ValueError here
     except (ValueError, OverflowError, TypeError, RecursionError):
         return Answer(
             422,
@@ -206,6 +216,6 @@ def _moment(text: str, action: str, now: datetime) -> datetime | Answer:
         )
     if moment.tzinfo is None:
         return Answer(400, f"Timezone information is mandatory for the scheduled {action}")
-    if moment < now:
+    if is_past:
         return Answer(422, f"Cannot schedule {action} in the past")
     return moment

@@ -196,12 +196,12 @@ def _switchover() -> Schema:
 def _failover() -> Schema:
     """Keys beside these are ignored."""
     properties = {
-        "candidate": NAME,
+        "candidate": nullable(TEXT),
         "member": described(nullable(TEXT), "Another word for `candidate`"),
         "leader": described(nullable(TEXT), "Given, the request is a switchover"),
     }
-    one_of = [{"required": ["candidate"]}, {"required": ["member"], "properties": {"member": NAME}}]
-    return {"type": "object", "properties": properties, "anyOf": one_of}
+    named = [{"required": [word], "properties": {word: NAME}} for word in ("candidate", "member")]
+    return {"type": "object", "properties": properties, "anyOf": named}
 
 
 def _restart() -> Schema:

@@ -38,6 +38,7 @@ FUTURE_S = 4070908800.0
 BAD_TIMEOUT = "Timeout should be a positive number of seconds"
 BAD_TIME = "Unable to parse scheduled timestamp. It should be in an unambiguous format, e.g. ISO 8601"
 SAME = "Switchover target and source are the same"
+NO_ZONE = "Timezone information is mandatory for the scheduled restart"
 BAD_ROLE = "PostgreSQL role should be either primary, standby_leader, or replica"
 BAD_VERSION = "Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted: "
 
@@ -86,6 +87,8 @@ BAD_VERSION = "Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted: "
         ("/restart", {"timeout": "5 parsecs"}, 400, BAD_TIMEOUT),
         ("/restart", {"schedule": "2020-01-01T00:00Z"}, 422, "Cannot schedule restart in the past"),
         ("/restart", {"schedule": "nonsense"}, 422, BAD_TIME),
+        ("/restart", {"schedule": "2099-01-01T00:00:00+99:99"}, 422, BAD_TIME),
+        ("/restart", {"schedule": "2099-01-01 10:00 CET"}, 400, NO_ZONE),
         ("/reinitialize", {"force": "yes"}, 400, "force: must be true or false"),
     ],
 )
