@@ -78,6 +78,19 @@ def test_agents_are_scraped_and_rules_evaluated(cluster: Cluster, prometheus: Pr
     ] == []
 
 
+def test_every_panel_of_the_dashboard_shows_something(cluster: Cluster, prometheus: Prometheus) -> None:
+    panels = json.loads((CONFIGS / "grafana-dashboard.json").read_text())["panels"]
+    queries = [
+        target["expr"].replace("$scope", cluster.scope) for panel in panels for target in panel["targets"]
+    ]
+    assert len(queries) >= len(panels) > 10
+
+    def empty() -> list[str]:
+        return [query for query in queries if not prometheus.get("query", query=query)["result"]]
+
+    cluster.wait_for(lambda: not empty(), 60, "no panel is empty")
+
+
 def page(node: Node) -> str:
     text = node.rest("/metrics")[1]
     assert isinstance(text, str)
@@ -152,6 +165,17 @@ def test_what_happens_is_counted(cluster: Cluster) -> None:
     winner = next(node for node in others if node.is_primary())
     counted = "haagent_failovers_total failover"
     cluster.wait_for(lambda: grown(samples(winner), failovers[winner.name], counted), 60, "the failover")
+
+
+def test_a_fence_without_an_agent_is_counted_by_the_next_one(cluster: Cluster) -> None:
+    node = cluster.leader()
+    node.kill_agent()
+    others = [other for other in cluster.nodes if other is not node]
+    cluster.wait_for(lambda: any(other.is_primary() for other in others), 60, "another one takes over")
+    assert node.postmaster_pid() is None
+    node.start()
+    cluster.wait_for(lambda: node.status("/liveness") == 200, 60, "the next agent is there")
+    assert samples(node)["haagent_fencings_total guardian"] == 1
 
 
 def grown(now: dict[str, float], before: dict[str, float], name: str) -> bool:

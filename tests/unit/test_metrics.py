@@ -45,6 +45,32 @@ patroni_pending_restart gauge 0
 patroni_is_paused gauge 0
 patroni_postgres_state gauge 5
 """
+#: The same of its primary.
+PRIMARY_OF_PATRONI = """
+patroni_version gauge 040105
+patroni_postgres_running gauge 1
+patroni_postmaster_start_time gauge 1795233567.322518
+patroni_primary gauge 1
+patroni_xlog_location counter 67108960
+patroni_standby_leader gauge 0
+patroni_replica gauge 0
+patroni_sync_standby gauge 0
+patroni_quorum_standby gauge 0
+patroni_xlog_received_location counter 0
+patroni_xlog_replayed_location counter 0
+patroni_xlog_replayed_timestamp gauge 0
+patroni_xlog_paused gauge 0
+patroni_postgres_streaming gauge 0
+patroni_postgres_in_archive_recovery gauge 0
+patroni_postgres_server_version gauge 150020
+patroni_cluster_unlocked gauge 0
+patroni_failsafe_mode_is_active gauge 0
+patroni_postgres_timeline gauge 1
+patroni_dcs_last_seen gauge 1795233591
+patroni_pending_restart gauge 0
+patroni_is_paused gauge 0
+patroni_postgres_state gauge 5
+"""
 STATES = (
     "# Values: 0=initdb, 1=initdb_failed, 2=custom_bootstrap, 3=custom_bootstrap_failed, 4=creating_replica, "
     "5=running, 6=starting, 7=bootstrap_starting, 8=start_failed, 9=restarting, 10=restart_failed, "
@@ -68,6 +94,19 @@ def own(numbers: Numbers, published: Published = PRIMARY) -> dict[str, float]:
     return {(words := line.rsplit(" ", 1))[0].replace(',scope="demo"', ""): float(words[1]) for line in named}
 
 
+def shown_as_patroni_does(published: Published, until: float | None, expected: str) -> None:
+    lines = page(published, until).splitlines()
+    samples = [line for line in lines if line.startswith("patroni_")]
+    types = {words[2]: words[3] for words in (line.split() for line in lines if line.startswith("# TYPE"))}
+    shown = [
+        f"{name} {types[name]} {line.split()[-1]}" for line in samples for name in [line.partition("{")[0]]
+    ]
+    wanted = expected.split("\n")[1:-1]
+    assert shown[: len(wanted)] == wanted
+    assert all('{scope="demo",name="n1"} ' in line for line in samples)
+    assert STATES in lines
+
+
 def test_a_replica_shows_what_patroni_shows() -> None:
     standby = sample(
         True,
@@ -75,16 +114,14 @@ def test_a_replica_shows_what_patroni_shows() -> None:
         receive_lsn=Lsn(67108960),
         replay_lsn=Lsn(67108960),
     )
-    lines = page(member("replica", sample=standby, dcs_last_seen=1795233587)).splitlines()
-    samples = [line for line in lines if line.startswith("patroni_")]
-    types = {words[2]: words[3] for words in (line.split() for line in lines if line.startswith("# TYPE"))}
-    shown = [
-        f"{name} {types[name]} {line.split()[-1]}" for line in samples for name in [line.partition("{")[0]]
-    ]
-    expected = REPLICA_OF_PATRONI.split("\n")[1:-1]
-    assert shown[: len(expected)] == expected
-    assert all('{scope="demo",name="n1"} ' in line for line in samples)
-    assert STATES in lines
+    replica = member("replica", sample=standby, dcs_last_seen=1795233587)
+    shown_as_patroni_does(replica, None, REPLICA_OF_PATRONI)
+
+
+def test_a_primary_shows_what_patroni_shows() -> None:
+    server = sample(False, postmaster_start_time="2026-11-21 03:59:27.322518+00:00", flush_lsn=Lsn(67108960))
+    primary = member("primary", sample=server, dcs_last_seen=1795233591)
+    shown_as_patroni_does(primary, LEASE, PRIMARY_OF_PATRONI)
 
 
 def test_every_sample_has_help_and_type_before_it() -> None:
