@@ -7,6 +7,7 @@ name server in trouble delays nobody (hazard H7). Everything that fails here fai
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import ssl
 import threading
@@ -150,7 +151,9 @@ def one_line(text: str) -> str:
 
 
 def short(error: BaseException) -> str:
-    return one_line(str(error)) or type(error).__name__
+    """The cause in one line, without the object that urllib3 puts in front."""
+    text = re.sub(r"^HTTPS?Connection\([^)]*\): ", "", str(error))
+    return one_line(text) or type(error).__name__
 
 
 class _AddressBook:

@@ -115,6 +115,8 @@ def test_with_a_trickling_server_every_call_ends_unknown(proxy: TcpProxy, connec
 def test_with_no_server_every_call_ends_unknown(connect: Connect) -> None:
     client = connect(f"http://127.0.0.1:{free_port()}")
     all_end_unknown(client, LeaseHandle("4711", 1))
+    with pytest.raises(DcsUnavailable, match=r"^etcd: 127\.0\.0\.1:\d+: Failed to establish"):
+        client.snapshot(SHORT_S)
 
 
 def test_a_name_that_does_not_resolve_is_unavailable(connect: Connect) -> None:
