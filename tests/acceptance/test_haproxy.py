@@ -83,5 +83,19 @@ def test_traffic_goes_through_a_switchover(routed: Routed) -> None:
     assert evidence.missing(new.dsn) == []
 
 
+def test_traffic_comes_back_when_the_primary_is_lost(routed: Routed) -> None:
+    cluster = routed.cluster
+    lost = cluster.leader()
+    with Writers(routed) as writers:
+        writers.wait_acknowledged(50)
+        lost.kill_all()
+        writers.wait_acknowledged(50)
+        new = cluster.leader()
+        assert new is not lost
+        lost.start()
+        wait_for(lambda: routed.readers() == standbys(cluster, new), 60, "the lost one is a replica again")
+    assert writers.evidence().overlaps() == []
+
+
 def standbys(cluster: Cluster, primary: Node) -> set[int]:
     return {node.sql_port for node in cluster.nodes if node is not primary}

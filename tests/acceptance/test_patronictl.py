@@ -161,3 +161,13 @@ def test_a_switchover_is_scheduled_flushed_and_done_in_time(cluster: Cluster) ->
     patronictl(cluster, "switchover", *options, "--scheduled", after(4))
     cluster.wait_for(node.is_primary, 60, "it is switched over in time")
     assert cluster.wait_streaming(2) is node
+
+
+def test_a_living_cluster_survives_its_removal_from_the_store(cluster: Cluster) -> None:
+    leader, before = cluster.leader(), patronictl(cluster, "show-config")
+    old = [node.postmaster_pid() for node in cluster.nodes]
+    patronictl(cluster, "remove", "demo", stdin=f"demo\nYes I am aware\n{leader.name}\n")
+    cluster.wait_for(lambda: len(rows(cluster, "list")) == 3, 60, "all members are there again")
+    assert cluster.wait_streaming(2) is leader
+    assert patronictl(cluster, "show-config") == before
+    assert [node.postmaster_pid() for node in cluster.nodes] == old
