@@ -95,15 +95,21 @@ class Journal:
     ) -> Event | None:
         """Record a decision; `line` is its text for people (contract 7.3), `reason` when it has none.
 
+        Of several lines all but the last stand before it in the log.
         `lsn` may be an Lsn or text. Returns the event, None for a heartbeat.
         """
         known = {"epoch": epoch, "timeline": timeline, "lsn": lsn, "took_ms": _rounded(took_ms)}
         clean = self._clean(known | fields)
         text = line if line is not None else reason
+        repeated = heartbeat and text == self._last_line
+        *before, last = line.split("\n") if line is not None else [reason]
+        for said in before:
+            self._log(level, said, {"rule": rule}, repeated)
         if heartbeat:
-            self._log(level, text, {"rule": rule, **clean}, repeated=text == self._last_line)
+            self._log(level, last, {"rule": rule, **clean}, repeated)
             self._last_line = text
             return None
+        text = last
         return self._record(level, text, "decision", rule, reason, clean)
 
     def event(self, kind: str, reason: str, *, level: int = logging.INFO, **fields: Any) -> Event:

@@ -464,10 +464,13 @@ def _nobody_ahead(
     """A member with more WAL goes first; one that cannot lead holds us up for at most one ttl (H13)."""
     if manual_failover_to_me(obs, cluster):
         return Check("peer.ahead", True, "waived by a manual failover")
-    ahead = [p.name for p in answers if _blocks(obs, memory, p) and _is_ahead(obs, p)]
-    return Check(
-        "peer.ahead", not ahead, f"{', '.join(ahead)} has more WAL" if ahead else "nobody has more WAL"
-    )
+    ahead = [p for p in answers if _blocks(obs, memory, p) and _is_ahead(obs, p)]
+    return Check("peer.ahead", not ahead, "; ".join(map(_ahead, ahead)) or "nobody has more WAL")
+
+
+def _ahead(peer: PeerAnswer) -> str:
+    """In the words of contract 7.3."""
+    return f"Wal position of {peer.name} is ahead of my wal position"
 
 
 def _blocks(obs: Observation, memory: Memory, peer: PeerAnswer) -> bool:
@@ -495,23 +498,38 @@ def _nobody_preferred(obs: Observation, cluster: ClusterSnapshot, answers: list[
     request = request_in_force(obs, cluster)
     if request is not None and request.candidate == obs.me.name:
         return Check("peer.priority", True, "this member was asked for")
-    mine = obs.me.tags.failover_priority
-    better = [
-        p.name
-        for p in answers
-        if not p.tags.nofailover
-        and not p.watchdog_failed
-        and p.cannot_lead is None
-        and p.tags.failover_priority > mine
-        and position_in_my_history(obs, p) == my_position(obs)
-    ]
-    return Check(
-        "peer.priority",
-        not better,
-        f"{', '.join(better)} has the same WAL and a higher failover_priority"
-        if better
-        else "nobody preferred",
+    better = [p for p in answers if p.cannot_lead is None and not p.watchdog_failed and _is_preferred(obs, p)]
+    said = "; ".join(_preferred(obs, p) for p in better)
+    return Check("peer.priority", not better, said or "nobody preferred")
+
+
+def _is_preferred(obs: Observation, peer: PeerAnswer) -> bool:
+    higher = peer.tags.failover_priority > obs.me.tags.failover_priority and not peer.tags.nofailover
+    return higher and position_in_my_history(obs, peer) == my_position(obs)
+
+
+def _preferred(obs: Observation, peer: PeerAnswer) -> str:
+    """In the words of contract 7.3."""
+    theirs, mine = peer.tags.failover_priority, obs.me.tags.failover_priority
+    return (
+        f"{peer.name} has equally tolerable WAL position and priority {theirs}, "
+        f"while this node has priority {mine}"
     )
+
+
+def why_not_me(obs: Observation, winner: str) -> str | None:
+    """What spoke for the member that has just taken the key, as far as it was asked; for people."""
+    peer = obs.peers.get(winner)
+    asked_lately = peer is not None and peer.asked_at >= obs.now - ANSWER_LIFE_S
+    if (
+        not isinstance(peer, PeerAnswer)
+        or not asked_lately
+        or not isinstance(obs.instance.sample, InstanceSample)
+    ):
+        return None
+    if _is_ahead(obs, peer):
+        return _ahead(peer)
+    return _preferred(obs, peer) if _is_preferred(obs, peer) else None
 
 
 # --- the primary looks for a successor ----------------------------------------------------------

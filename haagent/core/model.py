@@ -403,7 +403,7 @@ class Decision:
     #: Look again after so many seconds even if nothing happens; None means the usual loop_wait.
     again_in_s: float | None = None
     refusals: tuple[Refusal, ...] = ()
-    #: Line of contract 7.3 for log type `plain`; defaults to `reason`.
+    #: Line of contract 7.3 for log type `plain`, or several; defaults to `reason`.
     line: str | None = None
     #: A heartbeat says nothing new: it is not an event.
     heartbeat: bool = False

@@ -19,12 +19,13 @@ from haagent.core.actions import (
     StopInstance,
     SyncSlots,
 )
-from haagent.core.model import Identity, Instance, Memory, Observation, Rejoin, Unavailable
+from haagent.core.model import Identity, Instance, Memory, Observation, Peer, Rejoin, Unavailable
 from postgres_ctl.facts import ControlState, DataDirState, InstanceSample
 from tests.unit.core_facts import (
     EPOCH,
     NO_LEASE,
     NOW,
+    OPTIME,
     SETTINGS,
     answer,
     cluster,
@@ -367,6 +368,25 @@ def test_a_new_leader_is_followed() -> None:
     view = cluster("pg2", 6, members=(member("pg1"), member("pg2", role="primary")))
     decision = judge(following(standby(), view))
     assert (decision.rule, decision.actions) == ("follow.leader", (Follow("pg2"),))
+
+
+@pytest.mark.parametrize(
+    ("peer", "said"),
+    [
+        (
+            answer("pg2", tags=tags(failover_priority=2)),
+            "pg2 has equally tolerable WAL position and priority 2, while this node has priority 1",
+        ),
+        (answer("pg2", OPTIME + 8), "Wal position of pg2 is ahead of my wal position"),
+        (answer("pg2"), None),
+        (no_answer("pg2"), None),
+    ],
+)
+def test_who_lost_a_race_tells_why(peer: Peer, said: str | None) -> None:
+    view = cluster("pg2", 6, members=(member("pg1"), member("pg2", role="primary")))
+    decision = judge(following(standby(), view, peers=(peer,)))
+    assert decision.rule == "follow.leader"
+    assert decision.line == (f"{said}\nfollowing new leader pg2" if said else None)
 
 
 def test_on_storage_that_hangs_no_further_write_is_tried() -> None:

@@ -15,7 +15,7 @@ from haagent.core.actions import (
     StartStandby,
     StopInstance,
 )
-from haagent.core.candidate import interesting_peers
+from haagent.core.candidate import interesting_peers, why_not_me
 from haagent.core.memory import evolve_rejoin
 from haagent.core.model import Decision, Memory, Observation, PeerSilent, evolve
 from haagent.core.rules import common
@@ -271,7 +271,10 @@ def wrong_upstream(obs: Observation, memory: Memory) -> Decision | None:
         return None
     if obs.instance.storage_hangs:
         return _storage_hangs(memory, source)
-    return Decision("follow.leader", _following(key.name, source), memory, (Follow(source),), 1.0)
+    reason = _following(key.name, source)
+    why = why_not_me(obs, key.name)
+    line = f"{why}\n{reason}" if why is not None else None
+    return Decision("follow.leader", reason, memory, (Follow(source),), 1.0, line=line)
 
 
 def _address(obs: Observation, name: str | None) -> tuple[str, int] | None:

@@ -195,6 +195,7 @@ def standby_races(obs: Observation, memory: Memory) -> Decision | None:
             "race.store-went-back", reason, memory, (StopInstance("fast", reason, before_stop=True),)
         )
     why = "; ".join(f"{r.rule}: {r.detail}" for r in judged.refusals)
+    told = [r.detail for r in judged.refusals if r.rule in ("peer.ahead", "peer.priority")]
     change = slots.plan(obs, memory)
     return Decision(
         "race.refused",
@@ -203,6 +204,6 @@ def standby_races(obs: Observation, memory: Memory) -> Decision | None:
         (change,) if change is not None else (),
         1.0,
         judged.refusals,
-        line="following a different leader because I am not allowed to promote",
+        line="\n".join((*told, "following a different leader because I am not allowed to promote")),
         heartbeat=True,
     )
