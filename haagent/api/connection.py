@@ -39,6 +39,8 @@ class Limits:
     body_s: float = 10.0
     #: For a whole answer to be taken by the client.
     send_s: float = 10.0
+    #: For what one request computes before others go on beside it; see `haagent.api.turn`.
+    turn_s: float = 1.0
     #: Polite reading of what a refused client still sends, so that it gets to read the answer.
     linger_s: float = 1.0
     #: Further lowered to half of the process's file descriptors.

@@ -60,7 +60,7 @@ class HttpServer:
         self.tls = tls
         self.server_header = server_header
         self.limits = limits or Limits()
-        self.turns = Turns()
+        self.turns = Turns(self.limits.turn_s)
         self._host, self._asked_port = host, port
         self._listeners: list[socket.socket] = []
         self._connections: dict[Connection, None] = {}

@@ -6,8 +6,8 @@ second, and a quarter of them did not come through in time. So a connection's th
 renders only while it has the turn, and gives it back whenever it waits: for its client, the store,
 PostgreSQL, the end of an operation. Threads that wait for the turn do not ask for the interpreter.
 
-A turn takes milliseconds. Whoever holds it for LONGEST_TURN_S hangs, and the others go on without him: a new
-turn is made, and what he gives back later is nobody's.
+A turn takes milliseconds. Who holds it for `longest_s` hangs, and the others go on without him: a new turn is
+made, and what he gives back later is nobody's.
 """
 
 from __future__ import annotations
@@ -22,14 +22,12 @@ from flask import request
 
 log = logging.getLogger("haagent.api")
 
-#: Seconds.
-LONGEST_TURN_S = 1.0
-
 
 class Turns:
     """Whose turn it is among the connections of one server."""
 
-    def __init__(self) -> None:
+    def __init__(self, longest_s: float) -> None:
+        self._longest_s = longest_s
         self._lock = threading.Lock()
         self._since = 0.0
 
@@ -37,7 +35,7 @@ class Turns:
         """Wait for the turn; what is returned is to be released."""
         while True:
             lock = self._lock
-            if not lock.acquire(timeout=LONGEST_TURN_S):
+            if not lock.acquire(timeout=self._longest_s):
                 self._go_on_without(lock)
             elif lock is self._lock:
                 self._since = time.monotonic()
@@ -47,7 +45,7 @@ class Turns:
 
     def _go_on_without(self, lock: threading.Lock) -> None:
         held_s = time.monotonic() - self._since
-        if held_s >= LONGEST_TURN_S and lock is self._lock:
+        if held_s >= self._longest_s and lock is self._lock:
             log.warning("a request computes for %.1f s: the others go on without it", held_s)
             self._lock = threading.Lock()
 
