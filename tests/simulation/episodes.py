@@ -31,6 +31,7 @@ BEGINS = {
     "restart": 0.5,
     "store-down": 0.5,
     "boundary": 1.0,
+    "delete-leader": 0.4,
 }
 #: No schedule lasts for more.
 EPISODES = 40

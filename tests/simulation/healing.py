@@ -77,6 +77,9 @@ def not_whole(world: World) -> str:
     primary = world.server_of(holder.name)
     if primary is None or not primary.writable_now:
         return f"one-primary: {holder.name} holds the key and is not writable"
+    guardian = world.nodes[holder.name].guardian_logic
+    if guardian is None or guardian.lease.disarmed:
+        return f"one-primary: {holder.name} leads without a fence"
     for node in world.nodes.values():
         server = node.host.server
         if node.name == holder.name or node.stays_out:
@@ -134,17 +137,13 @@ def _obeys(world: World, bound: float) -> None:
     """A healthy cluster does what it is told: a restart of a standby, then a switchover."""
     ends = world.engine.now + bound
     for make in (_a_restart, _a_switchover):
-        last = "nothing"
-        while make(world) is not None and not world.invariants.violations:
-            wish = make(world)
-            assert wish is not None
-            last = _ask(world, wish, ends)
-            if last == "200":
+        while (wish := make(world)) is not None and not world.invariants.violations:
+            said = _ask(world, wish, ends)
+            if said == "200":
                 break
             if world.engine.now >= ends:
-                world.invariants.violated(
-                    "liveness.answered", f"{wish.what} was not done within {bound:g} s: {last}"
-                )
+                text = f"{wish.what} was not done within {bound:g} s: {said}"
+                world.invariants.violated("liveness.answered", text)
     if not world.invariants.violations:
         _until_whole(world, bound)
 
@@ -177,8 +176,10 @@ def _obedient(world: World) -> list[Node]:
 
 
 def _a_restart(world: World) -> _Wish | None:
-    nodes = _obedient(world) or list(world.nodes.values())
-    node = nodes[world.plan.seed % len(nodes)]
+    holder, nodes = world.store.leader(), _obedient(world)
+    if holder is None:
+        return None
+    node = nodes[world.plan.seed % len(nodes)] if nodes else world.nodes[holder.name]
     return _Wish(f"restart of {node.name}", node, lambda agent: agent.operations.restart(ALWAYS))
 
 

@@ -296,6 +296,7 @@ TOGETHER = (
     ("isolate-from-dcs", "freeze-guardian"),
     ("isolate-from-dcs", "freeze-agent"),
     ("isolate-from-dcs", "freeze-postmaster"),
+    ("isolate-from-dcs", "freeze-postmaster", "kill-guardian"),
     ("isolate-from-dcs", "kill-postmaster"),
     ("isolate-from-dcs", "stuck-postgres"),
     ("isolate-from-dcs", "kill-agent"),
@@ -386,6 +387,9 @@ FIRST: tuple[Maker, ...] = (
 )
 
 
+_IN_EPISODES = KINDS | {"delete-leader": (0.2, RARE["delete-leader"])}
+
+
 def _rare(draw: Draw, end: float, fresh: bool) -> list[Fault]:
     """Some of the rare things, in the first half of a plan that ends then."""
     rng = draw.rng
@@ -422,7 +426,7 @@ def common_plan(seed: int) -> Plan:
     draw.ttl_s = float(ttl)
     faults = tuple(_faults(draw, seed))
     if seed >= AIMED and _share(seed, "calm") < CALM_SHARE:
-        faults = tuple(sorted(episodes(draw.another, KINDS), key=lambda fault: fault.at))
+        faults = tuple(sorted(episodes(draw.another, _IN_EPISODES), key=lambda fault: fault.at))
     elif seed >= AIMED:
         faults = tuple(_aimed(Draw(seed, "aim"), draw.names, draw.ttl_s, faults))
     return Plan(
