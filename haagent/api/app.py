@@ -21,8 +21,9 @@ from werkzeug.exceptions import HTTPException
 from dcs.api import boottime
 from dcs.errors import DcsError
 from haagent.api import access, control, dashboard, openapi
-from haagent.api.body import SMALL_BODY_BYTES, BodyReader, Refused
+from haagent.api.body import SMALL_BODY_BYTES, BodyReader
 from haagent.api.config import RestConfig
+from haagent.api.gate import Gate, Refused
 from haagent.api.health import bare_status, health_status, liveness_status, readiness_status
 from haagent.api.metrics import CONTENT_TYPE, metrics_text
 from haagent.api.status import history_json, patroni_json
@@ -36,9 +37,12 @@ log = logging.getLogger("haagent.api")
 PEER_REFRESH_S = 1.0
 #: Peers that may have a fresh sample taken at the same time; more are answered from the last one.
 MAX_REFRESHES = 8
-#: Reads of the store for clients at the same time, and how long one more waits for a place, seconds.
-MAX_STORE_READS = 4
-STORE_READ_PATIENCE_S = 2.0
+#: Reads of the store for clients at the same time; how many more wait for a place, and how long, seconds.
+MAX_STORE_READS, MAX_STORE_READERS_WAITING, STORE_READ_PATIENCE_S = 4, 60, 2.0
+#: Calls that change something, at the same time.
+MAX_OPERATIONS = 32
+#: Host names of the allowlist that are looked up at the same time.
+MAX_LOOK_UPS = 8
 
 Handler = Callable[[], Response]
 P = ParamSpec("P")
@@ -110,7 +114,9 @@ class _Reading:
     def __init__(self, port: AgentPort) -> None:
         self._port = port
         self._refreshes = threading.BoundedSemaphore(MAX_REFRESHES)
-        self._store_reads = threading.BoundedSemaphore(MAX_STORE_READS)
+        self._store = Gate(
+            "reads of the store", MAX_STORE_READS, MAX_STORE_READERS_WAITING, STORE_READ_PATIENCE_S
+        )
         self._dashboard_html = dashboard.page()
         self._openapi = openapi.as_text()
 
@@ -147,13 +153,8 @@ class _Reading:
 
     def _from_store(self, read: Callable[[], T]) -> T:
         """What `read` reads. A crowd of clients must not become one at the store. Raises Refused."""
-        with aside():
-            if not self._store_reads.acquire(timeout=STORE_READ_PATIENCE_S):
-                raise Refused(503, "too many reads of the store at the same time")
-            try:
-                return read()
-            finally:
-                self._store_reads.release()
+        with self._store.passed():
+            return read()
 
     def cluster(self) -> Response:
         cluster = self._from_store(self._port.read_cluster)
@@ -203,6 +204,8 @@ class _Changing:
         self._port = port
         self._config = config
         self._bodies = BodyReader()
+        self._operations = Gate("operations", MAX_OPERATIONS)
+        self._look_ups = Gate("look-ups of host names", MAX_LOOK_UPS)
 
     def handlers(self) -> Mapping[tuple[str, str], Handler]:
         checked: dict[tuple[str, str], Handler] = {
@@ -210,11 +213,11 @@ class _Changing:
             ("POST", "failover"): lambda: self.switchover(is_failover=True),
             ("POST", "restart"): self.restart,
             ("POST", "reinitialize"): self.reinitialize,
-            ("POST", "reload"): lambda: _done(self._port.reload),
-            ("PATCH", "config"): lambda: _done(self._port.patch_config, self._bodies.needed()),
-            ("PUT", "config"): lambda: _done(self._port.put_config, self._bodies.needed()),
-            ("DELETE", "switchover"): lambda: _done(self._port.delete_switchover),
-            ("DELETE", "restart"): lambda: _done(self._port.delete_restart),
+            ("POST", "reload"): lambda: self._done(self._port.reload),
+            ("PATCH", "config"): lambda: self._done(self._port.patch_config, self._bodies.needed()),
+            ("PUT", "config"): lambda: self._done(self._port.put_config, self._bodies.needed()),
+            ("DELETE", "switchover"): lambda: self._done(self._port.delete_switchover),
+            ("DELETE", "restart"): lambda: self._done(self._port.delete_restart),
             ("POST", "failsafe"): lambda: _text(502, "failsafe mode is not enabled"),
             ("POST", "citus"): self.mpp,
             # The contract's answer; it acts on Windows only.
@@ -233,7 +236,9 @@ class _Changing:
                 authorization=request.headers.get("Authorization"),
             )
             members_count = name != "failsafe"
-            refusal = access.refusal(self._config, self._port.published(), caller, members_count, _resolve)
+            refusal = access.refusal(
+                self._config, self._port.published(), caller, members_count, self._resolve
+            )
             if refusal is None:
                 return handler()
             response = _text(refusal.status, refusal.text)
@@ -243,21 +248,31 @@ class _Changing:
 
         return guarded
 
+    def _resolve(self, name: str) -> set[access.IpAddress]:
+        with self._look_ups.passed():
+            return access.resolve(name)
+
+    def _done(self, call: Callable[P, Answer], *wish: P.args, **more: P.kwargs) -> Response:
+        """The answer of a call that may take long."""
+        with self._operations.passed():
+            answer = call(*wish, **more)
+        return _answer(answer)
+
     def switchover(self, is_failover: bool) -> Response:
         body = self._bodies.needed()
         asked = control.switchover_request(body, is_failover, self._paused(), datetime.now(UTC))
         if isinstance(asked, Answer):
             return _answer(asked)
         is_manual_failover, wish = asked
-        return _done(self._port.failover if is_manual_failover else self._port.switchover, wish)
+        return self._done(self._port.failover if is_manual_failover else self._port.switchover, wish)
 
     def restart(self) -> Response:
         asked = control.restart_request(self._bodies.optional(), self._paused(), datetime.now(UTC))
-        return _answer(asked) if isinstance(asked, Answer) else _done(self._port.restart, asked)
+        return _answer(asked) if isinstance(asked, Answer) else self._done(self._port.restart, asked)
 
     def reinitialize(self) -> Response:
         asked = control.reinitialize_request(self._bodies.optional())
-        return _answer(asked) if isinstance(asked, Answer) else _done(self._port.reinitialize, asked)
+        return _answer(asked) if isinstance(asked, Answer) else self._done(self._port.reinitialize, asked)
 
     def mpp(self) -> Response:
         """A Citus worker tells its coordinator what it is about to do; no member of ours is one."""
@@ -270,18 +285,6 @@ class _Changing:
 
 def _query() -> str:
     return request.query_string.decode("latin-1")
-
-
-def _resolve(name: str) -> set[access.IpAddress]:
-    with aside():
-        return access.resolve(name)
-
-
-def _done(call: Callable[P, Answer], *wish: P.args, **more: P.kwargs) -> Response:
-    """The answer of a call that may take long."""
-    with aside():
-        answer = call(*wish, **more)
-    return _answer(answer)
 
 
 def _answer(answer: Answer) -> Response:

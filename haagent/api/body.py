@@ -7,12 +7,12 @@ clients can make us hold is `MAX_LARGE_BODIES` large bodies, and one small one p
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 from flask import request
 
 from haagent.api import control
+from haagent.api.gate import Gate, Refused
 from haagent.api.http1 import MAX_BODY_BYTES
 
 #: Every request but a dynamic configuration is far smaller.
@@ -21,19 +21,11 @@ SMALL_BODY_BYTES = 16 * 1024
 MAX_LARGE_BODIES = 4
 
 
-class Refused(Exception):
-    """The call ends here with this answer."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status, self.text = status, text
-
-
 class BodyReader:
     """Reads the body of the request that is being handled. Thread safe."""
 
     def __init__(self) -> None:
-        self._large = threading.BoundedSemaphore(MAX_LARGE_BODIES)
+        self._large = Gate("large bodies", MAX_LARGE_BODIES)
 
     def needed(self, max_bytes: int = MAX_BODY_BYTES) -> dict[str, Any]:
         """The object, which must have at least one key. Raises Refused."""
@@ -58,12 +50,8 @@ class BodyReader:
             raise Refused(413, f"the body is larger than {max_bytes} bytes")
         if length <= SMALL_BODY_BYTES:
             return _parsed(length)
-        if not self._large.acquire(blocking=False):
-            raise Refused(503, "too many large bodies at the same time")
-        try:
+        with self._large.passed():
             return _parsed(length)
-        finally:
-            self._large.release()
 
 
 def _parsed(length: int) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def _health_check(path: str, meaning: str) -> dict[str, Any]:
 
 # --- what can be read -----------------------------------------------------------------------------
 
-_NO_STORE = {"503": "The store cannot be reached"}
+_NO_STORE = {"503": "The store cannot be reached, or too many ask for it"}
 
 
 def _json(description: str, schema: Schema) -> dict[str, Any]:
@@ -152,6 +152,9 @@ def _json(description: str, schema: Schema) -> dict[str, Any]:
 
 def _texts(answers: Mapping[str, str]) -> dict[str, Any]:
     return {status: {"description": meaning, "content": _TEXT} for status, meaning in answers.items()}
+
+
+_BUSY = _texts({"503": "Too many calls at the same time"})
 
 
 def _get(path: str, summary: str, responses: Mapping[str, Any], *parameters: Schema) -> dict[str, Any]:
@@ -172,6 +175,7 @@ def _reading() -> dict[str, Any]:
         "200": {"description": "OpenAPI", "content": {"application/json": {"schema": {"type": "object"}}}}
     }
     cluster = {"200": _json("All members by name", ref("Cluster")), **_texts(_NO_STORE)}
+    explanation = {"200": _json("Rule by rule", ref("Explanation")), **_BUSY}
     history = {"200": _json("Oldest first", ref("History")), **_texts(_NO_STORE)}
     return {
         **_get("/liveness", "The main loop is on time", probe),
@@ -182,9 +186,7 @@ def _reading() -> dict[str, Any]:
         **_get("/config", "Dynamic configuration", config),
         **_get("/failsafe", "Members that failsafe mode would ask", addresses),
         **_get("/metrics", "Numbers for Prometheus", numbers),
-        **_get(
-            "/explain", "Could this member take over now?", {"200": _json("Rule by rule", ref("Explanation"))}
-        ),
+        **_get("/explain", "Could this member take over now?", explanation),
         **_get("/events", "Latest events of the agent", {"200": _json("Oldest first", ref("Events"))}),
         **_get("/dashboard", "A page that shows the cluster live", page),
         **_get("/openapi.json", "This document", whole),
@@ -233,7 +235,7 @@ def _call(
         responses = {**_texts(limits), **responses}
         content = {"application/json": {"schema": ref(body)}}
         operation["requestBody"] = {"required": body_needed, "content": content}
-    answers = {**responses, **(_ACCESS if is_guarded else {})}
+    answers = {**_BUSY, **_ACCESS, **responses} if is_guarded else responses
     return {method: {**operation, **access, "responses": dict(sorted(answers.items()))}}
 
 

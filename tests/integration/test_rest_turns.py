@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable
@@ -10,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from haagent.api.app import MAX_STORE_READS
+from haagent.api.app import MAX_OPERATIONS, MAX_STORE_READS
 from haagent.api.connection import Limits
-from tests.support.rest import DEADLINE_S, Agent, ask, dial, get, serving
+from tests.support.rest import ANSWER_S, DEADLINE_S, Agent, ask, dial, get, serving
 from tests.support.wait import wait_for
 
 #: A request that does not give its turn back would hold all others up.
@@ -99,6 +100,29 @@ def test_a_crowd_that_reads_the_store_is_no_crowd_at_the_store() -> None:
         agent.release.set()
         statuses = sorted(reply.result(DEADLINE_S).status for reply in crowd)
     assert statuses == [200] * MAX_STORE_READS + [503]
+
+
+def test_a_crowd_at_a_store_that_hangs_leaves_room_for_checks() -> None:
+    agent = HangingAgent("read_cluster")
+    with serving(agent, Limits(connections=80)) as server, contextlib.ExitStack() as stack:
+        stack.callback(agent.release.set)
+        for _ in range(150):
+            stack.enter_context(dial(server, b"GET /cluster HTTP/1.1\r\n\r\n"))
+        for _ in range(5):
+            assert ask(server, "GET", "/primary", timeout_s=ANSWER_S).status == 200
+
+
+def test_operations_have_room_for_so_many() -> None:
+    agent = HangingAgent("restart")
+    with serving(agent) as server, ThreadPoolExecutor(MAX_OPERATIONS) as pool:
+        running = [pool.submit(ask, server, "POST", "/restart") for _ in range(MAX_OPERATIONS)]
+        for _ in running:
+            assert agent.entered.acquire(timeout=DEADLINE_S)
+        refused = ask(server, "POST", "/reload")
+        assert (refused.status, refused.text) == (503, "too many operations at the same time")
+        agent.release.set()
+        assert {call.result(DEADLINE_S).status for call in running} == {200}
+        assert ask(server, "POST", "/reload").status == 200
 
 
 def test_a_slow_resolver_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
