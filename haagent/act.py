@@ -24,6 +24,7 @@ from haagent.instance import LocalInstance
 from haagent.jobs import InstanceJobs, JobRunner, Starting
 from haagent.lease_keeper import LeaseKeeper
 from haagent.peers import PeerAsker
+from haagent.watchdog import Watchdog
 from postgres_ctl.errors import PostgresError
 from postgres_ctl.facts import Lsn
 from postgres_ctl.slots import SlotPlan
@@ -62,9 +63,11 @@ class Interpreter:
         requests: Requests,
         leave: Callable[[int, str], None],
         hooks: Hooks,
+        watchdog: Watchdog,
     ) -> None:
         self.config, self.dcs, self.keeper, self.instance = config, dcs, keeper, instance
         self.runner, self.peers, self.requests, self.leave = runner, peers, requests, leave
+        self.watchdog = watchdog
         self._obs: Observation | None = None
         self._addresses: dict[str, tuple[str, int] | None] = {}
         self.jobs = InstanceJobs(instance, self._address, hooks)
@@ -85,6 +88,8 @@ class Interpreter:
             a.RetryStream: self._retry_stream,
             a.ApplyConfig: self._apply_config,
             a.SyncSlots: self._sync_slots,
+            a.OpenWatchdog: self._open_watchdog,
+            a.CloseWatchdog: self._close_watchdog,
             a.AskPeers: self._ask_peers,
             a.Initdb: self._initdb,
             a.Clone: self._clone,
@@ -295,6 +300,15 @@ class Interpreter:
         plan = SlotPlan(action.create, action.drop, tuple(action.advance.items()))
         for line in self.instance.pg.apply_slots(self.instance.actions_session, plan, SQL_S):
             log.warning("%s", line)
+        return True
+
+    def _open_watchdog(self, action: a.OpenWatchdog) -> bool:
+        assert action.guard.epoch is not None
+        self.watchdog.open(action.guard.epoch, action.timeout_s)
+        return True
+
+    def _close_watchdog(self, action: a.CloseWatchdog) -> bool:
+        self.watchdog.close()
         return True
 
     def _ask_peers(self, action: a.AskPeers) -> bool:

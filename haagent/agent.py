@@ -37,6 +37,7 @@ from haagent.core.model import Decision, Memory, Observation, Unavailable
 from haagent.core.outlook import outlook
 from haagent.core.publish import Addresses, cannot_lead, member_record, role_text, state_text
 from haagent.core.settings import Settings, parse_settings
+from haagent.core.watchdog import forbids
 from haagent.guardian_spawn import GuardianSilent, GuardianUnavailable
 from haagent.hooks import Hooks
 from haagent.instance import LocalInstance
@@ -49,6 +50,7 @@ from haagent.operations import Operations, RequestBox
 from haagent.peers import PeerAsker
 from haagent.ports import Ports
 from haagent.publisher import MemberPublisher
+from haagent.watchdog import Watchdog
 from postgres_ctl.facts import InstanceSample
 
 log = logging.getLogger(__name__)
@@ -108,6 +110,7 @@ class Agent:
         self._peer_port, self._reconfigured = ports.peers, ports.reconfigured
         self.dcs, self.journal = ports.dcs, ports.journal
         self.instance = LocalInstance(runtime, ports.postgres, ports.guardian, config, self.wake)
+        self.watchdog = Watchdog(runtime, ports.guardian, self.instance, config.watchdog)
         settings = self._first_settings()
         self.measures = Measures(runtime)
         self._takeovers = Takeovers(self.measures)
@@ -124,7 +127,15 @@ class Agent:
         self.peers = PeerAsker(runtime, ports.peers, config.name, self.wake)
         self.requests = RequestBox(runtime, self.wake)
         self.observer = Observer(
-            runtime, config, self.dcs, self.keeper, self.instance, self.runner, self.peers, self.measures
+            runtime,
+            config,
+            self.dcs,
+            self.keeper,
+            self.instance,
+            self.runner,
+            self.peers,
+            self.measures,
+            self.watchdog,
         )
         self.observer.settings = settings
         self.interpreter = Interpreter(
@@ -137,6 +148,7 @@ class Agent:
             self.requests,
             self._leave,
             Hooks(ports.programs, self.instance),
+            self.watchdog,
         )
         self.publisher = MemberPublisher(runtime, self.dcs, config.name)
         self.operations = Operations(self)
@@ -313,6 +325,7 @@ class Agent:
         else:
             self._replaced = event.cause if "took over" in event.cause else None
             self.instance.link = None
+            self.watchdog.guardian_lost()
             self.keeper.guardian_lost()
             self.journal.event("guardian-lost", f"the guardian is gone: {event.cause}")
         self.wake()
@@ -325,6 +338,7 @@ class Agent:
         self._met_guardian = True
         link = self.instance.link
         if link is not None:  # else it was lost again meanwhile, and is looked for in the next step
+            self.watchdog.guardian_found()
             self.keeper.use_guardian(link, state)
 
     def _keep_guardian(self) -> None:
@@ -491,6 +505,7 @@ class Agent:
             scheduled_restart=planned.wish.shown if planned is not None else None,
             note=memory.note,
             cannot_lead=cannot_lead(obs, memory),
+            watchdog_failed=forbids(obs) is not None,
             queued_log_records=queued_records(),
             lost_log_records=lost_records(),
         )

@@ -7,9 +7,11 @@ guardian starts a server or promotes it, and only under an armed, unexpired, ope
 
 This file is the start of the process. The rest, by file:
 guardian_logic (requests and entry points) on top of guardian_fence (the fence, the end of a postmaster),
-guardian_lease (deadline and epochs, pure), guardian_server (the postmaster, our own or adopted): all of it
-behind guardian_kernel, the ports. guardian_loop is the real kernel and the event loop, guardian_child
-whatever touches a disk, in forked children, guardian_wire the messages, guardian_os the system calls.
+guardian_lease (deadline and epochs, pure), guardian_server (the postmaster, our own or adopted),
+guardian_watchdog (the device that resets a host on which neither we nor the agent can act): all of it behind
+guardian_kernel, the ports. guardian_loop is the real kernel and the event loop, guardian_child whatever
+touches a disk or the watchdog (guardian_device), in forked children, guardian_wire the messages, guardian_os
+the system calls.
 guardian_client, guardian_spawn, guardian_types and guardian_direct are the agent's side. docs/guardian.md has
 the protocol.
 """

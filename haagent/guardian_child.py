@@ -11,11 +11,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
-from haagent import guardian_os
-from haagent.guardian_kernel import ABOUT_TO_EXEC, StartOrder
+from haagent import guardian_device, guardian_os
+from haagent.guardian_kernel import ABOUT_TO_EXEC, StartOrder, WatchdogOrder
 
 _SIGNALS_CHANGED = (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGTERM, signal.SIGCHLD)
 _STANDBY_SIGNALS = ("standby.signal", "recovery.signal")
@@ -30,7 +31,9 @@ def fork_postmaster(order: StartOrder) -> tuple[int, int]:
     """Fork the child that becomes the postmaster: its pid, and where its report is read. Raises OSError."""
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        pid = _fork(lambda: _become_postmaster(order, writer), keep_fd=writer, death_signal=signal.SIGQUIT)
+        pid = _fork(
+            lambda: _become_postmaster(order, writer), keep_fds=(writer,), death_signal=signal.SIGQUIT
+        )
     except OSError:
         os.close(reader)
         raise
@@ -41,15 +44,33 @@ def fork_postmaster(order: StartOrder) -> tuple[int, int]:
 
 def fork_promote_file(data_dir: str) -> int:
     """Fork the child that writes the promote signal file; it exits with 0 or an errno. Raises OSError."""
-    return _fork(lambda: _touch(os.path.join(data_dir, "promote")), keep_fd=None, death_signal=signal.SIGKILL)
+    return _fork(lambda: _touch(os.path.join(data_dir, "promote")), keep_fds=(), death_signal=signal.SIGKILL)
 
 
 def fork_note(text: str) -> int:
     """Fork the child that writes one line to the guardian's log. Raises OSError."""
-    return _fork(lambda: _write_note(text), keep_fd=None, death_signal=signal.SIGKILL)
+    return _fork(lambda: _write_note(text), keep_fds=(), death_signal=signal.SIGKILL)
 
 
-def _fork(body: Callable[[], int], keep_fd: int | None, death_signal: int) -> int:
+def fork_watchdog(order: WatchdogOrder, held_fd: int | None) -> tuple[int, socket.socket]:
+    """Fork the child that works on the watchdog device; the guardian holds it open as `held_fd`, or not yet.
+
+    Its pid, and where its report is found after its end: nothing when all went well, but the descriptor of a
+    device that it has opened; or what went wrong. Raises OSError."""
+    reader, writer = socket.socketpair()
+    reader.setblocking(False)
+    keep = (writer.fileno(),) if held_fd is None else (writer.fileno(), held_fd)
+    try:
+        pid = _fork(lambda: _work_on(order, held_fd, writer), keep, death_signal=signal.SIGKILL)
+    except OSError:
+        reader.close()
+        raise
+    finally:
+        writer.close()
+    return pid, reader
+
+
+def _fork(body: Callable[[], int], keep_fds: Collection[int], death_signal: int) -> int:
     guardian = os.getpid()
     # Blocked across the fork, so that a signal meant for the child waits for its handlers to be reset.
     mask = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
@@ -67,7 +88,7 @@ def _fork(body: Callable[[], int], keep_fd: int | None, death_signal: int) -> in
         guardian_os.set_death_signal(death_signal)
         if os.getppid() != guardian:
             os._exit(code)  # it died before the line above, so no signal will come
-        _close_inherited(keep_fd)
+        _close_inherited(keep_fds)
         for signum in _SIGNALS_CHANGED:
             signal.signal(signum, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -78,13 +99,13 @@ def _fork(body: Callable[[], int], keep_fd: int | None, death_signal: int) -> in
         os._exit(code & 0xFF)
 
 
-def _close_inherited(keep_fd: int | None) -> None:
-    """Everything above stderr but the report: a hung child must not hold the guardian's lock or sockets."""
-    if keep_fd is None:
-        os.closerange(3, _HIGHEST_FD)
-    else:
-        os.closerange(3, keep_fd)
-        os.closerange(keep_fd + 1, _HIGHEST_FD)
+def _close_inherited(keep_fds: Collection[int]) -> None:
+    """Everything above stderr but these: a hung child must not hold the guardian's lock or sockets."""
+    begin = 3
+    for fd in sorted(keep_fds):
+        os.closerange(begin, fd)
+        begin = fd + 1
+    os.closerange(begin, _HIGHEST_FD)
 
 
 def _become_postmaster(order: StartOrder, report_fd: int) -> int:
@@ -157,4 +178,28 @@ def _touch(path: str) -> int:
 
 def _write_note(text: str) -> int:
     os.write(2, f"{time.strftime('%Y-%m-%d %H:%M:%S %z')} {text}\n".encode())
+    return 0
+
+
+def _work_on(order: WatchdogOrder, held_fd: int | None, report: socket.socket) -> int:
+    fd = held_fd
+    try:
+        if fd is None:
+            fd = guardian_device.open_device(order.device, order.testing)
+        if order.timeout_s == 0:
+            guardian_device.switch_off(fd)
+            return 0
+        if guardian_os.boottime() >= order.before:
+            raise guardian_device.Unusable("the lease ended before it could be kept alive")
+        if order.program:
+            guardian_device.program(fd, order.testing, order.timeout_s)
+        guardian_device.keep_alive(fd)
+        if held_fd is None:
+            socket.send_fds(report, [b"+"], [fd])
+    except (OSError, guardian_device.Unusable) as fault:
+        if fd is not None and held_fd is None:
+            with contextlib.suppress(OSError):
+                guardian_device.switch_off(fd)  # it counts since it was opened
+        why = fault.strerror if isinstance(fault, OSError) and fault.strerror else str(fault)
+        report.send(f"{order.device}: {why}".encode())
     return 0

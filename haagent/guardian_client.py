@@ -199,6 +199,16 @@ class GuardianLink:
         """Pause: the deadline no longer fires, until the next `arm`."""
         return self._simple("disarm", deadline_s)
 
+    def watch(self, epoch: int, device: str, testing: bool, timeout_s: int, deadline_s: float) -> Simple:
+        """Have the watchdog device reset the host `timeout_s` after the last proof of the armed `epoch`, or
+        sooner, when the guardian cannot act. `testing`: it is a FIFO."""
+        fields = {"epoch": epoch, "device": device, "testing": testing, "timeout_s": timeout_s}
+        return self._simple("watch", deadline_s, **fields)
+
+    def unwatch(self, device: str, testing: bool, deadline_s: float) -> Simple:
+        """Switch the watchdog off, also one that a guardian which died has left on."""
+        return self._simple("unwatch", deadline_s, device=device, testing=testing)
+
     def hold(self, held: str | None, deadline_s: float) -> Simple:
         """Leave a text (at most 32 KiB) for the next agent; secrets are fine, it is never written."""
         return self._simple("hold", deadline_s, held=held)

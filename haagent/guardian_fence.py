@@ -19,6 +19,7 @@ from collections.abc import Callable
 from haagent.guardian_kernel import ABOUT_TO_EXEC, Held, Kernel, Message, Peer
 from haagent.guardian_lease import Lease
 from haagent.guardian_server import Adopted, Postmaster
+from haagent.guardian_watchdog import Watchdog
 
 #: Without postmaster, controller or lease the guardian leaves after this, seconds.
 IDLE_EXIT_S = 60.0
@@ -68,7 +69,9 @@ class GuardianFence:
         self.promoting: Waiting | None = None
         self.steps: list[Step] = []
         self.fencing = False
+        #: Children that belong to no postmaster.
         self.notes: set[int] = set()
+        self.watchdog = Watchdog(kernel, self.lease, self.notes)
         self.idle_at: float | None = None
         self._consider_idle()
         self._set_timer()
@@ -86,9 +89,13 @@ class GuardianFence:
             self._leave("idle")
 
     def _set_timer(self) -> None:
+        """Of the next thing to do. The watchdog follows what has become of the lease."""
+        self.watchdog.look()
         times = [step[0] for step in self.steps]
         if not self.fencing and self.lease.fires_at is not None:
             times.append(self.lease.fires_at)
+        if self.watchdog.next_at is not None and self.watchdog.child is None:
+            times.append(self.watchdog.next_at)
         if self.idle_at is not None:
             times.append(self.idle_at)
         self.kernel.set_timer(min(times, default=None))

@@ -29,6 +29,18 @@ class StartOrder(NamedTuple):
     fence_at: float | None
 
 
+class WatchdogOrder(NamedTuple):
+    """What a child does with the watchdog device: keep it alive for `timeout_s`, or switch it off (0).
+
+    `program`: set its timeout, too. Not one write at or after `before`, except to switch it off."""
+
+    device: str
+    testing: bool
+    timeout_s: int
+    program: bool
+    before: float
+
+
 class Peer(Protocol):
     """One connection. Messages are without the protocol's version, which the wire adds."""
 
@@ -96,10 +108,17 @@ class Kernel(Protocol):
     def fork_note(self, text: str) -> int:
         """A child that writes one line to the guardian's log. Raises OSError."""
 
+    def fork_watchdog(self, order: WatchdogOrder, on_end: Callable[[int, str], None]) -> int:
+        """A child that carries out the order; `on_end` is told its pid and what went wrong, "" when nothing.
+
+        The device that the first one opens stays open until one switches it off. Raises OSError.
+        """
+
     def reap(self) -> tuple[int, int] | None:
         """One dead child: pid, and exit code or minus the signal; None when nobody is to be reaped now.
 
-        What is left of a dead postmaster's report is told before this returns its pid.
+        What is left of a dead postmaster's report, and the end of a watchdog's child, is told before this
+        returns its pid.
         """
 
     def has_children(self) -> bool:

@@ -11,11 +11,13 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 
 from haagent.guardian_fence import IDLE_EXIT_S, GuardianFence, Waiting
 from haagent.guardian_kernel import ABOUT_TO_EXEC, Kernel, Message, Peer, StartOrder
 from haagent.guardian_lease import Refused
 from haagent.guardian_server import Adopted, Owned
+from haagent.guardian_watchdog import LEAST_S
 from haagent.guardian_wire import (
     POSTGRES_LOG_NAME,
     PROTOCOL,
@@ -34,6 +36,14 @@ MAX_HELD_BYTES = 32 * 1024
 STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
 
+def _device_in(request: Message) -> tuple[str, bool]:
+    """Path of a watchdog device, and whether it is a FIFO for tests. Raises BadMessage."""
+    device = need(request, "device", str)
+    if not device.startswith("/") or "\0" in device:
+        raise BadMessage("device: must be an absolute path")
+    return device, need(request, "testing", bool)
+
+
 class GuardianLogic(GuardianFence):
     """The guardian of one data directory. Readable at any time: `lease`, `server`, `fencing`, `state()`."""
 
@@ -44,7 +54,8 @@ class GuardianLogic(GuardianFence):
         self.handlers: dict[str, Callable[[Peer, Message], Message | None]] = {
             "hello": self._hello, "status": self._status, "arm": self._arm, "disarm": self._disarm,
             "close": self._close, "hold": self._hold, "start": self._start, "promote": self._promote,
-            "stop": self._stop, "adopt": self._adopt, "exit": self._exit,
+            "stop": self._stop, "adopt": self._adopt, "exit": self._exit, "watch": self._watch,
+            "unwatch": self._unwatch,
         }  # fmt: skip
 
     # --- entry points -----------------------------------------------------------------------------
@@ -65,7 +76,8 @@ class GuardianLogic(GuardianFence):
     def terminate(self) -> None:
         """Asked to end (SIGTERM); heard only while no postmaster lives."""
         if self.server is None:
-            self._leave("SIGTERM")
+            self._leave_watched("SIGTERM")
+            self._set_timer()
 
     def give_up(self) -> None:
         """A fault of our own is about to end this process: take the postmaster and its backends with it."""
@@ -124,6 +136,7 @@ class GuardianLogic(GuardianFence):
             "fencing": self.fencing,
             "last_exit": self.last_exit,
             "held": self.held,
+            "watchdog": self.watchdog.describe(),
             "memory_locked": self.memory_locked,
         }
 
@@ -164,6 +177,7 @@ class GuardianLogic(GuardianFence):
         self.lease.arm(session, epoch, fence_at, hard_at, self.kernel.now())
         if self.server is not None:
             self.server.come_under(epoch)
+        self.watchdog.proven()
         self._set_timer()  # before the answer: acknowledged means that the kernel holds it
         return {"fence_at": self.lease.fence_at, "hard_at": self.lease.hard_at}
 
@@ -306,7 +320,27 @@ class GuardianLogic(GuardianFence):
         hands_off = self.lease.disarmed and request.get("force") is True
         if server is not None and not (hands_off and isinstance(server, Adopted)):
             raise Refused(f"a postmaster or what it left still lives (pid {server.pid})")
-        self._leave("asked to exit", peer, request.get("id"))
+        self._leave_watched("asked to exit", peer, request.get("id"))
+
+    # --- the watchdog -------------------------------------------------------------------------------
+
+    def _watch(self, peer: Peer, request: Message) -> None:
+        """Before a server becomes writable under this epoch, and again when the timeout is another one."""
+        self.lease.check_open(epoch_in(request), self.kernel.now())
+        timeout_s = need(request, "timeout_s", int)
+        if timeout_s < LEAST_S:
+            raise BadMessage(f"timeout_s: must be {LEAST_S} or more")
+        self.watchdog.watch(*_device_in(request), timeout_s, partial(self._watchdog_done, peer, request))
+
+    def _unwatch(self, peer: Peer, request: Message) -> None:
+        self.watchdog.switch_off(*_device_in(request), partial(self._watchdog_done, peer, request))
+
+    def _watchdog_done(self, peer: Peer, request: Message, problem: str | None) -> None:
+        self._send(peer, {"id": request.get("id"), "ok": problem is None, "refused": problem})
+
+    def _leave_watched(self, why: str, peer: Peer | None = None, answer_id: object = None) -> None:
+        """Nothing runs here: a watchdog that is on is switched off first."""
+        self.watchdog.when_off(partial(self._leave, why, peer, answer_id))
 
     # --- the end of children ------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from haagent import guardian_child, guardian_os
-from haagent.guardian_kernel import Held, Message, StartOrder
+from haagent.guardian_kernel import Held, Message, StartOrder, WatchdogOrder
 from haagent.guardian_logic import GuardianLogic
 from haagent.guardian_wire import MAX_MESSAGE_BYTES, PROTOCOL, SOCKET_NAME, BadMessage, parse
 
@@ -90,6 +90,9 @@ class LinuxKernel:
         self.timer = guardian_os.BootTimer()
         self._directory_fd = directory_fd
         self._reports: dict[int, tuple[int, Callable[[bytes], None]]] = {}
+        self._watchdog_fd: int | None = None
+        #: Of the child that works on it: pid, its report, whom to tell.
+        self._watchdog_child: tuple[int, socket.socket, Callable[[int, str], None]] | None = None
 
     # --- time
 
@@ -127,6 +130,25 @@ class LinuxKernel:
     def fork_note(self, text: str) -> int:
         return guardian_child.fork_note(text)
 
+    def fork_watchdog(self, order: WatchdogOrder, on_end: Callable[[int, str], None]) -> int:
+        pid, report = guardian_child.fork_watchdog(order, self._watchdog_fd)
+        self._watchdog_child = pid, report, on_end
+        if order.timeout_s == 0 and self._watchdog_fd is not None:
+            os.close(self._watchdog_fd)  # the child's is the last one: its end closes the device
+            self._watchdog_fd = None
+        return pid
+
+    def _watchdog_ended(self, status: int) -> None:
+        assert self._watchdog_child is not None
+        (pid, report, on_end), self._watchdog_child = self._watchdog_child, None
+        text, fds = b"", list[int]()
+        with contextlib.suppress(BlockingIOError), report:
+            text, fds, _, _ = socket.recv_fds(report, 4096, 1, socket.MSG_CMSG_CLOEXEC)
+        if fds:
+            self._watchdog_fd = fds[0]
+        killed = f"its child ended with {status}" if status else ""
+        on_end(pid, "" if fds else text.decode("utf-8", "replace") or killed)
+
     def reap(self) -> tuple[int, int] | None:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -135,7 +157,10 @@ class LinuxKernel:
         if pid == 0:
             return None
         self._read_report(pid)
-        return pid, os.waitstatus_to_exitcode(status)
+        code = os.waitstatus_to_exitcode(status)
+        if self._watchdog_child is not None and self._watchdog_child[0] == pid:
+            self._watchdog_ended(code)
+        return pid, code
 
     def has_children(self) -> bool:
         try:

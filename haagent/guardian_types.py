@@ -49,6 +49,14 @@ class LastExit:
 
 
 @dataclass(frozen=True)
+class WatchdogState:
+    """The device is on. `fault`: why the last keepalive was not given; None while all is well."""
+
+    timeout_s: int
+    fault: str | None
+
+
+@dataclass(frozen=True)
 class GuardianState:
     """What the guardian knows. `armed` stays while disarmed: a restarted agent continues its handle (H5)."""
 
@@ -64,6 +72,7 @@ class GuardianState:
     last_exit: LastExit | None
     held: str | None
     memory_locked: bool
+    watchdog: WatchdogState | None = None
 
 
 # --- outcomes and events ------------------------------------------------------------------------------
@@ -159,6 +168,7 @@ def event_from(message: dict[str, Any]) -> GuardianEvent | None:
 def state_from(message: dict[str, Any]) -> GuardianState:
     """Unknown keys are left aside: a guardian may be newer or older than the agent."""
     armed, postmaster, last = message["armed"], message["postmaster"], message["last_exit"]
+    watchdog = message.get("watchdog")
     keys = ("pid", "start_ticks", "adopted", "running", "starting", "writable_epoch", "death_signal")
     return GuardianState(
         guardian_pid=message["guardian"],
@@ -177,4 +187,5 @@ def state_from(message: dict[str, Any]) -> GuardianState:
         last_exit=None if last is None else LastExit(last["pid"], last["status"], last["fenced"]),
         held=message["held"],
         memory_locked=message["memory_locked"],
+        watchdog=None if watchdog is None else WatchdogState(watchdog["timeout_s"], watchdog["fault"]),
     )

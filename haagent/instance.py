@@ -280,6 +280,11 @@ class LocalInstance:
                 self._state = answer
         return self._state
 
+    @property
+    def watchdog(self) -> guardian.WatchdogState | None:
+        """As the guardian said last."""
+        return self._state.watchdog if self._state is not None else None
+
     def _seems_alive(self) -> bool:
         state = self._state
         return state is not None and state.postmaster is not None

@@ -22,6 +22,7 @@ from haagent.lease_keeper import LeaseKeeper
 from haagent.measures import Measures
 from haagent.peers import PeerAsker
 from haagent.runtime import Runtime
+from haagent.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +52,13 @@ class Observer:
         runner: JobRunner,
         peers: PeerAsker,
         measures: Measures,
+        watchdog: Watchdog,
     ) -> None:
         self._now, self._wall = runtime.now, runtime.wall
         self._measures = measures
         self.config, self.dcs, self.keeper = config, dcs, keeper
         self._me = Identity(config.name, config.scope, config.tags)
-        self.instance, self.runner, self.peers = instance, runner, peers
+        self.instance, self.runner, self.peers, self.watchdog = instance, runner, peers, watchdog
         self.settings = Settings.default()
         self._config_seen: object = None
         self._local_seen: AgentConfig | None = None
@@ -88,6 +90,7 @@ class Observer:
             finished=finished,
             request=wishes.request,
             stopping=wishes.stopping,
+            watchdog=self.watchdog.facts(),
             asks_before_promotion=self.instance.effective.config.pre_promote is not None,
             scheduled_restart=wishes.scheduled_restart,
             wall=self._wall(),
@@ -134,5 +137,6 @@ class Observer:
     def use_config(self, config: AgentConfig) -> None:
         """A reloaded local file; takes effect with the next step."""
         self.config = config
+        self.watchdog.use(config.watchdog)
         self._me = Identity(config.name, config.scope, config.tags)
         self.instance.config = replace(config)

@@ -166,6 +166,12 @@ class GuardianLink(Protocol):
 
     def disarm(self, deadline_s: float) -> guardian.Simple: ...
 
+    def watch(
+        self, epoch: int, device: str, testing: bool, timeout_s: int, deadline_s: float
+    ) -> guardian.Simple: ...
+
+    def unwatch(self, device: str, testing: bool, deadline_s: float) -> guardian.Simple: ...
+
     def adopt(
         self, pid: int, start_ticks: int, deadline_s: float, writable: bool = True
     ) -> guardian.Simple: ...
@@ -184,6 +190,9 @@ class GuardianPort(Protocol):
         self, state_dir: str, data_dir: str, on_event: Callable[[guardian.GuardianEvent], None]
     ) -> GuardianLink:
         """Find it, or start one. Raises GuardianUnavailable; GuardianSilent when it does not answer."""
+
+    def device_problem(self, device: str, testing: bool) -> str | None:
+        """Why this user cannot use the watchdog device, as far as can be seen without opening it."""
 
     def fence_directly(self, postmaster_pid: int, data_dir: str) -> list[int]:
         """End PostgreSQL without the guardian; pids that still live (H10)."""

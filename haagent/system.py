@@ -11,7 +11,7 @@ from typing import Any
 import urllib3
 
 from dcs.factory import make_dcs
-from haagent import guardian_client, guardian_types, log
+from haagent import guardian_client, guardian_device, guardian_types, log
 from haagent.api import RestServer
 from haagent.config.types import AgentConfig
 from haagent.journal import Journal
@@ -233,6 +233,9 @@ class SystemGuardian:
         on_event: Callable[[guardian_types.GuardianEvent], None],
     ) -> guardian_client.GuardianLink:
         return guardian_client.GuardianLink.connect(state_dir, data_dir, on_event)
+
+    def device_problem(self, device: str, testing: bool) -> str | None:
+        return guardian_device.problem(device, testing)
 
     def fence_directly(self, postmaster_pid: int, data_dir: str) -> list[int]:
         return guardian_client.fence_directly(postmaster_pid, data_dir)

@@ -131,6 +131,8 @@ def _agent(published: Published) -> dict[str, Any]:
         fields["pending_restart"] = True
         fields["pending_restart_reason"] = restart_reasons(published.pending_restart_reason)
     fields["patroni"] = {"version": COMPATIBLE_VERSION, "scope": published.scope, "name": published.name}
+    if published.watchdog_failed:
+        fields["watchdog_failed"] = True
     if published.scheduled_restart is not None:
         fields["scheduled_restart"] = dict(published.scheduled_restart)
     if published.queued_log_records > SHORT_LOG_QUEUE:

@@ -49,6 +49,8 @@ class Published:
     note: str | None = None
     #: Why this member cannot take over now, one line; None when it could or it leads.
     cannot_lead: str | None = None
+    #: Its watchdog is required and cannot be used.
+    watchdog_failed: bool = False
     #: Log records that wait to be written, and those lost since the start.
     queued_log_records: int = 0
     lost_log_records: int = 0

@@ -23,6 +23,7 @@ from haagent.config.sections import (
     log_config,
     member_tags,
     restapi_config,
+    watchdog_config,
 )
 from haagent.config.sources import Environment, Tree, problem, read_path, read_yaml, take_environment
 from haagent.config.types import AgentConfig, ConfigErrors
@@ -90,6 +91,7 @@ def _build(checked: Checked, path: str | None) -> AgentConfig | None:
         postgresql=postgresql,
         tags=tags,
         log=log,
+        watchdog=watchdog_config(checked),
         source=path,
         warnings=tuple(checked.warnings),
         values=MappingProxyType(dict(checked.values)),

@@ -240,6 +240,21 @@ def _hooks() -> Iterator[Key]:
     yield Key(p + "before_stop", v.COMMAND, "Run before each planned stop", dynamic=True)
 
 
+def _watchdog() -> Iterator[Key]:
+    """See docs/guardian.md."""
+    w = "watchdog."
+    yield Key(
+        w + "mode", choice("off", "automatic", "required"),
+        "A device that resets a host which cannot fence itself: never, where it can be used, or else no lead",
+        "automatic",
+    )  # fmt: skip
+    yield Key(w + "device", v.PATH, "The device; this user must be allowed to write to it", "/dev/watchdog")
+    yield Key(
+        w + "safety_margin", whole(-1), "The host is reset so many seconds before `ttl`; -1: at half of it", 5
+    )
+    yield Key(w + "driver", choice("default", "testing"), "`testing`: the device is a FIFO", "default")
+
+
 #: Actions of callbacks (contract 6.6).
 CALLBACKS = ("on_start", "on_stop", "on_restart", "on_reload", "on_role_change")
 
@@ -263,12 +278,6 @@ def _bootstrap() -> Iterator[Key]:
 
 
 def _later_sections() -> Iterator[Key]:
-    yield Key(
-        "watchdog.mode", choice("off", "automatic", "required"), "Hardware watchdog", "off",
-        status=Status.LATER, harmless=("off",), refused=("required",),
-    )  # fmt: skip
-    for name in ("device", "safety_margin", "driver"):
-        yield Key(f"watchdog.{name}", v.ANY, "Belongs to watchdog.mode", status=Status.NO_EFFECT)
     yield Key(
         "citus.group",
         v.ANY,
@@ -313,7 +322,18 @@ def _dcs() -> Iterator[Key]:
 
 KEYS: dict[str, Key] = {
     key.path: key
-    for part in (_top, _log, _restapi, _ctl, _postgresql, _hooks, _bootstrap, _later_sections, _dcs)
+    for part in (
+        _top,
+        _log,
+        _restapi,
+        _ctl,
+        _postgresql,
+        _hooks,
+        _watchdog,
+        _bootstrap,
+        _later_sections,
+        _dcs,
+    )
     for key in part()
 }
 

@@ -12,7 +12,14 @@ from dcs.records import Tags
 from haagent.config import values as v
 from haagent.config.check import Checked, allowed_options
 from haagent.config.schema import BACKENDS, BACKENDS_LATER, BACKENDS_REFUSED, KEYS
-from haagent.config.types import BootstrapConfig, CtlConfig, DcsSection, LogConfig, RestApiConfig
+from haagent.config.types import (
+    BootstrapConfig,
+    CtlConfig,
+    DcsSection,
+    LogConfig,
+    RestApiConfig,
+    WatchdogConfig,
+)
 from haagent.config.values import HostPort
 from haagent.core.settings import parse_bool, parse_int, validate_dynamic
 
@@ -143,6 +150,13 @@ def _is_command_line(text: str) -> bool:
         return bool(shlex.split(text))
     except ValueError:
         return False
+
+
+def watchdog_config(checked: Checked) -> WatchdogConfig:
+    def get(name: str) -> Any:
+        return checked.get(f"watchdog.{name}")
+
+    return WatchdogConfig(get("mode"), get("device"), get("safety_margin"), get("driver") == "testing")
 
 
 def member_tags(checked: Checked) -> Tags:

@@ -227,6 +227,18 @@ class PostgresConfig:
 
 
 @dataclass(frozen=True)
+class WatchdogConfig:
+    """Section `watchdog`."""
+
+    mode: str = "automatic"
+    device: str = "/dev/watchdog"
+    #: -1: half of the ttl.
+    safety_margin_s: int = 5
+    #: The device is a FIFO.
+    testing: bool = False
+
+
+@dataclass(frozen=True)
 class AgentConfig:
     """One agent's local configuration, complete and checked."""
 
@@ -240,6 +252,7 @@ class AgentConfig:
     postgresql: PostgresConfig
     tags: Tags
     log: LogConfig
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     #: File or directory it came from; None when from the environment alone.
     source: str | None = None
     warnings: tuple[str, ...] = ()

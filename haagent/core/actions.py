@@ -153,6 +153,19 @@ class SyncSlots:
 
 
 @dataclass(frozen=True)
+class OpenWatchdog:
+    """Have the guardian open the watchdog device under this epoch, or set it to another timeout."""
+
+    guard: Guard
+    timeout_s: int
+
+
+@dataclass(frozen=True)
+class CloseWatchdog:
+    """Switch the watchdog off: the configuration wants none any more."""
+
+
+@dataclass(frozen=True)
 class AskPeers:
     """GET <api_url> of these members in parallel; answers arrive as facts."""
 
@@ -321,6 +334,8 @@ Action = (
     | RetryStream
     | ApplyConfig
     | SyncSlots
+    | OpenWatchdog
+    | CloseWatchdog
     | AskPeers
     | Initdb
     | Clone

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dcs.records import ClusterSnapshot, FailoverRequest, Member
+from haagent.core import watchdog
 from haagent.core.model import (
     Memory,
     Observation,
@@ -163,9 +164,16 @@ def local_checks(obs: Observation, memory: Memory) -> tuple[Check, ...]:
             "the cluster asks for nothing this agent does not keep",
             f"the cluster asks for what this agent does not keep yet: {', '.join(obs.settings.unsupported)}",
         ),
+        _watchdog_check(obs),
         _diverged_check(obs),
         _store_check(obs),
     )
+
+
+def _watchdog_check(obs: Observation) -> Check:
+    why = watchdog.forbids(obs)
+    needed = "it has its watchdog, or leads without one"
+    return _check("watchdog", why is None, needed, f"its watchdog is required and cannot be used: {why}")
 
 
 def _diverged_check(obs: Observation) -> Check:

@@ -156,6 +156,21 @@ class LeaseFacts:
         return now < self.fence_at
 
 
+@dataclass(frozen=True)
+class WatchdogFacts:
+    """The watchdog device of this host, and what the configuration wants of it."""
+
+    mode: str = "off"
+    #: -1: half of the ttl.
+    safety_margin_s: int = 5
+    #: The timeout it is on with; None while it is off.
+    on_s: int | None = None
+    #: Why it cannot be used, as far as can be seen without opening it.
+    device_problem: str | None = None
+    #: When the last try to switch it on failed, and why; None when it did not.
+    failed: tuple[float, str] | None = None
+
+
 # --- peers --------------------------------------------------------------------------------------
 
 
@@ -272,6 +287,7 @@ class Observation:
     stopping: bool = False
     #: A program has to agree to each promotion (`pre_promote`).
     asks_before_promotion: bool = False
+    watchdog: WatchdogFacts = WatchdogFacts()
     #: Unix time of this host: only for what an operator scheduled for a point in time.
     wall: float = 0.0
 

@@ -29,7 +29,7 @@ def data_dir(name: str) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _config(name: str, tags: str) -> AgentConfig:
+def _config(name: str, tags: str, watchdog: str) -> AgentConfig:
     # A JSON document is YAML. bin_dir only has to hold a script; it is never run.
     document = {
         "scope": SCOPE,
@@ -49,13 +49,16 @@ def _config(name: str, tags: str) -> AgentConfig:
             },
         },
         "tags": json.loads(tags),
+        "watchdog": {"mode": watchdog, "safety_margin": -1},
     }
     return load(None, Environment({}, json.dumps(document)))
 
 
-def agent_config(name: str, tags: Mapping[str, Any], dynamic: Mapping[str, Any]) -> AgentConfig:
+def agent_config(
+    name: str, tags: Mapping[str, Any], dynamic: Mapping[str, Any], watchdog: str = "off"
+) -> AgentConfig:
     """The configuration of member `name`; `dynamic` is what a new cluster is bootstrapped with."""
-    config = _config(name, json.dumps(tags, sort_keys=True))
+    config = _config(name, json.dumps(tags, sort_keys=True), watchdog)
     # Put in afterwards: it differs in every schedule, and reading YAML would cost more than an election.
     dcs = json.loads(json.dumps(dynamic, sort_keys=True))
     return replace(config, bootstrap=replace(config.bootstrap, dcs=dcs))

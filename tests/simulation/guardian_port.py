@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from haagent import guardian_types as types
 from haagent.guardian_client import GuardianSilent, GuardianUnavailable
-from haagent.guardian_kernel import ABOUT_TO_EXEC, Held, Message, StartOrder
+from haagent.guardian_kernel import ABOUT_TO_EXEC, Held, Message, StartOrder, WatchdogOrder
 from haagent.guardian_logic import GuardianLogic
 from haagent.guardian_types import event_from, state_from
 from tests.simulation.engine import TIMER_SLACK_S, Process, Task, Timer
@@ -72,6 +72,8 @@ class SimKernel:
         #: Dead children that are not reaped yet: pid and status.
         self.dead: list[tuple[int, int]] = []
         self._reports: dict[int, Callable[[bytes], None]] = {}
+        #: Of the child that works on the device: pid, what went wrong, whom to tell.
+        self._watchdog_ended: tuple[int, str, Callable[[int, str], None]] | None = None
 
     # --- time
 
@@ -149,10 +151,37 @@ class SimKernel:
         self.host.later(self.host.takes("note"), partial(self.host.end_proc, proc, 0))
         return proc.pid
 
+    def fork_watchdog(self, order: WatchdogOrder, on_end: Callable[[int, str], None]) -> int:
+        delay_s, fail = self.host.trouble("guardian.watchdog")
+        proc = self.host.spawn_proc("haagent-guard", "/", self.guardian.proc)
+        self._watchdog_ended = proc.pid, "killed", on_end
+        delay_s += self.host.takes("note")
+        self.host.later(delay_s, partial(self._work_on_watchdog, proc, order, fail))
+        return proc.pid
+
+    def _work_on_watchdog(self, proc: Proc, order: WatchdogOrder, fail: bool) -> None:
+        """In the child, with the last look of guardian_child."""
+        assert self._watchdog_ended is not None
+        pid, _, on_end = self._watchdog_ended
+        if not proc.alive or self.host.watchdog is None:
+            return
+        late = order.timeout_s > 0 and self.now() >= order.before
+        problem = "the lease ended" if late else "Input/output error" if fail else ""
+        if not problem and order.timeout_s:
+            self.host.watchdog.keep_alive(order.timeout_s)
+        elif not problem:
+            self.host.watchdog.switch_off()
+        self._watchdog_ended = pid, problem, on_end
+        self.host.end_proc(proc, 0)
+
     def reap(self) -> tuple[int, int] | None:
         if not self.dead:
             return None
         pid, status = self.dead.pop(0)
+        watchdog = self._watchdog_ended
+        if watchdog is not None and watchdog[0] == pid:
+            self._watchdog_ended = None
+            watchdog[2](pid, watchdog[1])
         told = self._reports.pop(pid, None)
         if told is not None:
             told(b"")
@@ -241,6 +270,7 @@ class GuardianProcess:
             server, server is not None and server.writable_epoch, logic.starting, logic.fencing,
             lease.session, lease.epoch, lease.fence_at, lease.hard_at, lease.closed_epoch, lease.disarmed,
             logic.generation, logic.held, logic.last_exit is None or logic.last_exit["pid"],
+            logic.watchdog.is_open, logic.watchdog.timeout_s, logic.watchdog.fault,
         )  # fmt: skip
 
     def child_died(self, pid: int, status: int) -> None:
@@ -432,6 +462,15 @@ class SimGuardianLink:
             engine.suspend(kind, engine.now + deadline_s * self.guardian.host.clock.true_s)
             self._waiting.pop(request_id, None)
 
+    def watch(
+        self, epoch: int, device: str, testing: bool, timeout_s: int, deadline_s: float
+    ) -> types.Simple:
+        fields: dict[str, object] = {"epoch": epoch, "device": device, "testing": testing}
+        return self._simple("watch", deadline_s, timeout_s=timeout_s, **fields)
+
+    def unwatch(self, device: str, testing: bool, deadline_s: float) -> types.Simple:
+        return self._simple("unwatch", deadline_s, device=device, testing=testing)
+
     def _simple(self, op: str, deadline_s: float, **fields: object) -> types.Simple:
         answer = self.ask(op, deadline_s, **fields)
         return answer if isinstance(answer, types.Refused | types.NoAnswer) else types.Done()
@@ -541,6 +580,9 @@ class SimGuardianPort:
             answer = link.ask("hello", CONNECT_S / 2, instance=f"{self.process.name}")
             if not isinstance(answer, types.Refused | types.NoAnswer):
                 return state_from(answer)
+        return None
+
+    def device_problem(self, device: str, testing: bool) -> str | None:
         return None
 
     def fence_directly(self, postmaster_pid: int, data_dir: str) -> list[int]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import signal
 
 from haagent.guardian_logic import GuardianLogic
+from tests.simulation.device import SimWatchdog
 from tests.simulation.engine import HostClock, Process
 from tests.simulation.guardian_port import GuardianProcess, SimGuardianPort
 from tests.simulation.machine import Machine, Proc
@@ -49,6 +50,8 @@ class SimHost(Machine):
         #: Servers with anything of them alive, orphans too.
         self.servers: list[Server] = []
         self.guardian: GuardianProcess | None = None
+        #: None: this host has none.
+        self.watchdog: SimWatchdog | None = None
         self._frozen_at = 0.0
         land.add(self)
 
@@ -145,6 +148,8 @@ class SimHost(Machine):
         if self.guardian is not None:
             self.guardian.die(power=True)
         self.reaper = self.guardian = None
+        if self.watchdog is not None:
+            self.watchdog.switch_off()
         for server in self.servers:
             server.power_lost()
         self.servers, self.server = [], None

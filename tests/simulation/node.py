@@ -17,6 +17,7 @@ from haagent.core.model import Decision, Memory, Observation
 from haagent.guardian_logic import GuardianLogic
 from haagent.ports import Ports
 from tests.simulation.config import POSTGRES_PORT, agent_config
+from tests.simulation.device import SimWatchdog
 from tests.simulation.engine import HostClock, Process, SimRuntime
 from tests.simulation.guardian_port import SimGuardianPort
 from tests.simulation.host import SimHost
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 #: The supervisor waits so long, seconds.
 RESTART_S = 1.0
+#: A host that was reset is back after this, seconds.
+BOOT_S = 5.0
 
 
 class Node:
@@ -37,9 +40,10 @@ class Node:
     def __init__(self, world: World, name: str, tags: Mapping[str, Any], clock: HostClock) -> None:
         self.world, self.name, self.tags = world, name, tags
         self.endpoint = f"agent:{name}"
-        self.config = agent_config(name, tags, world.plan.dynamic)
+        self.config = agent_config(name, tags, world.plan.dynamic, world.plan.watchdog)
         data_dir = self.config.postgresql.data_dir
         self.host = SimHost(world.land, name, data_dir, clock, (name, POSTGRES_PORT))
+        self.host.watchdog = SimWatchdog(self.host, self._reset)
         self.agent_process = Process(world.engine, self.endpoint)
         self.agent_process.kill()
         self.agent: Agent
@@ -189,6 +193,12 @@ class Node:
         if process.alive:
             process.kill()
         self.host.power_cut(lose)
+
+    def _reset(self) -> None:
+        """By the watchdog device."""
+        self.world.trace(self.name, "watchdog", "resets the host")
+        self.power_cut()
+        self.world.engine.after(BOOT_S, self.boot)
 
     def boot(self) -> None:
         """Power is back: the supervisor starts the agent."""

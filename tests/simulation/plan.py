@@ -70,6 +70,8 @@ class Plan:
     length: float = 120.0
     #: Non-idle decisions and faults after which everything heals; 0: at `length` only.
     events: int = EVENTS
+    #: Mode of the watchdog device of each host.
+    watchdog: str = "off"
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from dcs import codec
+from haagent.core.watchdog import REQUIRED
 from postgres_ctl.facts import ControlState, Lsn, TimelineSwitch
 from tests.simulation.client import Writer
 from tests.simulation.engine import START_S, Crash, Engine, HostClock, Livelock, Process
@@ -214,7 +215,11 @@ class World:
     def unreliable(self, node: Node) -> None:
         """Called after every change: while agent and guardian of a member are both unable to act, and until
         one of them has acted afterwards, nothing keeps its server from writing (design section 2). An agent
-        that was just started first has to find out that its guardian does not answer."""
+        that was just started first has to find out that its guardian does not answer.
+
+        A watchdog that is required excuses nothing: it resets the host in time."""
+        if self.plan.watchdog == REQUIRED:
+            return
         host = node.host
         guardian = host.guardian
         guardian_out = guardian is None or not guardian.process.runs

@@ -11,6 +11,7 @@ import yaml
 
 from haagent.config import AgentConfig, ConfigErrors, Environment, changed_keys, load, reload
 from haagent.config.dynamic import merge_patch
+from haagent.config.types import WatchdogConfig
 
 NO_VARIABLES = Environment()
 MINIMAL: dict[str, Any] = {
@@ -178,6 +179,7 @@ def test_the_other_sections_of_a_large_file(large: AgentConfig, tmp_path: Path) 
     assert large.dcs.section["password"] == "hunter2-etcd"
     assert (large.log.level, large.log.mode, large.log.dir) == ("DEBUG", 0o640, str(tmp_path))
     assert large.postgresql.callbacks == {"on_start": "/bin/true"}
+    assert large.watchdog == WatchdogConfig("automatic", "/dev/watchdog", 5)
     assert large.log.format == (("message", "message"), ("levelname", "level"))
     assert large.tags.values == {
         "nofailover": False,
@@ -193,7 +195,6 @@ def test_what_is_not_built_yet_and_harmless_warns(large: AgentConfig) -> None:
         "bootstrap.users: is gone since Patroni 4.0, no users are made: ignored",
         "consul: not supported yet: ignored",
         "postgresql.create_replica_methods: not supported yet: ignored",
-        "watchdog.mode: not supported yet: ignored",
     ]
 
 
@@ -246,7 +247,7 @@ def test_every_problem_is_told_at_once(loads: Loader) -> None:
                 "name": "a/b",
                 "restapi": {"listen": "127.0.0.1:99999", "certfile": "/nowhere.pem"},
                 "etcd3": {"host": None, "pasword": "x"},
-                "watchdog": {"mode": "required"},
+                "watchdog": {"mode": "needed"},
                 "bootstrap": {"dcs": {"ttl": 10, "failsafe_mode": True}, "initdb": [{"pgdata": "/x"}]},
                 "postgresql": {"data_dir": "data", "bin_dir": "/", "authentication": {"replication": None}},
             }
@@ -257,7 +258,7 @@ def test_every_problem_is_told_at_once(loads: Loader) -> None:
     assert has(lines, "restapi.listen '127.0.0.1:99999' must be host:port")
     assert has(lines, "restapi.certfile '/nowhere.pem' must be a readable file")
     assert has(lines, "etcd3 has no server")
-    assert has(lines, "watchdog.mode 'required' is not built yet")
+    assert has(lines, "watchdog.mode 'needed' must be one of off, automatic, required")
     assert has(lines, "bootstrap.dcs.ttl 10 must be at least loop_wait 10 + 2 * retry_timeout 10")
     assert has(lines, "bootstrap.dcs.failsafe_mode True must be off")
     assert has(lines, "bootstrap.initdb 'pgdata' is an option only the agent may set")

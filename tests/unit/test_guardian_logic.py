@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 import pytest
 
 from haagent.guardian_fence import IDLE_EXIT_S, LEFTOVER_REPORT_S
-from haagent.guardian_kernel import ABOUT_TO_EXEC, Held, Message, StartOrder
+from haagent.guardian_kernel import ABOUT_TO_EXEC, Held, Message, StartOrder, WatchdogOrder
 from haagent.guardian_logic import MAX_PEERS, GuardianLogic
 
-INIT, GUARDIAN = 1, 10
+INIT, GUARDIAN, WATCHDOG_CHILD = 1, 10, 60
 DATA_DIR = "/data"
 FENCE_AT, HARD_AT = 100.0, 101.0
 QUIT_AT, KILL_AT = 100.4, 100.7
@@ -63,6 +63,10 @@ class System:
         self.sent: list[tuple[float, int, int]] = []
         self.orders: list[StartOrder] = []
         self.report: Callable[[bytes], None] = lambda chunk: None
+        #: Orders to children that work on the device, with their times.
+        self.watchdog: list[tuple[float, WatchdogOrder]] = []
+        self.watchdog_ended: Callable[[int, str], None]
+        self.watchdog_problem = ""
 
     def add(self, pid: int, parent: int, **facts: Any) -> Process:
         self.processes[pid] = Process(self, pid, parent, **facts)
@@ -92,11 +96,21 @@ class System:
     def fork_promote_file(self, data_dir: str) -> int:
         return self.add(40, GUARDIAN, comm="haagent").pid
 
+    def fork_watchdog(self, order: WatchdogOrder, on_end: Callable[[int, str], None]) -> int:
+        self.watchdog.append((self.time, order))
+        self.watchdog_ended = on_end
+        return self.add(WATCHDOG_CHILD, GUARDIAN, comm="haagent").pid
+
     def fork_note(self, text: str) -> int:
         return self.add(50, GUARDIAN, comm="haagent").pid
 
     def reap(self) -> tuple[int, int] | None:
-        return self.zombies.pop(0) if self.zombies else None
+        if not self.zombies:
+            return None
+        pid, status = self.zombies.pop(0)
+        if pid == WATCHDOG_CHILD:
+            self.watchdog_ended(pid, self.watchdog_problem)
+        return pid, status
 
     def has_children(self) -> bool:
         return bool(self.zombies or self.children_of(GUARDIAN))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dcs.records import ClusterSnapshot, Status
-from haagent.core import slots
+from haagent.core import slots, watchdog
 from haagent.core.actions import (
     Action,
     AnswerRequest,
@@ -74,7 +74,7 @@ def stopped(obs: Observation, memory: Memory) -> Decision | None:
     guard = Guard(epoch=common.epoch_of(obs), pid=0)
     if memory.bootstrap == "ready" and memory.start_failures < START_TRIES:
         line = "initialized a new cluster"
-        return Decision(
+        return _watchdog_first(obs, memory) or Decision(
             "bootstrap.start", "starting the new cluster", memory, (StartPrimary(guard),), line=line
         )
     return _start_or_hand_over(obs, memory, guard)
@@ -93,9 +93,23 @@ def _start_or_hand_over(obs: Observation, memory: Memory, guard: Guard) -> Decis
         reason = memory.note or "PostgreSQL does not start, and no standby can take over"
         return common.wait("leader.start-pause", reason, memory, min(pause_s, 1.0))
     if in_place:
-        return _restart(memory, guard)
+        return _watchdog_first(obs, memory) or _restart(memory, guard)
     reason = "holding the key on a stopped node: starting read-only first, its end of WAL is not known"
     return Decision("leader.start-readonly", reason, memory, (StartStandby(None),))
+
+
+def _watchdog_first(obs: Observation, memory: Memory) -> Decision | None:
+    """Before anything is written: the watchdog is on, or the key goes where it can be."""
+    switch = watchdog.change(obs)
+    if switch:
+        return Decision("leader.watchdog", "opening the watchdog", memory, switch, 0.0)
+    why = watchdog.forbids(obs)
+    if why is None:
+        return None
+    reason = f"released leader key voluntarily as the required watchdog cannot be used: {why}"
+    return Decision(
+        "leader.no-watchdog", reason, memory, (ReleaseLeader(common.epoch_of(obs), last_position(obs)),)
+    )
 
 
 def _came_down_under_our_eyes(obs: Observation) -> bool:
@@ -155,6 +169,9 @@ def in_recovery(obs: Observation, memory: Memory) -> Decision | None:
         reason = f"holding the key but not allowed to promote: {why}"
         action = ReleaseLeader(epoch)
         return Decision("promote.refused", reason, memory, (action,), 1.0, judged.refusals)
+    switch = watchdog.change(obs)
+    if switch:
+        return Decision("promote.watchdog", "opening the watchdog", memory, switch, 0.0)
     if obs.asks_before_promotion and memory.agreed_epoch != epoch:
         guard = Guard(epoch=epoch, pid=obs.instance.pid)
         return Decision("promote.ask-program", "running pre_promote", memory, (RunPrePromote(guard),))
@@ -202,6 +219,11 @@ def steady(obs: Observation, memory: Memory) -> Decision | None:
     """A healthy primary: keep store, slots and files in line."""
     if not common.owns_key(obs) or not obs.instance.serves_as_primary:
         return None
+    why = watchdog.forbids(obs)
+    if why is not None:
+        reason = f"demoted self because the required watchdog cannot be used: {why}"
+        stop = StopInstance("fast", reason, common.SENDERS_GRACE_S)
+        return Decision("leader.watchdog-failed", reason, memory, (stop,))
     actions = maintenance(obs, memory)
     line = f"no action. I am ({obs.me.name}), the leader with the lock"
     return Decision("leader.steady", line, evolve(memory, clean_release=False), actions, heartbeat=True)
@@ -218,6 +240,7 @@ def maintenance(obs: Observation, memory: Memory) -> tuple[Action, ...]:
     cluster, guard = common.view(obs), Guard(epoch=obs.lease.epoch, pid=obs.instance.pid)
     slot_change = slots.plan(obs, memory)
     return (
+        *watchdog.change(obs),
         *_initialise(obs, cluster),
         *_unfenced(obs, cluster),
         *((slot_change,) if slot_change is not None else ()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from haagent.core import watchdog
 from haagent.core.actions import AnswerRequest, Exit, Guard, StartPrimary, StartStandby, StopInstance
 from haagent.core.model import Decision, Memory, Observation, Unavailable
 from haagent.core.rules import common
@@ -40,7 +41,7 @@ def _leading(obs: Observation, memory: Memory, cause: str) -> Decision:
     crashed = obs.instance.stopped and common.has_data(obs) and common.was_primary(obs)
     watched = obs.instance.last_exit is not None and obs.instance.last_exit.watched
     may_start = memory.handover is None and common.start_pause_s(obs, memory) == 0
-    if crashed and watched and may_start:
+    if crashed and watched and may_start and not watchdog.missing(obs):
         action = StartPrimary(Guard(epoch=common.epoch_of(obs), pid=0))
         reason = "starting primary after failure"
         return Decision("outage.restart-in-place", reason, memory, (action,))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dcs.records import ClusterSnapshot
-from haagent.core import slots
+from haagent.core import slots, watchdog
 from haagent.core.actions import (
     AskPeers,
     CreateInitialize,
@@ -45,6 +45,7 @@ def bootstrap(obs: Observation, memory: Memory) -> Decision | None:
 def _race_for_new_cluster(obs: Observation, memory: Memory) -> Decision:
     initialize = common.view(obs).initialize
     allowed = obs.me.may_bootstrap and not obs.me.tags.nofailover and not obs.settings.pause
+    allowed = allowed and watchdog.forbids(obs) is None
     free = initialize is None and not unreadable(common.view(obs), "initialize")
     trace = _trace_of_a_cluster(common.view(obs), memory) if free else None
     if trace is not None:

@@ -169,6 +169,30 @@ def decide_raises_and_nobody_else_is_there(stage: Stage) -> None:
     stage.stays(KEPT, f"{a} is writable", lambda: stage.writable(a), 5 * stage.ttl_s)
 
 
+@scenario("H10", {"watchdog-never-opened": "rule2.promote-after-key"}, watchdog="required", ttl=10, seed=2)
+def whole_host_freezes_and_has_a_watchdog(stage: Stage) -> None:
+    """Agent, guardian and PostgreSQL stand still together for longer than the lease, and go on."""
+    a, b, c = stage.settle()
+    stage.strike("freeze-host", a, duration=25.0)
+    stage.expect("its watchdog resets it", lambda: stage.rebooted(a), stage.ttl_s)
+    stage.expect("before the key is gone", lambda: stage.holder() == a)
+    stage.must("liveness.one-primary", "another leads", lambda: stage.leads(b) or stage.leads(c), 15.0)
+    stage.run(25.0)
+
+
+@scenario(
+    "H10", {"watchdog-fed-without-a-proof": "rule2.promote-after-key"}, watchdog="required", ttl=10, seed=2
+)
+def agent_freezes_first_and_then_the_host(stage: Stage) -> None:
+    """The guardian alone keeps the watchdog alive, until it cannot act either, right before its fence."""
+    a, *_ = stage.settle()
+    stage.strike("freeze-agent", a, duration=60.0)
+    stage.until("the fence is near", lambda: 0.0 < stage.deadline_left_s(a) < 0.3)
+    stage.strike("freeze-host", a, duration=3.5)
+    stage.expect("its watchdog resets it", lambda: stage.rebooted(a), 2.5)
+    stage.run(2 * stage.ttl_s)
+
+
 @scenario("H12", {"permit-although-decide-failed": "liveness.one-primary"})
 def decide_raises_and_another_can(stage: Stage) -> None:
     """Every decision of the leader's agent fails, and others could lead: it lets its lease run out."""

@@ -196,6 +196,10 @@ class Stage:
         fence_at = logic.lease.fence_at if logic is not None else None
         return max(0.0, fence_at - self.node(name).host.clock.now()) if fence_at is not None else 0.0
 
+    def rebooted(self, name: str) -> bool:
+        """The host has lost its power, or was reset, since the beginning."""
+        return self.node(name).host.boot > 1
+
     def disarmed(self, name: str) -> bool:
         """The guardian's fence is off."""
         logic = self.node(name).guardian_logic
@@ -370,13 +374,14 @@ def scenario(
     nodes: int = 3,
     seed: int = 1,
     tags: Mapping[str, Mapping[str, Any]] | None = None,
+    watchdog: str = "off",
     **dynamic: Any,
 ) -> Callable[[Script], Script]:
     """Registers a script. `dynamic` changes the cluster's dynamic configuration."""
 
     def register(script: Script) -> Script:
         name = f"{hazard.lower()}-{getattr(script, '__name__').replace('_', '-')}"  # noqa: B009
-        plan = Plan(seed, nodes, {**DYNAMIC, **dynamic}, tags or {}, events=0)
+        plan = Plan(seed, nodes, {**DYNAMIC, **dynamic}, tags or {}, events=0, watchdog=watchdog)
         text = " ".join((script.__doc__ or "").split())
         assert name not in SCENARIOS
         assert text
