@@ -52,7 +52,7 @@ __all__ = [
 class HostClock:
     """CLOCK_BOOTTIME of one host: `rate` seconds on it per true second, within 1 +- 0.004."""
 
-    __slots__ = ("_engine", "offset_s", "rate", "true_s")
+    __slots__ = ("_engine", "offset_s", "rate", "true_s", "wall_skew_s")
 
     def __init__(self, engine: Engine, offset_s: float = 0.0, rate: float = 1.0) -> None:
         assert 0.996 <= rate <= 1.004, rate
@@ -61,6 +61,8 @@ class HostClock:
         self.rate = rate
         #: True seconds per second of this clock.
         self.true_s = 1.0 / rate
+        #: The clock on the wall stands so far beside the true time.
+        self.wall_skew_s = 0.0
 
     def now(self) -> float:
         return self.offset_s + self._engine.now * self.rate
@@ -256,7 +258,7 @@ class SimRuntime:
         self.now = clock.now
 
     def wall(self) -> float:
-        return WALL_S + self.process.engine.now
+        return WALL_S + self.process.engine.now + self.clock.wall_skew_s
 
     def lock(self) -> SimLock:
         return SimLock(self.process.engine)

@@ -17,6 +17,7 @@ from dcs import codec
 from dcs.api import KeyEvent
 from haagent.core.restart import ALWAYS
 from tests.simulation.plan import Fault, may_lead
+from tests.simulation.schedules import schedule_restart, schedule_switchover, set_clock
 from tests.simulation.store import SQUATTER
 from tests.simulation.wal import DataDir, in_common
 
@@ -465,4 +466,7 @@ FAULTS: dict[str, Callable[[World, Fault], Undo | None]] = {
     "store-anew": store_anew,
     "foreign-files": foreign_files,
     "lose-data": lose_data,
+    "schedule-switchover": schedule_switchover,
+    "schedule-restart": schedule_restart,
+    "set-clock": set_clock,
 }  # fmt: skip

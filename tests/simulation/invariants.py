@@ -13,7 +13,7 @@ guardian frozen, a store that broke its promise) is excused here, by name, and n
     rule7.never-the-primary      rule7.last-copy             rule7.kept-aside
     rule7.histories-not-mixed
     rule8.old-sessions-end       rule9.paused-hands-off      rule10.nothing-new        agent.fault
-    liveness.one-primary         liveness.all-stream         liveness.answered
+    liveness.one-primary         liveness.all-stream         liveness.answered          schedule.as-asked
 
 Rule 4 (synchronous modes) gets its checks with those modes.
 """
@@ -29,6 +29,7 @@ from dcs.api import KeyEvent
 from haagent.core.roles import PRIMARY
 from tests.simulation.postgres import Server, Truth
 from tests.simulation.reports import Report, unreported
+from tests.simulation.schedules import done_as_asked
 from tests.simulation.store import Holder
 from tests.simulation.wal import (
     DATA,
@@ -124,6 +125,8 @@ class Invariants(Truth):
         #: What each member reported of the loss of its last promotion.
         self.reports: dict[str, Report] = {}
         self.published_timeline = 0
+        #: Member: pid of the server that a restart is scheduled for.
+        self.to_restart: dict[str, int | None] = {}
         #: WAL of the server whose position was published last.
         self._published: list[Record] = []
         self.moves = 0
@@ -445,6 +448,10 @@ class Invariants(Truth):
     def decision(self, node: Node, rule: str, actions: list[str]) -> None:
         """A decision was carried out, at least in part."""
         agent = node.agent
+        if agent.last_observation is not None:
+            wrong = done_as_asked(node, agent.last_observation, actions, self.to_restart.get(node.name))
+            if wrong is not None:
+                self.violated("schedule.as-asked", f"{wrong} ({rule})")
         # What was decided before may still be under way.
         broken, obs = node.decide_broken_since, agent.last_observation
         if broken is not None and obs is not None and obs.now >= broken:

@@ -174,10 +174,10 @@ class Node:
         dd, initialize = self.host.dd, self.world.store.raw_get("initialize")
         if dd.state == "valid" and initialize and dd.system_id != initialize:
             return True
-        settings = self.world.plan.dynamic["postgresql"]
-        if settings["remove_data_directory_on_diverged_timelines"]:
+        # As they are now: nonsense in `config`, patched meanwhile, is not put right again.
+        if not self.agent_is_up or self.agent.observer.settings.remove_data_directory_on_diverged_timelines:
             return False
-        return self.agent_is_up and "allow remove_data_directory" in (self.agent.memory.note or "")
+        return "allow remove_data_directory" in (self.agent.memory.note or "")
 
     # --- the host ---------------------------------------------------------------------------------
 

@@ -347,6 +347,8 @@ def _lose_data(draw: Draw, at: float) -> Fault:
     return Fault(at, "lose-data", draw.rng.choice((LEADER, draw.node())), "", draw.about_ttl(), foreign)
 
 
+#: What plans have only by `_for_later`.
+LATER = ("schedule-switchover", "schedule-restart", "set-clock")
 #: kind -> maker.
 RARE: dict[str, Maker] = {
     "kill-agents": lambda draw, at: Fault(at, "kill-agents", duration=draw.about_ttl()),
@@ -408,9 +410,44 @@ def _rare(draw: Draw, end: float, fresh: bool) -> list[Fault]:
     return found
 
 
+# --- things for later -----------------------------------------------------------------------------
+
+#: This share of the plans schedules switchovers and restarts, drawn apart like the rare things.
+SCHEDULED_SHARE, SCHEDULED_TIMES = 0.25, 5
+
+
+def _for_later(draw: Draw, at: float) -> list[Fault]:
+    """A switchover or a restart, and often what keeps it from being done at its time, `duration` later."""
+    rng, node = draw.rng, draw.rng.choice((LEADER, draw.node()))
+    lead_s, stays = draw.ttl_s * rng.uniform(0.0, 1.2), draw.ttl_s * rng.uniform(0.5, 2.0)
+    wish = rng.choice((
+        Fault(at, "schedule-switchover", node, draw.candidate(), lead_s),
+        Fault(at, "schedule-restart", node, duration=lead_s),
+    ))  # fmt: skip
+    amid = at + lead_s * rng.uniform(0.1, 1.0)
+    trouble = rng.choice((
+        None,
+        Fault(amid, "pause", duration=stays),
+        Fault(amid, "freeze-agent", node, duration=stays),
+        Fault(amid, "set-clock", node, duration=stays, value=draw.ttl_s * rng.uniform(-2.0, 2.0)),
+        Fault(amid, "kill-postgres", node),
+    ))  # fmt: skip
+    return [wish] if trouble is None else [wish, trouble]
+
+
+def _with_schedules(plan: Plan) -> Plan:
+    draw = Draw(plan.seed, "due")
+    if draw.rng.random() >= SCHEDULED_SHARE:
+        return plan
+    draw.names, draw.ttl_s = plan.names, plan.ttl_s
+    end = plan.faults[-1].at
+    found = [f for _ in range(SCHEDULED_TIMES) for f in _for_later(draw, draw.rng.uniform(0.0, end / 2))]
+    return replace(plan, faults=tuple(sorted((*plan.faults, *found), key=lambda f: f.at)))
+
+
 def draw_plan(seed: int) -> Plan:
     """The plan of `seed`."""
-    plan, rare = common_plan(seed), Draw(seed, "rare")
+    plan, rare = _with_schedules(common_plan(seed)), Draw(seed, "rare")
     if rare.rng.random() >= RARE_SHARE:
         return plan
     rare.names, rare.ttl_s = plan.names, plan.ttl_s

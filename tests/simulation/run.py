@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.simulation import found
-from tests.simulation.plan import KINDS, RARE, Plan, draw_plan
+from tests.simulation.plan import KINDS, LATER, RARE, Plan, draw_plan
 from tests.simulation.world import Result, World
 
 #: Rules that no plan reaches, and why: each is tested in tests/unit.
@@ -113,7 +113,9 @@ class Summary:
             "rules": dict(self.rules.most_common()),
             "rules_never_fired": never_fired(self.rules),
             "fault_kinds": dict(self.fault_kinds.most_common()),
-            "fault_kinds_never_used": [kind for kind in (*KINDS, *RARE) if not self.fault_kinds[kind]],
+            "fault_kinds_never_used": [
+                kind for kind in (*KINDS, *RARE, *LATER) if not self.fault_kinds[kind]
+            ],
             "states": dict(self.states.most_common()),
             "answers": dict(self.answers.most_common()),
             "failures": [{"seed": s, "invariant": n, "text": t} for s, n, t in self.failures],
