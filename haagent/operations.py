@@ -272,7 +272,7 @@ class Operations:
 
     def _store_shows(self, planned: ScheduledRestart | None) -> bool:
         try:
-            member = self.read_cluster().member(self._agent.config.name)
+            member = self._agent.dcs.snapshot(LOOK_EVERY_S).member(self._agent.config.name)
         except DcsError:
             return False
         shown = member.scheduled_restart if member is not None else None

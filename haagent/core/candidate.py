@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from dcs.records import ClusterSnapshot, FailoverRequest, Member
 from haagent.core import watchdog
+from haagent.core.cascade import reached_through_another
 from haagent.core.model import (
     Memory,
     Observation,
@@ -575,12 +576,13 @@ def _stream_refusal(obs: Observation, name: str) -> str | None:
 
 
 def flushed_by(obs: Observation, name: str) -> Lsn | None:
-    """How far the standby `name`, which streams from this primary, has written; None when none does."""
+    """How far the standby `name`, which streams from this primary, also through others, has written; None
+    when none does."""
     if not isinstance(obs.instance.sample, InstanceSample):
         return None
     senders = [s for s in obs.instance.sample.senders if s.application_name.lower() == name.lower()]
     flushed = (s.flush_lsn for s in senders if s.state == "streaming" and s.flush_lsn is not None)
-    return max(flushed, default=None)
+    return max(flushed, default=reached_through_another(obs, name))
 
 
 def end_of_wal(obs: Observation) -> Lsn:

@@ -10,31 +10,11 @@ A slot is dropped only when it once belonged to a member of this cluster that ha
 
 from __future__ import annotations
 
-from dcs.records import ClusterSnapshot, Member, Tags
+from dcs.records import Member
 from haagent.core.actions import SyncSlots
+from haagent.core.cascade import cascade_source
 from haagent.core.model import Memory, Observation, Unavailable
 from postgres_ctl.facts import InstanceSample, Lsn, Slot, slot_name
-
-
-def cascade_source(cluster: ClusterSnapshot, name: str, tags: Tags) -> str | None:
-    """The member that `name` streams from by its tag `replicatefrom` (contract 2.3); None: the leader.
-
-    Members that name each other in a circle would all stand still: those follow the leader."""
-    source = tags.replicatefrom
-    known = cluster.member(source) if source is not None else None
-    if known is None or known.host_port is None or known.name == name:
-        return None
-    at: Member | None = known
-    seen = {name}
-    while at is not None and at.name not in seen:
-        seen.add(at.name)
-        onward = None if _leads(cluster, at.name) else at.tags.replicatefrom
-        at = cluster.member(onward) if onward is not None else None
-    return None if at is not None and at.name == name else source
-
-
-def _leads(cluster: ClusterSnapshot, name: str) -> bool:
-    return cluster.leader is not None and cluster.leader.name == name
 
 
 def _may_serve(obs: Observation, member: Member) -> bool:

@@ -69,6 +69,13 @@ def test_tags_and_reload() -> None:
         cluster.wait_for(lambda: feeds(a, c), 60, "c streams from the leader")
         cluster.wait_for(lambda: c.status("/replica") == 200, 60, "c is in the balance again")
 
+        # The end of a cascade can lead, too: it says itself how far it is.
+        retag(c, replicatefrom=b.name)
+        cluster.wait_for(lambda: feeds(b, c) and not feeds(a, c), 60, "c streams from b again")
+        done = (200, f'Successfully switched over to "{c.name}"')
+        assert b.rest("/switchover", "POST", {"leader": a.name, "candidate": c.name}, timeout_s=60) == done
+        assert cluster.wait_streaming(2) is c
+
         # A reload writes and reads the files of PostgreSQL, changed or not.
         file = c.data_dir / "postgresql.conf"
         written = file.read_text()

@@ -9,9 +9,10 @@ import pytest
 
 from dcs.records import Status
 from haagent.core.actions import SyncSlots
+from haagent.core.cascade import cascade_source
 from haagent.core.memory import absorb
 from haagent.core.model import Identity, Instance, Memory, Observation
-from haagent.core.slots import cascade_source, plan, retained, wanted_slots
+from haagent.core.slots import plan, retained, wanted_slots
 from postgres_ctl.facts import InstanceSample, Lsn, Slot
 from tests.unit.core_facts import (
     DOWN,

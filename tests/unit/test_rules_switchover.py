@@ -322,3 +322,30 @@ def test_a_request_that_is_gone_is_forgotten() -> None:
     waited = Memory(request_seen=(9, NOW - 10))
     assert judge(leading(primary()), waited).memory.request_seen is None
     assert judge(leading(primary(), settings=SETTINGS), waited).rule == "leader.steady"
+
+
+# --- a candidate that streams from another standby ------------------------------------------------
+
+BEHIND_PG2 = member("pg1", tags=tags(replicatefrom="pg2"))
+CASCADE = asked(cluster(members=(member("pg0"), BEHIND_PG2, member("pg2"))), request())
+
+
+def cascading(position: int = OPTIME, asked_at: float = NOW - 0.1, **changes: Any) -> Observation:
+    """`pg1` streams from `pg2`: the primary has no walsender for it, and its answer says where it is."""
+    here = primary(sample=sample(primary=True, senders=(sender("pg2"),)))
+    told = {"replication_state": "streaming", "asked_at": asked_at, **changes}
+    return leading(here, CASCADE, peers=(replace(answer("pg1", position), **told), answer("pg2")))
+
+
+def test_the_end_of_a_cascade_is_a_candidate_by_its_own_word() -> None:
+    assert judge(cascading()).rule == "switchover.begin"
+    assert judge(cascading(OPTIME - 2_000_000)).rule == "switchover.wait"
+    assert judge(cascading(replication_state=None)).rule == "switchover.wait"
+    assert judge(cascading(timeline=2)).rule == "switchover.wait"
+
+
+def test_before_the_stop_it_says_that_it_has_written_what_the_checkpoint_wrote() -> None:
+    waiting = judge(cascading(OPTIME - 8, NOW - 1), BEGUN)
+    assert (waiting.rule, waiting.actions) == ("switchover.flush", (AskPeers(("pg1",)),))
+    assert judge(cascading(OPTIME - 8), BEGUN).actions == ()
+    assert judge(cascading(OPTIME), BEGUN).rule == "switchover.stop"

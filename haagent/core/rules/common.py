@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dcs.records import ClusterSnapshot, Leader
 from haagent.core.actions import Action, ApplyConfig
+from haagent.core.cascade import cascade_source
 from haagent.core.model import Decision, Memory, Observation, PeerAnswer, Unavailable, unreadable
-from haagent.core.slots import cascade_source
 from postgres_ctl.facts import ControlData, ControlState, DataDirState
 
 #: Starts that may fail one after the other without a pause, then at most this long between two, seconds.

@@ -27,6 +27,7 @@ from haagent.core.actions import (
     StopInstance,
 )
 from haagent.core.candidate import best_successor, end_of_wal, flushed_by, handover_refusal, has_received
+from haagent.core.cascade import reached_through_another
 from haagent.core.memory import begin_handover
 from haagent.core.model import Decision, Handover, Memory, Observation, PeerAnswer, PeerSilent, evolve
 from haagent.core.rules import common
@@ -38,6 +39,8 @@ from postgres_ctl.facts import ControlData, Lsn
 PROOF_S = 3.0
 #: An answer of a candidate counts this long before a stop; more than it may take to answer, seconds.
 RECENT_S = 2.5
+#: A candidate that streams from another standby is asked this often how far it is, seconds.
+ASK_EVERY_S = 0.2
 
 
 def on_the_primary(obs: Observation, memory: Memory) -> Decision | None:
@@ -166,7 +169,17 @@ def _until_it_writes(
         hangs = f"{handover.candidate} streams, but has written no WAL for {PROOF_S:g} s: it hangs"
         return _clear(memory, request, 412, f"switchover is not possible: {hangs}")
     waiting = evolve(memory, handover=replace(handover, to_write=to_write))
-    return common.wait("switchover.flush", f"waiting for {handover.candidate} to write", waiting, 0.05)
+    reason = f"waiting for {handover.candidate} to write"
+    return Decision(
+        "switchover.flush", reason, waiting, _ask_cascade(obs, handover.candidate), 0.05, heartbeat=True
+    )
+
+
+def _ask_cascade(obs: Observation, name: str) -> tuple[AskPeers, ...]:
+    """No walsender here tells how far it is: it has to say so itself."""
+    peer = obs.peers.get(name)
+    due = reached_through_another(obs, name) is not None and peer is not None
+    return (AskPeers((name,)),) if due and peer is not None and peer.asked_at < obs.now - ASK_EVERY_S else ()
 
 
 def _stop(obs: Observation, memory: Memory, handover: Handover) -> Decision:
