@@ -360,6 +360,8 @@ class Memory:
     #: Somebody's claim on a new cluster (`initialize` = "") is there since then, and nobody works on it.
     idle_claim_since: float | None = None
     handover: Handover | None = None
+    #: PostgreSQL is not running, seen first then; None while it runs.
+    down_since: float | None = None
     start_failures: int = 0
     #: The last failed start ended then: tries are spaced out.
     start_failed_at: float | None = None

@@ -139,8 +139,18 @@ def test_a_crashed_primary_that_failed_to_start_asks_for_a_successor() -> None:
 
 def test_a_crashed_primary_that_cannot_start_is_handed_over() -> None:
     seen = leading(crashed(), peers=(answer("pg1"), no_answer("pg2")))
-    decision = judge(seen, Memory(start_failures=2))
+    decision = judge(seen, Memory(start_failures=2, down_since=NOW - 1))
     assert (decision.rule, decision.actions) == ("leader.hand-over-crashed", (ReleaseLeader(EPOCH),))
+
+
+def test_who_was_silent_before_the_crash_is_asked_again() -> None:
+    """Seconds after a switchover the other one was still starting; now it may take over."""
+    at_once = replace(SETTINGS, primary_start_timeout_s=0)
+    seen = leading(crashed(), settings=at_once, peers=(no_answer("pg1"), no_answer("pg2")))
+    decision = judge(seen)
+    assert (decision.rule, decision.actions) == ("leader.ask-successors", (AskPeers(("pg1", "pg2")),))
+    still = replace(seen, peers={n: replace(p, asked_at=NOW) for n, p in seen.peers.items()})
+    assert judge(still, decision.memory).rule == "leader.restart-in-place"
 
 
 def test_with_start_timeout_zero_a_crashed_primary_is_handed_over_at_once() -> None:
@@ -160,7 +170,7 @@ def test_tries_of_a_start_that_keeps_failing_are_spaced_out() -> None:
     seen = leading(
         crashed(), peers=(no_answer("pg1"), no_answer("pg2")), finished=finished("start primary", False)
     )
-    decision = judge(seen, Memory(start_failures=4))
+    decision = judge(seen, Memory(start_failures=4, down_since=NOW - 1))
     assert (decision.rule, decision.actions) == ("leader.start-pause", ())
     later = replace(seen, now=NOW + 11, finished=(), lease=lease(fence_at=NOW + 30))
     later = replace(later, peers={n: replace(p, asked_at=NOW + 10.9) for n, p in seen.peers.items()})

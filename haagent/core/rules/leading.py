@@ -29,11 +29,12 @@ from haagent.core.actions import (
 from haagent.core.candidate import (
     expected_loss_text,
     has_last_record,
+    interesting_peers,
     manual_failover_to_me,
     standing,
     unanswered,
 )
-from haagent.core.model import Decision, Memory, Observation, evolve, unreadable
+from haagent.core.model import Decision, Memory, Observation, PeerSilent, evolve, unreadable
 from haagent.core.rules import common
 from haagent.core.schedule import request_in_force
 from haagent.core.timelines import next_timeline
@@ -130,7 +131,7 @@ def _restart(memory: Memory, guard: Guard) -> Decision:
 
 def _look_for_successor(obs: Observation, memory: Memory) -> Decision | None:
     """Somebody must be there to take over before we let go of the key; None when nobody is."""
-    ask = unanswered(obs, memory, common.view(obs))
+    ask = unanswered(obs, memory, common.view(obs)) or _silent_before(obs, memory)
     if ask:
         return Decision(
             "leader.ask-successors", "looking for a successor", memory, (AskPeers(ask),), common.SOON_S
@@ -141,6 +142,13 @@ def _look_for_successor(obs: Observation, memory: Memory) -> Decision | None:
     return Decision(
         "leader.hand-over-crashed", reason, memory, (ReleaseLeader(common.epoch_of(obs)),), line=reason
     )
+
+
+def _silent_before(obs: Observation, memory: Memory) -> tuple[str, ...]:
+    """Who did not answer when PostgreSQL still ran here (then perhaps starting) may well do so now."""
+    known = (obs.peers.get(name) for name in interesting_peers(obs, memory, common.view(obs)))
+    silent = (peer for peer in known if isinstance(peer, PeerSilent))
+    return tuple(peer.name for peer in silent if peer.asked_at < (memory.down_since or 0.0))
 
 
 def being_promoted(obs: Observation, memory: Memory) -> Decision | None:
