@@ -30,6 +30,16 @@ class Broken:
     cause: str
 
 
+def whole(value: object) -> int | None:
+    """The whole number that a tag says, also as a text: Patroni publishes tags as they were written."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        return None
+
+
 @dataclass(frozen=True)
 class Tags:
     """Member tags (contract 6.5). Unknown tags are kept and shown."""
@@ -46,8 +56,8 @@ class Tags:
     @property
     def failover_priority(self) -> int:
         """Preference at equal LSN; 1 by default, 0 or less means never."""
-        value = self.values.get("failover_priority", 1)
-        return value if isinstance(value, int) and not isinstance(value, bool) else 1
+        number = whole(self.values.get("failover_priority"))
+        return 1 if number is None else number
 
     @property
     def noloadbalance(self) -> bool:

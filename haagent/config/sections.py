@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from dcs.records import Tags
+from dcs.records import Tags, whole
 from haagent.config import values as v
 from haagent.config.check import Checked, allowed_options
 from haagent.config.schema import BACKENDS, BACKENDS_LATER, BACKENDS_REFUSED, KEYS
@@ -169,7 +169,7 @@ def member_tags(checked: Checked) -> Tags:
     if tags.get("replicatefrom") is not None:
         tags["replicatefrom"] = str(tags["replicatefrom"])
     for flag, priority in (("nofailover", "failover_priority"), ("nosync", "sync_priority")):
-        if flag in tags and priority in tags and tags[flag] is not (tags[priority] <= 0):
+        if flag in tags and priority in tags and tags[flag] is not ((whole(tags[priority]) or 0) <= 0):
             checked.warn(
                 f"Conflicting configuration between {flag}: {tags[flag]} and {priority}: {tags[priority]}. "
                 f"Defaulting to {flag}: {tags[flag]}"
@@ -201,7 +201,7 @@ def _convert(tags: dict[str, Any], name: str, parse: Any, allowed: str, checked:
     parsed = parse(tags[name])
     if parsed is None:
         checked.refuse(f"tags.{name}", tags.pop(name), f"must be {allowed}")
-    else:
+    elif whole(tags[name]) is None:  # a number written as text is published as it was written
         tags[name] = parsed
 
 

@@ -136,8 +136,8 @@ def _after_pause(obs: Observation, memory: Memory) -> Memory:
 
 def _after_instance(obs: Observation, memory: Memory) -> Memory:
     instance = obs.instance
-    since = obs.now if memory.down_since is None else memory.down_since
-    memory = evolve(memory, down_since=None if instance.alive else since)
+    down_since = obs.now if memory.down_since is None else memory.down_since
+    memory = evolve(memory, down_since=None if instance.alive else down_since)
     if instance.answers and obs.job is None:
         memory = evolve(memory, reinitializing=False)
     if instance.serves_as_standby and not _streams(obs):

@@ -325,6 +325,16 @@ def test_unknown_keys_warn_with_the_nearest_name(loads: Loader) -> None:
     ]
 
 
+def test_a_priority_written_as_text_is_published_as_it_was_written(loads: Loader) -> None:
+    tags = loads({"tags": {"failover_priority": "0", "sync_priority": "2"}}).tags
+    assert tags.values == {"failover_priority": "0", "sync_priority": "2"}
+    assert tags.failover_priority == 0
+    assert tags.nofailover
+    conflict = loads({"tags": {"nofailover": False, "failover_priority": "0"}})
+    assert not conflict.tags.nofailover
+    assert "between nofailover: False and failover_priority: 0." in conflict.warnings[0]
+
+
 def test_contradicting_tags_warn_and_the_switch_wins(loads: Loader) -> None:
     config = loads({"tags": {"nofailover": True, "failover_priority": 1}})
     assert config.tags.nofailover
