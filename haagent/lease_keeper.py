@@ -404,7 +404,10 @@ class LeaseKeeper:
         if isinstance(outcome, Taken):
             return True
         log.warning("the leader key could not be moved onto a session with the new ttl: %s", outcome)
-        self._transition(lambda lease: core.unknown(lease, self._now()))
+        if isinstance(outcome, Conflict):
+            self._renew_leader(handle)  # is it ours at all?
+        else:
+            self._transition(lambda lease: core.unknown(lease, self._now()))
         return False
 
     def _renew_session(self) -> None:

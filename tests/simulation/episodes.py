@@ -3,7 +3,8 @@ is time to recover, and so on.
 
 Theory. Where faults come thick, few hand-overs get as far as the window in which one fault would matter. Here
 the second fault comes within moments of the first, at the member that leads, at the one that is to lead next,
-or anywhere. Each episode is drawn from a stream of its own.
+or anywhere. In troubled schedules it comes before: somebody is asked to lead who lags, hangs or is cut off.
+Each episode is drawn from a stream of its own.
 """
 
 from __future__ import annotations
@@ -43,12 +44,31 @@ FIRST_S = 5.0
 LEADER, CANDIDATE = "leader", "candidate"
 
 
-def episodes(stream: Callable[[str], Draw], kinds: Mapping[str, tuple[float, Maker]]) -> Iterator[Fault]:
-    """`stream` makes a draw for a purpose."""
+#: What troubles a switchover before it is asked for: kind -> how often, against the others.
+TROUBLES = {
+    "cut": 4.0,
+    "lossy": 1.0,
+    "slow": 1.0,
+    "freeze-postmaster": 1.0,
+    "hang-postgres": 1.0,
+    "stuck-postgres": 1.0,
+    "kill-postgres": 1.0,
+    "isolate": 1.5,
+    "freeze-agent": 1.0,
+    "store-slow": 0.5,
+    "work": 1.0,
+}
+_LINKS = ("cut", "lossy", "slow")
+
+
+def episodes(
+    stream: Callable[[str], Draw], kinds: Mapping[str, tuple[float, Maker]], troubled: bool = False
+) -> Iterator[Fault]:
+    """`stream` makes a draw for a purpose; `troubled`: of switchovers that meet trouble."""
     at = FIRST_S
     for number in range(EPISODES):
         draw = stream(f"episode {number}")
-        yield from _episode(draw, kinds, at)
+        yield from _troubled(draw, kinds, at) if troubled else _episode(draw, kinds, at)
         at += draw.ttl_s * draw.rng.uniform(1.2, 3.0) + draw.rng.uniform(1.0, 4.0)
 
 
@@ -65,3 +85,23 @@ def _episode(draw: Draw, kinds: Mapping[str, tuple[float, Maker]], at: float) ->
         more = kinds[draw.by_weight({kind: weight for kind, (weight, _) in kinds.items()})][1](draw, at)
         where = rng.choice((LEADER, LEADER, CANDIDATE, CANDIDATE, more.node))
         yield replace(more, node=where) if more.node in draw.names else more
+
+
+def _troubled(draw: Draw, kinds: Mapping[str, tuple[float, Maker]], at: float) -> Iterator[Fault]:
+    rng = draw.rng
+    for _ in range(rng.choice((1, 1, 2))):
+        kind = draw.by_weight(TROUBLES)
+        one, lasts = kinds[kind][1](draw, at), draw.ttl_s * rng.uniform(0.1, 0.9)
+        who = rng.choice((CANDIDATE, CANDIDATE, LEADER))
+        if kind in _LINKS and rng.random() < 0.8:
+            between = [f"pg:{LEADER}", f"pg:{CANDIDATE}"]
+            rng.shuffle(between)
+            yield replace(one, node=between[0], other=between[1], duration=lasts)
+        else:
+            yield replace(one, node=who, duration=lasts) if one.node in draw.names else one
+        at += rng.choice((0.02, draw.ttl_s / 4)) * rng.random()
+    yield replace(kinds["switchover"][1](draw, at), other=CANDIDATE)
+    if rng.random() < 0.4:
+        at += rng.expovariate(1.0 / 0.3)
+        more = kinds[draw.by_weight({kind: weight for kind, (weight, _) in kinds.items()})][1](draw, at)
+        yield replace(more, node=rng.choice((LEADER, CANDIDATE))) if more.node in draw.names else more

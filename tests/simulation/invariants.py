@@ -462,6 +462,8 @@ class Invariants(Truth):
         asked = obs is None or obs.request is not None or memory.handover is not None
         asked = asked or memory.clean_release or memory.reinitializing
         cluster = getattr(obs, "cluster", None)
+        # A hand-over that fails ends where it began, whatever has become of the request.
+        asked = asked or rule == "switchover.come-back"
         if not asked and getattr(cluster, "failover", None) is None:
             self.violated(
                 "rule9.paused-hands-off", f"{node.name} did {rule} ({', '.join(actions)}) in a pause"

@@ -290,8 +290,8 @@ _ALWAYS = ("switchover", "kill-agent", "boundary")
 
 #: From this seed on, plans aim: part of the faults strikes whoever leads at that moment.
 AIMED = 1_000_000
-#: This share of them is calm instead (episodes.py).
-CALM_SHARE = 0.5
+#: These shares of them are calm instead, or a row of troubled switchovers (episodes.py).
+CALM_SHARE, TROUBLED_SHARE = 0.5, 0.25
 #: So often such a plan has faults that are dangerous together: one takes away what keeps the other harmless.
 TOGETHER_TIMES = 8
 TOGETHER = (
@@ -464,8 +464,10 @@ def common_plan(seed: int) -> Plan:
     ttl, loop_wait, retry = rng.choice(TIMINGS)
     draw.ttl_s = float(ttl)
     faults = tuple(_faults(draw, seed))
-    if seed >= AIMED and _share(seed, "calm") < CALM_SHARE:
-        faults = tuple(sorted(episodes(draw.another, _IN_EPISODES), key=lambda fault: fault.at))
+    style = _share(seed, "calm")
+    if seed >= AIMED and style < CALM_SHARE + TROUBLED_SHARE:
+        episodic = episodes(draw.another, _IN_EPISODES, troubled=style >= CALM_SHARE)
+        faults = tuple(sorted(episodic, key=lambda fault: fault.at))
     elif seed >= AIMED:
         faults = tuple(_aimed(Draw(seed, "aim"), draw.names, draw.ttl_s, faults))
     return Plan(

@@ -199,6 +199,18 @@ def test_a_guardian_that_answers_again_keeps_the_backstop_from_fencing(stage: St
     assert stage.engine.now > START_S + 30.0
 
 
+def test_a_key_that_went_while_the_ttl_changed_is_given_up(stage: Stage) -> None:
+    """Found by seed 12200000155: it was to be moved onto a session of the new ttl, again and again."""
+    stage.do(lambda: stage.keeper.take(3.0))
+    session = stage.keeper.session()
+    assert session is not None
+    stage.store.end_session(session)
+    stage.do(lambda: stage.keeper.use_settings(replace(SETTINGS, ttl_s=6.0)))
+    stage.run(3.0, step_s=1.0)
+    assert stage.keeper.facts().epoch is None
+    assert stage.keeper.session() not in (None, session)
+
+
 def test_the_same_facts_are_the_same_object(stage: Stage) -> None:
     stage.do(lambda: stage.keeper.take(3.0))
     first = stage.keeper.facts()

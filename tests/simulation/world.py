@@ -74,7 +74,7 @@ class World:
         self.nodes: dict[str, Node] = {}
         self.boundaries: list[Trigger] = []
         #: Whom an operator last asked to lead.
-        self.candidate = plan.names[-1]
+        self.candidate, self._candidate_until = plan.names[-1], 0.0
         self.key_deleted_by_hand = False
         #: Until when two servers may be writable since then.
         self.two_until = 0.0
@@ -175,12 +175,21 @@ class World:
         """With the names of those who lead, or are to lead, now."""
         holder = self.store.leader()
         leader = holder.name if holder is not None else self.plan.names[0]
-        if fault.other == CANDIDATE:
+        asked = fault.other == CANDIDATE
+        if asked or CANDIDATE in fault.node + fault.other:
+            self._choose_candidate(leader, asked, fault.at)
+        names = {LEADER: leader, CANDIDATE: self.candidate}
+        node, other = fault.node, fault.other
+        for word, name in names.items():
+            node, other = node.replace(word, name), other.replace(word, name)
+        return replace(fault, node=node, other=other)
+
+    def _choose_candidate(self, leader: str, asked: bool, at: float) -> None:
+        """The same one within an episode, also once it leads; nobody is asked to follow itself."""
+        if self.engine.now >= self._candidate_until or (asked and self.candidate == leader):
             others = [name for name in self.plan.names if name != leader] or [leader]
-            self.candidate = others[int(fault.at * 1000) % len(others)]
-            fault = replace(fault, other=self.candidate)
-        node = self.candidate if fault.node == CANDIDATE else fault.node.replace(LEADER, leader)
-        return replace(fault, node=node)
+            self.candidate = others[int(at * 1000) % len(others)]
+        self._candidate_until = self.engine.now + self.plan.ttl_s
 
     def undo_later(self, fault: Fault, undo: Undo | None) -> Undo | None:
         if undo is None:
