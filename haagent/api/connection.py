@@ -76,7 +76,8 @@ class Host(Protocol):
     turns: Turns
 
     @property
-    def stopping(self) -> bool: ...
+    def ends_connections(self) -> bool:
+        """None is kept for another request."""
 
 
 class Connection:
@@ -88,7 +89,7 @@ class Connection:
         self._sock = sock
         #: Guards `_sock`, which its TLS twin replaces, and the step to WORKING, against eviction.
         self._lock = threading.RLock()
-        self._shut_down = False
+        self.is_shut_down = False
         self._buffer = b""
         self._local_port: int = 0
         self.peer: str = _plain_address(address[0])
@@ -118,22 +119,20 @@ class Connection:
     def shut_down(self) -> None:
         """End both directions from any thread: whoever waits on the socket sees its end."""
         with self._lock, contextlib.suppress(OSError):
-            self._shut_down = True
+            self.is_shut_down = True
             # Past SSLSocket's own method, which would strip the TLS layer under the worker's feet.
             socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
 
-    def give_way(self) -> bool:
-        """Shut down unless the application is at work; then False."""
+    def give_way(self) -> None:
+        """Shut down unless the application is at work, or will be."""
         with self._lock:
-            if self.phase is Phase.WORKING:
-                return False
-            self.shut_down()
-            return True
+            if self.phase is not Phase.WORKING:
+                self.shut_down()
 
     def _begin_work(self) -> None:
         """From here on nobody evicts us; an evicted connection's last request is not carried out."""
         with self._lock:
-            if self._shut_down:
+            if self.is_shut_down:
                 raise ConnectionAbortedError("evicted")
             self._enter(Phase.WORKING)
 
@@ -149,7 +148,7 @@ class Connection:
             self._sock.settimeout(_left(deadline))
             tls = context.wrap_socket(self._sock, server_side=True, do_handshake_on_connect=False)
             self._sock = tls
-            if self._shut_down:
+            if self.is_shut_down:
                 raise ConnectionAbortedError("evicted")
         tls.do_handshake()
         self._is_tls = True
@@ -190,12 +189,12 @@ class Connection:
 
     def _answer(self, raw_head: bytes) -> bool:
         """Call the application and send what it says; True when another request may follow."""
+        self._begin_work()
         with self.turn.taken():
             head = parse_head(raw_head)
-            self._begin_work()
             body = _Body(self, head)
             status, headers, content = self._call(head, body)
-            keep_alive = head.keep_alive and body.is_finished and not self._server.stopping
+            keep_alive = head.keep_alive and body.is_finished and not self._server.ends_connections
             if head.method == "HEAD":
                 content = b""
             else:

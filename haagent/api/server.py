@@ -6,14 +6,16 @@ client stops everybody, or cannot speak TLS (docs/decisions/0002-http-server.md)
 Theory. One thread accepts and does nothing that can wait. Each connection has a thread of its own that
 shakes hands, reads, calls the application and writes; every wait in it has a deadline that small
 sips of data do not move. So a client can hold only its own thread, and only so long. The number of
-connections is capped; at the cap the newcomer is let in and the one least worth keeping is shut down:
+connections is capped; at the cap the one least worth keeping is shut down for the newcomer:
 
-    receiving   has not sent a complete request      evicted first, the oldest first
+    receiving   has not sent a complete request      evicted first, the oldest connection first
     idle        keep-alive, between two requests     next
     sending     slow to read its answer              next
-    working     the application runs for it          never
+    working     it runs, or waits for its turn       never
 
-A thread sees its eviction as the end of the stream. If all are working, the newcomer is dropped.
+Nobody is evicted in his first moment in a phase: a request may be on its way. A thread sees its eviction
+as the end of the stream. If there is none to evict, the newcomer waits in the kernel's queue; so that his
+time comes, connections end with their answer while there are many.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import select
 import socket
 import ssl
 import threading
+import time
 
 from haagent.api.connection import Connection, Limits, Phase, WsgiApp
 from haagent.api.listen import open_listeners
@@ -35,6 +38,11 @@ log = logging.getLogger("haagent.api")
 
 #: Longest wait for one to end; what is short may also be held by others in this process.
 _EXHAUSTED_WAIT_S = 0.05
+#: With more connections than this part of the cap, none is kept alive.
+_CROWDED = 0.75
+#: Nobody is evicted so soon: the request may be on its way, the answer half gone; seconds.
+_GRACE_S = 0.25
+_EVICTABLE = (Phase.RECEIVING, Phase.IDLE, Phase.SENDING)
 #: `threading.stack_size` is one value for the process: set, start, put back, one at a time.
 _stack_size_lock = threading.Lock()
 
@@ -77,8 +85,8 @@ class HttpServer:
         return port
 
     @property
-    def stopping(self) -> bool:
-        return self._stopping
+    def ends_connections(self) -> bool:
+        return self._stopping or len(self._connections) > _CROWDED * self._max_connections
 
     def start(self) -> None:
         """Bind and begin to serve. Raises RestError when the address cannot be used."""
@@ -119,6 +127,8 @@ class HttpServer:
                     self._accept(by_fd[fd])
 
     def _accept(self, listener: socket.socket) -> None:
+        if not self._has_room():
+            return  # the poll will say again that somebody waits
         try:
             sock, address = listener.accept()
         except OSError as error:
@@ -127,9 +137,6 @@ class HttpServer:
             return
         connection = Connection(self, sock, address)
         with self._changed:
-            if len(self._connections) >= self._max_connections and not self._evict_one():
-                sock.close()
-                return
             self._connections[connection] = None
         try:
             self._start_thread(connection)
@@ -147,14 +154,26 @@ class HttpServer:
             finally:
                 threading.stack_size(before)
 
-    def _evict_one(self) -> bool:
-        """Shut down the connection least worth keeping; False when all are at work."""
+    def _has_room(self) -> bool:
+        """Whether one more connection fits; another may have to give way, and is waited for a moment."""
         with self._changed:
-            victim = min(self._connections, key=lambda c: (c.phase, c.phase_since), default=None)
-            if victim is None or not victim.give_way():
-                return False
-            del self._connections[victim]
-            return True
+            if len(self._connections) < self._max_connections:
+                return True
+            self._evict_one()
+            return self._changed.wait_for(
+                lambda: len(self._connections) < self._max_connections, _EXHAUSTED_WAIT_S
+            )
+
+    def _evict_one(self) -> None:
+        """Shut down the connection least worth keeping, unless all are at work or just came so far."""
+        before = time.monotonic() - _GRACE_S
+        here = [connection for connection in self._connections if not connection.is_shut_down]
+        for phase in _EVICTABLE:
+            found = [connection for connection in here if connection.phase is phase]
+            if found:
+                victim = next((connection for connection in found if connection.phase_since < before), None)
+                return victim.give_way() if victim is not None else None
+        return None
 
     def _make_room(self) -> None:
         """The process is out of descriptors or threads: let a connection end before the next is taken."""

@@ -30,6 +30,7 @@ class Turns:
         self._longest_s = longest_s
         self._lock = threading.Lock()
         self._since = 0.0
+        self._replacing = threading.Lock()
 
     def take(self) -> threading.Lock:
         """Wait for the turn; what is returned is to be released."""
@@ -44,10 +45,13 @@ class Turns:
                 lock.release()
 
     def _go_on_without(self, lock: threading.Lock) -> None:
-        held_s = time.monotonic() - self._since
-        if held_s >= self._longest_s and lock is self._lock:
-            log.warning("a request computes for %.1f s: the others go on without it", held_s)
-            self._lock = threading.Lock()
+        with self._replacing:
+            now = time.monotonic()
+            held_s = now - self._since
+            if held_s < self._longest_s or lock is not self._lock:
+                return
+            self._lock, self._since = threading.Lock(), now
+        log.warning("a request computes for %.1f s: the others go on without it", held_s)
 
 
 class Turn:

@@ -177,6 +177,29 @@ def test_a_running_call_is_never_given_up() -> None:
         assert operation.result(DEADLINE_S).text == "done"
 
 
+def test_more_busy_clients_than_connections_get_their_turn() -> None:
+    enough = threading.Event()
+
+    def keep_asking() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=DEADLINE_S)
+        while not enough.is_set():
+            connection.request("GET", "/patroni")
+            assert connection.getresponse().read()
+        connection.close()
+
+    others = set(rest_threads())
+    with serving(limits=Limits(connections=8)) as server, ThreadPoolExecutor(30) as pool:
+        crowd = [pool.submit(keep_asking) for _ in range(30)]
+        try:
+            for _ in range(10):
+                assert ask(server, "GET", "/primary").status == 200
+                assert len(set(rest_threads()) - others) <= 8 + 1  # one may be ending
+        finally:
+            enough.set()
+        for client in crowd:
+            client.result(DEADLINE_S)
+
+
 def test_a_client_that_does_not_read_gives_way() -> None:
     agent = Agent()
     agent.explanation = {"filler": "x" * 32_000_000}
