@@ -30,6 +30,7 @@ from haagent.api.view import Numbers, Published
 from haagent.callbacks import Caller
 from haagent.config.load import reload
 from haagent.config.types import AgentConfig, ConfigErrors
+from haagent.core import lines
 from haagent.core.candidate import another_could_lead
 from haagent.core.decide import decide
 from haagent.core.memory import absorb
@@ -99,6 +100,7 @@ class Agent:
         self.last_observation: Observation | None = None
         self._seen_cluster: tuple[ClusterSnapshot, float, int] | None = None
         self._broken_steps = 0
+        self._last_rule = ""
         self._next_guardian_try = 0.0
         self._met_guardian = False
         self._step_started_at = self._now()
@@ -313,6 +315,7 @@ class Agent:
     def _guardian_event(self, event: guardian.GuardianEvent) -> None:
         if isinstance(event, guardian.Fencing):
             self.keeper.fenced(event.epoch)
+            log.info("%s", lines.of_fence(self.last_observation))
             self.measures.fenced("guardian")
             self.journal.event("fence", f"the lease of epoch {event.epoch} ran out: PostgreSQL is stopped")
         elif isinstance(event, guardian.PostmasterExited):
@@ -361,6 +364,8 @@ class Agent:
         """A step that fails in an unforeseen way does nothing new, and keeps what holds (rule 10, H12)."""
         try:
             pause_s = self._step()
+            if self._now() - self._step_started_at > self.observer.settings.loop_wait_s:
+                log.warning("Loop time exceeded, rescheduling immediately.")
         except Exception:
             log.exception("a step failed unexpectedly (%s in a row)", self._broken_steps + 1)
             return self._after_broken_step()
@@ -436,13 +441,17 @@ class Agent:
         return obs.settings.loop_wait_s + (0.0 if obs.lease.epoch is not None else 0.5)
 
     def _journal(self, obs: Observation, decision: Decision, took_ms: float, failed: str | None) -> None:
-        sample = obs.instance.sample
+        sample, heartbeat = obs.instance.sample, decision.heartbeat or not decision.actions
+        owner = lines.lock_owner(obs)
+        if owner is not None and (heartbeat or decision.rule != self._last_rule):
+            log.log(logging.DEBUG if heartbeat else logging.INFO, "%s", owner)
+        self._last_rule = decision.rule
         refusals = [{"rule": r.rule, "detail": r.detail} for r in decision.refusals]
         self.journal.decision(
             decision.rule,
             decision.reason,
-            line=decision.line,
-            heartbeat=decision.heartbeat or not decision.actions,
+            line=lines.of_decision(obs, decision),
+            heartbeat=heartbeat,
             epoch=obs.lease.epoch,
             timeline=obs.instance.timeline,
             lsn=sample.position if isinstance(sample, InstanceSample) else None,

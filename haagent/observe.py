@@ -101,6 +101,8 @@ class Observer:
         try:
             snapshot = self.dcs.snapshot(self.settings.retry_timeout_s)
         except DcsError as fault:
+            if self._silent_since is None:
+                log.error("Error communicating with DCS: %s", fault)
             self._silent_since = self._silent_since or self._now()
             return Unavailable(self._silent_since, str(fault))
         self._silent_since = None
