@@ -193,7 +193,9 @@ class Agent:
         watch = self.dcs.watch(self._dcs_event)
         try:
             while self._exit is None:
-                self._wait(self._guarded_step())
+                pause_s = self._guarded_step()
+                if self._exit is None:
+                    self._wait(pause_s)
                 if self._reload:
                     self._reload_config()
         finally:

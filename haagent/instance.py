@@ -119,7 +119,7 @@ def _mood(sample: InstanceSample | Unavailable) -> tuple[object, ...]:
     if isinstance(sample, Unavailable):
         return ("silent",)
     senders = tuple(sorted((s.application_name, s.state) for s in sample.senders))
-    return (sample.in_recovery, sample.walreceiver_status, sample.timeline, senders)
+    return (sample.in_recovery, sample.walreceiver_status, sample.timeline, sample.pending_restart, senders)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,3 +127,27 @@ def test_another_port_takes_effect_with_the_restart_of_postgresql() -> None:
         cluster.wait_for(lambda: node.rest("/patroni")[1].get("state") == "running", 60, "it is found")
         assert node.sql("select inet_server_port()") == [(new,)]
         cluster.wait_for(lambda: "pending_restart" not in node.rest("/patroni")[1], 60, "nothing is pending")
+
+
+def test_nobody_waits_for_the_next_tick() -> None:
+    """Who changes `max_connections` looks at `list` right away; who stops an agent waits for its end."""
+    slow = {"ttl": 300, "loop_wait": 100, "retry_timeout": 10}
+    with Cluster(nodes=1, store="local", dcs=slow, parameters=QUIET) as cluster:
+        node = cluster.leader()
+        change = {"postgresql": {"parameters": {"max_connections": 111}}}
+        assert node.rest("/config", "PATCH", change)[0] == 200
+        (member,) = cluster.wait_for(lambda: pending(node), 40, "the member key tells of it")
+        assert member["pending_restart_reason"]["max_connections"]["new_value"] == "111"
+        assert node.rest("/config", "PATCH", {"pause": True})[0] == 200
+        cluster.wait_for(lambda: node.rest("/patroni")[1].get("pause"), 40, "the agent has seen the pause")
+        assert node.stop(40) == 0
+        node.start()
+        cluster.wait_for(node.leads_or_fails, 40, "it leads again")
+        assert node.rest("/config", "PATCH", {"pause": None})[0] == 200
+        cluster.wait_for(lambda: not node.rest("/patroni")[1].get("pause"), 40, "the pause is over")
+        assert node.stop(40) == 0
+
+
+def pending(node: Node) -> list[dict[str, Any]]:
+    """Members that wait for a restart, as the store has them."""
+    return [member for member in node.rest("/cluster")[1]["members"] if member.get("pending_restart")]
