@@ -57,3 +57,14 @@ def test_lines_word_for_word() -> None:
         cluster.wait_for(lambda: other.member_key().get("tags") == {"nofailover": True}, 60, "the tag")
         assert leader.stop() == 0
         said(cluster, other, "INFO: following a different leader because I am not allowed to promote\n")
+
+        # A store that knows nothing of the cluster: its primary's agent has to come first.
+        other.kill_agent()
+        for key in cluster.stored():
+            cluster.delete(key)
+        postmaster = other.postmaster_pid()
+        other.start()
+        cluster.wait_for(lambda: other.agent_exit is not None, 60, "the replica's agent ends")
+        assert other.agent_exit == 1
+        assert f"{other.name} is a replica without a known cluster" in other.log()
+        assert other.postmaster_pid() == postmaster is not None
