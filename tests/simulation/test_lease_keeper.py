@@ -205,7 +205,7 @@ def test_a_key_that_went_while_the_ttl_changed_is_given_up(stage: Stage) -> None
     session = stage.keeper.session()
     assert session is not None
     stage.store.end_session(session)
-    stage.do(lambda: stage.keeper.use_settings(replace(SETTINGS, ttl_s=6.0)))
+    stage.do(lambda: stage.keeper.use_settings(replace(SETTINGS, ttl_s=12.0)))
     stage.run(3.0, step_s=1.0)
     assert stage.keeper.facts().epoch is None
     assert stage.keeper.session() not in (None, session)
