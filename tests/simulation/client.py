@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 SESSIONS = 2
-#: Mean seconds between two looks of a writer.
-PACE_S = 0.4
 
 
 class Writer:
@@ -36,7 +34,7 @@ class Writer:
         self._again()
 
     def _again(self) -> None:
-        self._timer = self._world.engine.after(self._rng.random() * 2 * PACE_S, self._tick)
+        self._timer = self._world.engine.after(self._rng.random() * 2 * self._world.plan.pace, self._tick)
 
     def _tick(self) -> None:
         self._again()

@@ -59,6 +59,8 @@ TROUBLES = {
     "work": 1.0,
 }
 _LINKS = ("cut", "lossy", "slow")
+#: Writers of troubled schedules are busy: seconds between two looks of one, in the mean.
+BUSY_S = 0.08
 
 
 def episodes(
@@ -88,20 +90,24 @@ def _episode(draw: Draw, kinds: Mapping[str, tuple[float, Maker]], at: float) ->
 
 
 def _troubled(draw: Draw, kinds: Mapping[str, tuple[float, Maker]], at: float) -> Iterator[Fault]:
+    """A switchover, trouble before it or in its middle, now and then both."""
     rng = draw.rng
-    for _ in range(rng.choice((1, 1, 2))):
-        kind = draw.by_weight(TROUBLES)
-        one, lasts = kinds[kind][1](draw, at), draw.ttl_s * rng.uniform(0.1, 0.9)
-        who = rng.choice((CANDIDATE, CANDIDATE, LEADER))
-        if kind in _LINKS and rng.random() < 0.8:
-            between = [f"pg:{LEADER}", f"pg:{CANDIDATE}"]
-            rng.shuffle(between)
-            yield replace(one, node=between[0], other=between[1], duration=lasts)
-        else:
-            yield replace(one, node=who, duration=lasts) if one.node in draw.names else one
+    before = rng.choice((True, False, False))
+    if before:
+        yield _trouble(draw, kinds, at)
         at += rng.choice((0.02, draw.ttl_s / 4)) * rng.random()
     yield replace(kinds["switchover"][1](draw, at), other=CANDIDATE)
-    if rng.random() < 0.4:
-        at += rng.expovariate(1.0 / 0.3)
-        more = kinds[draw.by_weight({kind: weight for kind, (weight, _) in kinds.items()})][1](draw, at)
-        yield replace(more, node=rng.choice((LEADER, CANDIDATE))) if more.node in draw.names else more
+    if not before or rng.random() < 0.3:
+        yield _trouble(draw, kinds, at + rng.expovariate(1.0 / rng.choice((0.1, 0.4))))
+
+
+def _trouble(draw: Draw, kinds: Mapping[str, tuple[float, Maker]], at: float) -> Fault:
+    """Of the candidate, of the leader, or between their servers."""
+    rng, kind = draw.rng, draw.by_weight(TROUBLES)
+    one, lasts = kinds[kind][1](draw, at), draw.ttl_s * rng.uniform(0.1, 0.9)
+    if kind in _LINKS and rng.random() < 0.8:
+        ends = [f"pg:{LEADER}", f"pg:{CANDIDATE}"]
+        rng.shuffle(ends)
+        return replace(one, node=ends[0], other=ends[1], duration=lasts)
+    who = rng.choice((CANDIDATE, CANDIDATE, LEADER))
+    return replace(one, node=who, duration=lasts) if one.node in draw.names else one

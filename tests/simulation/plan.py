@@ -21,11 +21,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 from tests.simulation.config import node_names
-from tests.simulation.episodes import LEADER, episodes
+from tests.simulation.episodes import BUSY_S, LEADER, episodes
 
 T = TypeVar("T")
 #: Schedules end after so many non-idle decisions and faults.
 EVENTS = 200
+#: So often each member's writer looks, seconds.
+PACE_S = 0.4
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Plan:
     faults: tuple[Fault, ...] = ()
     #: Seconds of true time after which everything heals at the latest.
     length: float = 120.0
+    #: Seconds between two looks of a writer, in the mean.
+    pace: float = PACE_S
     #: Non-idle decisions and faults after which everything heals; 0: at `length` only.
     events: int = EVENTS
     #: Mode of the watchdog device of each host.
@@ -464,9 +468,10 @@ def common_plan(seed: int) -> Plan:
     ttl, loop_wait, retry = rng.choice(TIMINGS)
     draw.ttl_s = float(ttl)
     faults = tuple(_faults(draw, seed))
-    style = _share(seed, "calm")
-    if seed >= AIMED and style < CALM_SHARE + TROUBLED_SHARE:
-        episodic = episodes(draw.another, _IN_EPISODES, troubled=style >= CALM_SHARE)
+    style = _share(seed, "calm") if seed >= AIMED else 1.0
+    troubled = CALM_SHARE <= style < CALM_SHARE + TROUBLED_SHARE
+    if style < CALM_SHARE or troubled:
+        episodic = episodes(draw.another, _IN_EPISODES, troubled)
         faults = tuple(sorted(episodic, key=lambda fault: fault.at))
     elif seed >= AIMED:
         faults = tuple(_aimed(Draw(seed, "aim"), draw.names, draw.ttl_s, faults))
@@ -479,6 +484,7 @@ def common_plan(seed: int) -> Plan:
         fresh=rng.random() < 0.15,
         faults=faults,
         length=faults[-1].at + 2 * ttl,
+        pace=BUSY_S if troubled else PACE_S,
     )
 
 
