@@ -80,6 +80,7 @@ class ClearFailover:
 class BeginScheduled:
     """A scheduled switchover is due: the same for now in its place, at this version of `failover`."""
 
+    guard: Guard
     version: int
     leader: str | None
     candidate: str | None

@@ -14,6 +14,7 @@ from haagent.core.actions import (
     BeginScheduled,
     ClearFailover,
     DropScheduledRestart,
+    Guard,
     Promote,
     Restart,
     ScheduleRestart,
@@ -85,7 +86,7 @@ def test_before_its_time_a_switchover_is_waited_for_to_the_second(wish: Failover
 @pytest.mark.parametrize("seconds", [0.0, 14.9])
 def test_in_its_window_it_becomes_a_switchover_for_now(seconds: float) -> None:
     decision = judge(at(seconds))
-    assert decision.actions == (BeginScheduled(9, "pg0", "pg1"),)
+    assert decision.actions == (BeginScheduled(Guard(EPOCH, 77), 9, "pg0", "pg1"),)
     assert (decision.rule, decision.again_in_s) == ("switchover.due", 0.0)
 
 
@@ -246,6 +247,15 @@ def test_a_server_that_was_restarted_since_is_not_restarted_again() -> None:
 def test_in_a_pause_a_scheduled_restart_neither_begins_nor_goes(seconds: float) -> None:
     decision = judge(planned(seconds, settings=paused(), lease=lease(disarmed=True)))
     assert (decision.rule, decision.again_in_s) == ("pause.leader", None)
+
+
+def test_an_election_is_not_delayed_by_a_scheduled_restart() -> None:
+    own = ScheduledRestart(AT, RestartWish(due_at=AT), START)
+    here = racing(lost_stream(), wall=AT + 1, scheduled_restart=own)
+    assert judge(here, REMEMBERS).actions == (TakeLeader(),)
+    won = obs("pg1", lost_stream(), cluster("pg1", members=LEFT), wall=AT + 1, scheduled_restart=own,
+              peers=(answer("pg2"),))  # fmt: skip
+    assert judge(won, REMEMBERS).rule == "promote.now"
 
 
 def test_a_scheduled_restart_waits_for_a_proven_lease_and_for_a_hand_over() -> None:

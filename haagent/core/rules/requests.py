@@ -108,12 +108,17 @@ def scheduled_restart(obs: Observation, memory: Memory) -> Decision | None:
         return None
     if planned.postmaster_start_time not in (None, now):
         return _drop("restart.overtaken", f"PostgreSQL was restarted at {now}", memory)
-    if obs.settings.pause or memory.handover is not None:
+    if obs.settings.pause or memory.handover is not None or not _settled(obs):
         return None
     when = timing(obs, planned.due_at)
     if when is Timing.LATE:
         return _drop("restart.late", "it could not begin in time", memory)
     return _begin(obs, memory, planned) if when is Timing.DUE else None
+
+
+def _settled(obs: Observation) -> bool:
+    """Somebody leads: a restart in the middle of an election would only delay it (contract 2.2)."""
+    return common.other_leads(obs) or (common.owns_key(obs) and obs.instance.serves_as_primary)
 
 
 def _drop(rule: str, why: str, memory: Memory) -> Decision:

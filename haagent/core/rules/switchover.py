@@ -74,7 +74,8 @@ def _begin_scheduled(obs: Observation, memory: Memory, request: FailoverRequest,
     if timing(obs, due_at) is Timing.LATE:
         text = f"the switchover scheduled at {request.scheduled_at} could not begin in time: dropped"
         return _clear(memory, request, 503, text)
-    action = BeginScheduled(request.version, request.leader, request.candidate)
+    guard = Guard(epoch=common.epoch_of(obs), pid=obs.instance.pid)
+    action = BeginScheduled(guard, request.version, request.leader, request.candidate)
     reason = f"the switchover scheduled at {request.scheduled_at} is due"
     return Decision("switchover.due", reason, memory, (action,), 0.0)
 
