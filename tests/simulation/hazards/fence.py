@@ -20,6 +20,19 @@ def frozen_between_guard_and_promote(stage: Stage) -> None:
     stage.run(2 * stage.ttl_s)
 
 
+@scenario("H8", {"callback-after-a-freeze": "rule1.callback-under-lease"})
+def frozen_between_the_look_and_the_callback(stage: Stage) -> None:
+    """A new agent finds its primary, and freezes before it tells the callbacks; when it thaws, another one
+    leads."""
+    a, b, c = stage.settle()
+    stage.strike("kill-agent", a, duration=0.2)
+    stage.at_boundary(a, "dcs.put_if_leader before", "freeze-agent", 3 * stage.ttl_s)
+    stage.until("it freezes", lambda: stage.node(a).agent_process.frozen)
+    stage.until("another one leads", lambda: stage.leads(b) or stage.leads(c))
+    stage.until("it thaws", lambda: not stage.node(a).agent_process.frozen)
+    stage.run(2.0)
+
+
 @scenario("H8", {"guardian-starts-under-any-epoch": "rule2.promote-after-key"})
 def frozen_between_guard_and_start(stage: Stage) -> None:
     """A crashed primary's agent freezes right before it asks for the start in place; once it has thawed and
