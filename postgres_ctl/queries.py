@@ -79,7 +79,7 @@ s as (select
      'xmin_set', xmin is not null, 'wal_status', wal_status, 'temporary', temporary,
      'database', database, 'plugin', plugin) order by slot_name)
    from pg_replication_slots) as slots,
-  (select json_agg(json_build_array(st.name, st.setting, coalesce(
+  (select json_agg(json_build_array(st.name, current_setting(st.name), coalesce(
      (select f.setting from pg_file_settings f where f.name = st.name order by f.seqno desc limit 1),
      st.boot_val)) order by st.name)
    from st where st.pending_restart and left(st.name, 15) <> 'recovery_target') as pending_restart,

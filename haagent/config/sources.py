@@ -243,11 +243,14 @@ def _complete(found: dict[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
 
 
 def _from_text(key: Key, text: str) -> object:
-    """What a file would have given for `text`: YAML lists and mappings, `k: v` pairs; else the text."""
+    """What a file would have given for `text`: YAML lists, also without brackets when quoted (`'a:1','b:1'`),
+    and mappings, `k: v` pairs; else the text."""
     if key.type not in (v.STRINGS, v.ENDPOINTS, v.TEXTS, v.SCALARS, v.ANY):
         return text
     wants_mapping = key.type in (v.TEXTS, v.SCALARS)
     source = "{" + text + "}" if wants_mapping and not text.lstrip().startswith("{") else text
+    if key.type in (v.STRINGS, v.ENDPOINTS) and text.lstrip().startswith(("'", '"')):
+        source = "[" + text + "]"
     try:
         parsed = yaml.safe_load(source)
     except (yaml.YAMLError, RecursionError, ValueError):

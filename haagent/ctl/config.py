@@ -203,9 +203,11 @@ def _overlay(data: dict[str, Any], name: str, found: Mapping[str, str], login: s
 
 
 def _typed(key: str, text: str) -> Any:
-    if key == "hosts":
-        return [part.strip() for part in text.split(",")] if not text.startswith("[") else _list(key, text)
-    return text
+    if key != "hosts":
+        return text
+    if text.lstrip().startswith(("'", '"')):
+        text = "[" + text + "]"
+    return [part.strip() for part in text.split(",")] if not text.startswith("[") else _list(key, text)
 
 
 def _list(key: str, text: str) -> Any:

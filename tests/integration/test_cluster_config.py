@@ -134,10 +134,12 @@ def test_nobody_waits_for_the_next_tick() -> None:
     slow = {"ttl": 300, "loop_wait": 100, "retry_timeout": 10}
     with Cluster(nodes=1, store="local", dcs=slow, parameters=QUIET) as cluster:
         node = cluster.leader()
-        change = {"postgresql": {"parameters": {"max_connections": 111}}}
+        buffers = node.value("show wal_buffers")
+        change = {"postgresql": {"parameters": {"max_connections": 111, "wal_buffers": "8MB"}}}
         assert node.rest("/config", "PATCH", change)[0] == 200
         (member,) = cluster.wait_for(lambda: pending(node), 40, "the member key tells of it")
         assert member["pending_restart_reason"]["max_connections"]["new_value"] == "111"
+        assert member["pending_restart_reason"]["wal_buffers"] == {"old_value": buffers, "new_value": "8MB"}
         assert node.rest("/config", "PATCH", {"pause": True})[0] == 200
         cluster.wait_for(lambda: node.rest("/patroni")[1].get("pause"), 40, "the agent has seen the pause")
         assert node.stop(40) == 0

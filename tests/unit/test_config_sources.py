@@ -153,7 +153,7 @@ def test_variables_win_over_the_file_at_every_load(tmp_path: Path) -> None:
             "HAAGENT_NAME": "from-haagent",
             "PATRONI_ETCD3_HOSTS": "['a:1', 'b:2']",
             "PATRONI_RESTAPI_HTTP_EXTRA_HEADERS": "X-A: b, X-C: 1",
-            "PATRONI_RESTAPI_ALLOWLIST": "10.0.0.1, 10.0.0.2",
+            "PATRONI_RESTAPI_ALLOWLIST": "'10.0.0.1', '10.0.0.2'",
             "PATRONI_REWIND_USERNAME": "rewinder",
             "PATRONI_SCOPE": "  ",
         }
@@ -166,6 +166,13 @@ def test_variables_win_over_the_file_at_every_load(tmp_path: Path) -> None:
         assert config.restapi.http_extra_headers == {"X-A": "b", "X-C": "1"}
         assert config.restapi.allowlist == ("10.0.0.1", "10.0.0.2")
         assert config.postgresql.authentication.rewind.username == "rewinder"
+
+
+@pytest.mark.parametrize("text", ["a:1,b:2", "['a:1', b:2]", "'a:1','b:2'", '"a:1", "b:2"'])
+def test_lists_in_variables_may_be_quoted(text: str, tmp_path: Path) -> None:
+    taken = take_environment({"PATRONI_ETCD3_HOSTS": text})
+    config = load(write(tmp_path, {"etcd3": {"host": None}}), taken)
+    assert config.dcs.endpoints == ("http://a:1", "http://b:2")
 
 
 def test_a_bad_variable_is_named(tmp_path: Path) -> None:

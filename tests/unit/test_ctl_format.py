@@ -620,6 +620,8 @@ def test_environment_wins_over_the_file_and_the_url_over_both(tmp_path: Path) ->
     config = load_config(str(file), None, False, env)
     assert (config.scope, config.rest.username, config.rest.insecure) == ("other", "ctl", True)
     assert config.section["hosts"] == ["a:1", "b:2"]
+    quoted = load_config(str(file), None, False, {**env, "PATRONI_ETCD3_HOSTS": "'a:1','b:2'"})
+    assert quoted.section["hosts"] == ["a:1", "b:2"]
     config = load_config(str(file), None, False, {**env, "HAAGENT_SCOPE": "ours"})
     assert config.scope == "ours"
     config = load_config(str(file), "local:/x.db?namespace=n", False, env)
