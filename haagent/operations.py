@@ -23,6 +23,7 @@ from haagent.core.member_select import minimum_ttl_s
 from haagent.core.model import OperatorRequest
 from haagent.core.operations import Verdict, explain, outcome_of, peers_to_ask, refuse_request
 from haagent.core.restart import RestartWish, ScheduledRestart
+from haagent.core.rules import common
 from haagent.core.settings import validate_dynamic
 from haagent.runtime import Event, Runtime
 
@@ -115,8 +116,12 @@ class Operations:
         return self._agent.picture()
 
     def leader_until(self) -> float | None:
-        """None in a cluster that is still being made: its key is taken before its server listens."""
-        return None if self._agent.memory.bootstrap is not None else self._agent.keeper.leader_until()
+        """None in a cluster that is still being made: its key is taken before its server listens; and when
+        the key was seen to be another's: that one answers 200 now, whatever our lease still promises."""
+        seen = self._agent.last_observation
+        lost = seen is not None and common.key_is_anothers(seen)
+        bootstraps = self._agent.memory.bootstrap is not None
+        return None if bootstraps or lost else self._agent.keeper.leader_until()
 
     def numbers(self) -> Numbers:
         return self._agent.numbers()

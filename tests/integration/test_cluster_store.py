@@ -59,6 +59,7 @@ def test_vandals_in_the_store() -> None:
             safe = replicated(writers, leader.dsn)
             cluster.put("leader", "stranger")
             cluster.wait_for(lambda: not leader.is_writable(), 60, "it steps down")
+            assert leader.status("/primary") == 503, "whatever its own lease still promises"
             holds_for(lambda: not any(n.is_writable() for n in cluster.nodes), 1.5 * TTL_S, "nobody writes")
             cluster.delete("leader")
             cluster.wait_streaming(1)

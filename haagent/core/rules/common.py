@@ -56,6 +56,11 @@ def other_leads(obs: Observation) -> bool:
     return key is not None and key.name != obs.me.name
 
 
+def key_is_anothers(obs: Observation) -> bool:
+    """As far as the store could be read: the key is there, and it is not ours."""
+    return not isinstance(obs.cluster, Unavailable) and (other_leads(obs) or name_is_taken(obs))
+
+
 def epoch_of(obs: Observation) -> int:
     assert obs.lease.epoch is not None
     return obs.lease.epoch
