@@ -128,7 +128,7 @@ class Watchdog:
         try:
             self.child = self.kernel.fork_watchdog(order, self.ended)
         except OSError as fault:
-            self._settle(f"cannot fork: {fault.strerror}")
+            self.fault, self.next_at = f"cannot fork: {fault.strerror}", now + RETRY_S
             return
         self.children.add(self.child)
 

@@ -67,6 +67,7 @@ class System:
         self.watchdog: list[tuple[float, WatchdogOrder]] = []
         self.watchdog_ended: Callable[[int, str], None]
         self.watchdog_problem = ""
+        self.cannot_fork = False
 
     def add(self, pid: int, parent: int, **facts: Any) -> Process:
         self.processes[pid] = Process(self, pid, parent, **facts)
@@ -97,6 +98,8 @@ class System:
         return self.add(40, GUARDIAN, comm="haagent").pid
 
     def fork_watchdog(self, order: WatchdogOrder, on_end: Callable[[int, str], None]) -> int:
+        if self.cannot_fork:
+            raise OSError(12, "Cannot allocate memory")
         self.watchdog.append((self.time, order))
         self.watchdog_ended = on_end
         return self.add(WATCHDOG_CHILD, GUARDIAN, comm="haagent").pid

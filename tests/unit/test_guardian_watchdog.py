@@ -151,6 +151,21 @@ def test_a_keepalive_that_fails_is_tried_again_and_told(bench: Watched) -> None:
     assert bench.logic.state()["watchdog"] == {"timeout_s": 25, "fault": None}
 
 
+def test_without_memory_for_a_child_it_is_tried_again(bench: Watched) -> None:
+    """Else a device that nobody feeds any more would count as switched off."""
+    bench.system.cannot_fork = True
+    assert bench.ask("disarm")["ok"]
+    bench.run_until(2.0)
+    assert bench.logic.state()["watchdog"] == {
+        "timeout_s": 25,
+        "fault": "cannot fork: Cannot allocate memory",
+    }
+    bench.system.cannot_fork = False
+    bench.run_until(3.0)
+    assert bench.orders() == [(0.0, 25), (2.5, 0)]
+    assert bench.logic.state()["watchdog"] is None
+
+
 def test_a_child_that_hangs_holds_up_neither_fence_nor_renewals(bench: Watched) -> None:
     bench.start().obeys = (SIGINT,)
     bench.arm(fence_at=FENCE_AT + 1, hard_at=HARD_AT + 1)
