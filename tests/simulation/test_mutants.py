@@ -43,7 +43,7 @@ def test_many_were_caught_and_nearly_every_check_has_caught_some() -> None:
 
 
 #: Checks that no planted bug has made fail yet, in a search of a minute each: open.
-NOT_YET = ("agent.fault", "rule6.beside-a-primary", "rule7.never-the-primary")
+NOT_YET = ("rule7.last-copy",)
 
 
 @pytest.mark.parametrize("name", KNOWN)
