@@ -196,11 +196,13 @@ class Machine:
             proc.stopped = True
             self._stop_changed(proc)
         elif signum == signal.SIGCONT:
+            # As the kernel does it: what waits is delivered before one more instruction of its own runs.
             proc.stopped = False
-            self._stop_changed(proc)
             waiting, proc.pending = proc.pending, []
             for number in waiting:
                 self.signal_now(proc, number)
+            if proc.alive:
+                self._stop_changed(proc)
         elif proc.stopped or proc.stuck:
             proc.pending.append(signum)
         elif proc.on_signal is not None:
