@@ -194,6 +194,7 @@ def test_a_start_that_takes_longer_goes_on_by_itself(shared: Path) -> None:
         node.stop()
         waiting.touch()
         node.start()
+        cluster.wait_for(lambda: "start standby in progress" in node.log(), 60, "the start is a job")
         starting = (503, "postgres is still starting")
         cluster.wait_for(lambda: node.rest("/restart", "POST") == starting, 60, "the agent is free")
         holds_for(lambda: node.rest("/restart", "POST") == starting, 1, "the server still starts")
