@@ -95,7 +95,7 @@ class Journal:
     ) -> Event | None:
         """Record a decision; `line` is its text for people (contract 7.3), `reason` when it has none.
 
-        Of several lines all but the last stand before it in the log.
+        Of several lines all but the last stand before it in the log, once until something else is said.
         `lsn` may be an Lsn or text. Returns the event, None for a heartbeat.
         """
         known = {"epoch": epoch, "timeline": timeline, "lsn": lsn, "took_ms": _rounded(took_ms)}
@@ -103,8 +103,8 @@ class Journal:
         text = line if line is not None else reason
         repeated = heartbeat and text == self._last_line
         *before, last = line.split("\n") if line is not None else [reason]
-        for said in before:
-            self._log(level, said, {"rule": rule}, repeated)
+        for said in before if not repeated else ():
+            self._log(level, said, {"rule": rule}, repeated=False)
         if heartbeat:
             self._log(level, last, {"rule": rule, **clean}, repeated)
             self._last_line = text

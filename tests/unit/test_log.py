@@ -113,6 +113,15 @@ def test_json_has_the_chosen_fields_and_those_of_the_event(output: Output) -> No
     }
 
 
+def test_why_is_told_before_a_heartbeat_once(output: Output) -> None:
+    configure(output)
+    journal = Journal()
+    for line in ("lag: too far behind\nI may not lead", "lag: too far behind\nI may not lead", "all is well"):
+        journal.decision("P3", "a reason", line=line, heartbeat=True)
+    said = [line.split(": ", 1)[1] for line in output.lines()]
+    assert said == ["lag: too far behind", "I may not lead", "I may not lead", "all is well"]
+
+
 def test_levels_per_logger_and_back_again(output: Output) -> None:
     configure(output, level="WARNING", loggers={"a.b": "DEBUG"})
     logging.getLogger("a.b").debug("one")

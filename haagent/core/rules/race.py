@@ -22,6 +22,8 @@ from haagent.core.rules import common
 from haagent.core.timelines import cluster_timeline
 from postgres_ctl.facts import DataDirState
 
+#: Refusals whose words are those of contract 7.3.
+_SAID_BY_PATRONI = ("peer.ahead", "peer.priority")
 #: A released primary gives its successor this long to appear before it starts read-only, seconds.
 SUCCESSOR_S = 2.0
 
@@ -196,7 +198,7 @@ def standby_races(obs: Observation, memory: Memory) -> Decision | None:
             "race.store-went-back", reason, memory, (StopInstance("fast", reason, before_stop=True),)
         )
     why = "; ".join(f"{r.rule}: {r.detail}" for r in judged.refusals)
-    told = [r.detail for r in judged.refusals if r.rule in ("peer.ahead", "peer.priority")]
+    told = [r.detail if r.rule in _SAID_BY_PATRONI else f"{r.rule}: {r.detail}" for r in judged.refusals]
     change = slots.plan(obs, memory)
     return Decision(
         "race.refused",
