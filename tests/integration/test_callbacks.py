@@ -132,6 +132,7 @@ def test_each_event_calls_its_program(programs: Programs, cluster: Cluster) -> N
     cluster.wait_for(lambda: "on_role_change primary" in programs.called(a), 60, "the other takes over")
     b.start()
     cluster.wait_streaming(1)
+    cluster.wait_for(lambda: "on_start replica" in programs.called(b), 60, "the last call of this part")
     _hooks_of_a_switchover(programs, cluster)
 
 
