@@ -69,12 +69,12 @@ class Connections:
         self._idle: defaultdict[Server, list[HTTPConnection]] = defaultdict(list)
         self._closed = False
 
-    def servers(self) -> tuple[Server, ...]:
-        """At least one. Raises NotSent while discovery by DNS has found none."""
+    def servers(self, timeout_s: float) -> tuple[Server, ...]:
+        """At least one. Raises NotSent while discovery by DNS has found none, within `timeout_s`."""
         if self._discovery is None:
             return self._fixed
         try:
-            return tuple(Server(*parts) for parts in self._discovery.servers())
+            return tuple(Server(*parts) for parts in self._discovery.servers(timeout_s))
         except NoRecords as error:
             raise NotSent(str(error)) from None
 

@@ -107,7 +107,7 @@ class Gateway:
         cause, pause_s = "no time", FIRST_PAUSE_S
         while not self._closed.is_set():
             try:
-                order = self._order()
+                order = self._order(end - boottime())
             except NotSent as error:
                 order, cause = [], str(error)
             if boottime() >= end:
@@ -132,8 +132,8 @@ class Gateway:
         why = "closed" if self._closed.is_set() else f"{cause} (within {deadline_s:g} s)"
         raise DcsUnavailable(f"etcd: {why}")
 
-    def _order(self) -> list[Server]:
-        servers, preferred = self.connections.servers(), self._preferred
+    def _order(self, timeout_s: float) -> list[Server]:
+        servers, preferred = self.connections.servers(timeout_s), self._preferred
         first = servers.index(preferred) if preferred in servers else 0
         return list(servers[first:] + servers[:first])
 
@@ -143,7 +143,7 @@ class Gateway:
     def _avoid(self, server: Server) -> None:
         """The next request begins elsewhere, unless somebody has already moved on."""
         with self._lock:
-            order = self._order()
+            order = self._order(0.0)  # known by now
             if order[0] == server:
                 self._preferred = order[1 % len(order)]
 

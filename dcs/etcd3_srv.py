@@ -29,12 +29,12 @@ def record_names(domain: str, suffix: str | None) -> list[tuple[str, str]]:
     return [(f"_etcd{kind}{end}._tcp.{domain}", scheme) for kind, scheme in _KINDS]
 
 
-def look_up(domain: str, suffix: str | None) -> list[tuple[str, str, int]]:
+def look_up(domain: str, suffix: str | None, limit_s: float = LOOK_UP_S) -> list[tuple[str, str, int]]:
     """(scheme, host, port) of each server in the order of its priority. Raises NoRecords."""
     import dns.exception
     import dns.resolver
 
-    resolver, end, cause = dns.resolver.Resolver(), boottime() + LOOK_UP_S, "no SRV records"
+    resolver, end, cause = dns.resolver.Resolver(), boottime() + limit_s, "no SRV records"
     for name, scheme in record_names(domain, suffix):
         try:
             answer = resolver.resolve(name, "SRV", lifetime=max(0.1, end - boottime()), search=False)
@@ -51,32 +51,33 @@ def look_up(domain: str, suffix: str | None) -> list[tuple[str, str, int]]:
 class Discovery:
     """The servers of a domain, kept up to date. Thread safe."""
 
-    def __init__(self, find: Callable[[], Sequence[tuple[str, str, int]]]) -> None:
+    def __init__(self, find: Callable[[float], Sequence[tuple[str, str, int]]]) -> None:
+        """`find` gets the seconds it may take."""
         self._find = find
         self._lock = threading.Lock()
         self._known: tuple[tuple[str, str, int], ...] = ()
         self._looked_at = 0.0
         self._looking = False
 
-    def servers(self) -> tuple[tuple[str, str, int], ...]:
-        """Raises NoRecords while nothing was ever found."""
+    def servers(self, timeout_s: float) -> tuple[tuple[str, str, int], ...]:
+        """Raises NoRecords while nothing was ever found, after `timeout_s` at the latest."""
         with self._lock:
             known, old = self._known, boottime() - self._looked_at > RECORDS_AGE_S
             begin = bool(known) and old and not self._looking
             self._looking = self._looking or begin
         if begin:
             threading.Thread(target=self._refresh, name="etcd3-srv", daemon=True).start()
-        return known or self._look()
+        return known or self._look(min(timeout_s, LOOK_UP_S))
 
-    def _look(self) -> tuple[tuple[str, str, int], ...]:
-        found = tuple(self._find())
+    def _look(self, limit_s: float) -> tuple[tuple[str, str, int], ...]:
+        found = tuple(self._find(limit_s))
         with self._lock:
             self._known, self._looked_at = found, boottime()
         return found
 
     def _refresh(self) -> None:
         try:
-            self._look()
+            self._look(LOOK_UP_S)
         except NoRecords:
             pass  # what was known stays
         finally:

@@ -85,7 +85,7 @@ class Etcd3Watch:
         while not self._closed.is_set():
             started, server = False, None
             try:
-                servers = self._gateway.connections.servers()
+                servers = self._gateway.connections.servers(OPEN_S)
                 server = servers[self._turn % len(servers)]
                 for event in self._events(server, cause):
                     started = True

@@ -90,12 +90,12 @@ def test_what_was_known_stays_when_the_name_server_is_in_trouble(monkeypatch: py
     monkeypatch.setattr("dcs.etcd3_srv.RECORDS_AGE_S", -1.0)
     answers: list[tuple[tuple[str, str, int], ...]] = [(("http", "a", 1),), (), (("http", "b", 2),)]
 
-    def find() -> tuple[tuple[str, str, int], ...]:
+    def find(_limit_s: float) -> tuple[tuple[str, str, int], ...]:
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         if not answer:
             raise NoRecords("down")
         return answer
 
     discovery = Discovery(find)
-    assert discovery.servers() == (("http", "a", 1),)
-    wait_for(lambda: discovery.servers() == (("http", "b", 2),), 30, "looked up again in the background")
+    assert discovery.servers(1.0) == (("http", "a", 1),)
+    wait_for(lambda: discovery.servers(1.0) == (("http", "b", 2),), 30, "looked up again in the background")
