@@ -21,9 +21,15 @@ from haagent.api.view import Answer, Numbers, Published
 from haagent.config.dynamic import merge_patch, without_nulls
 from haagent.core.member_select import minimum_ttl_s
 from haagent.core.model import OperatorRequest
-from haagent.core.operations import Verdict, explain, outcome_of, peers_to_ask, refuse_request
+from haagent.core.operations import (
+    Verdict,
+    explain,
+    hides_leadership,
+    outcome_of,
+    peers_to_ask,
+    refuse_request,
+)
 from haagent.core.restart import RestartWish, ScheduledRestart
-from haagent.core.rules import common
 from haagent.core.settings import validate_dynamic
 from haagent.runtime import Event, Runtime
 
@@ -116,12 +122,8 @@ class Operations:
         return self._agent.picture()
 
     def leader_until(self) -> float | None:
-        """None in a cluster that is still being made: its key is taken before its server listens; and when
-        the key was seen to be another's: that one answers 200 now, whatever our lease still promises."""
-        seen = self._agent.last_observation
-        lost = seen is not None and common.key_is_anothers(seen)
-        bootstraps = self._agent.memory.bootstrap is not None
-        return None if bootstraps or lost else self._agent.keeper.leader_until()
+        hidden = hides_leadership(self._agent.last_observation, self._agent.memory)
+        return None if hidden else self._agent.keeper.leader_until()
 
     def numbers(self) -> Numbers:
         return self._agent.numbers()
@@ -172,10 +174,10 @@ class Operations:
     def switchover(self, body: Mapping[str, Any]) -> Answer:
         if body.get("scheduled_at"):
             return self._schedule_switchover(body)
-        return self._request(body.get("leader"), body.get("candidate") or body.get("member"))
+        return self._request(body.get("leader"), body.get("candidate"))
 
     def failover(self, body: Mapping[str, Any]) -> Answer:
-        return self._request(body.get("leader"), body.get("candidate") or body.get("member"))
+        return self._request(body.get("leader"), body.get("candidate"))
 
     def _schedule_switchover(self, body: Mapping[str, Any]) -> Answer:
         """Whether it can be done is judged when it is due (contract 3.6)."""

@@ -1,7 +1,8 @@
 """How a PostgreSQL program logs in without a secret among its arguments or in its environment.
 
 A password goes through the password file. The passphrase of a client key has no file of its own: libpq takes
-it from a service file, which is there for as long as the program runs, readable by our user only.
+it from a service file, which is there for as long as the program runs, readable by our user only. Should we
+die meanwhile it stays, as the password file does, until the next program that needs it.
 """
 
 from __future__ import annotations

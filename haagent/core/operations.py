@@ -14,6 +14,7 @@ from haagent.core.candidate import (
     standing,
 )
 from haagent.core.model import Memory, Observation, Unavailable
+from haagent.core.rules import common
 
 
 @dataclass(frozen=True)
@@ -131,3 +132,13 @@ def explain(obs: Observation, memory: Memory) -> Mapping[str, Any]:
         "expected_loss_bytes": expected_loss_bytes(seen, seen.cluster),
         "expected_loss_text": expected_loss_text(seen, seen.cluster),
     }
+
+
+# --- what clients are told --------------------------------------------------------------------------
+
+
+def hides_leadership(obs: Observation | None, memory: Memory) -> bool:
+    """No client may be sent here as to the leader, whatever the lease still promises: the cluster is being
+    made, and its key is taken before its server listens; or the key was seen to be another's.
+    """
+    return memory.bootstrap is not None or (obs is not None and common.key_is_anothers(obs))

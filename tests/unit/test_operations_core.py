@@ -9,7 +9,14 @@ import pytest
 
 from dcs.records import OperationOutcome
 from haagent.core.model import Memory
-from haagent.core.operations import Verdict, explain, outcome_of, peers_to_ask, refuse_request
+from haagent.core.operations import (
+    Verdict,
+    explain,
+    hides_leadership,
+    outcome_of,
+    peers_to_ask,
+    refuse_request,
+)
 from tests.unit.core_facts import (
     DOWN,
     NOW,
@@ -157,3 +164,11 @@ def test_without_the_store_nobody_could_take_over() -> None:
 def test_a_lag_is_told_in_bytes() -> None:
     behind = following(lost_stream(4_999_900), peers=(replace(answer("pg2"), asked_at=NOW),))
     assert explain(behind, Memory())["expected_loss_bytes"] == 100
+
+
+def test_nobody_is_sent_to_a_leader_that_does_not_serve_or_was_replaced() -> None:
+    here = leading(primary())
+    assert not hides_leadership(here, Memory())
+    assert not hides_leadership(None, Memory())
+    assert hides_leadership(here, Memory(bootstrap="ready"))
+    assert hides_leadership(leading(primary(), cluster("pg2", 9)), Memory())
