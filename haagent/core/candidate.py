@@ -225,17 +225,19 @@ def _cluster_checks(obs: Observation, memory: Memory, cluster: ClusterSnapshot) 
 
 
 def _lag_check(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> Check:
-    """Rule 5; after a hand-over mark nobody below `status.optime` for one ttl (H18)."""
+    """Rule 5; after a hand-over mark nobody below the position of the release for one ttl (H18)."""
     broken = unreadable(cluster, "status")
     if broken is not None and not manual_failover_to_me(obs, cluster):
         return Check("lag", False, f"the last position cannot be read from the store: {broken}")
     if not isinstance(obs.instance.sample, InstanceSample) or cluster.status is None:
         return Check("lag", True, "no position published by the last primary")
-    lag = cluster.status.optime - obs.instance.sample.position.value
-    marked = memory.handover_seen_at
-    if marked is not None and obs.now < marked + obs.settings.ttl_s and lag > 0:
+    position = obs.instance.sample.position.value
+    lag = cluster.status.optime - position
+    marked, handed_over = memory.handover_seen_at, memory.handover_optime
+    missing = (cluster.status.optime if handed_over is None else handed_over) - position
+    if marked is not None and obs.now < marked + obs.settings.ttl_s and missing > 0:
         return Check(
-            "handover.incomplete", False, f"a planned switchover is on and {lag} bytes of WAL are missing"
+            "handover.incomplete", False, f"a planned switchover is on and {missing} bytes of WAL are missing"
         )
     if manual_failover_to_me(obs, cluster):
         return Check("lag", True, f"{lag} bytes behind, waived by a manual failover")

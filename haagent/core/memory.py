@@ -109,12 +109,21 @@ def _after_request(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -
         seen_at = memory.leader_missing_since
         if seen_at is None:
             seen_at = obs.now if steps_down else memory.handover_seen_at
-        return evolve(memory, handover_seen_at=seen_at, handover_from=request.leader)
+        memory = evolve(memory, handover_seen_at=seen_at, handover_from=request.leader)
+        return evolve(memory, handover_optime=None if steps_down else _handed_over_at(memory, cluster))
     if request is None:
         memory = evolve(memory, request_seen=None)
     if leader is not None and leader.name == memory.handover_from:
-        memory = evolve(memory, handover_seen_at=None, handover_from=None)
-    return memory
+        return evolve(memory, handover_seen_at=None, handover_from=None, handover_optime=None)
+    return evolve(memory, handover_optime=_handed_over_at(memory, cluster))
+
+
+def _handed_over_at(memory: Memory, cluster: ClusterSnapshot) -> int | None:
+    """`status` of the release; whoever leads after it writes its own there."""
+    status = cluster.status
+    if memory.handover_seen_at is None or memory.handover_optime is not None or status is None:
+        return memory.handover_optime
+    return status.optime if status.final_timeline is not None else None
 
 
 def _somebody_bootstraps(memory: Memory, cluster: ClusterSnapshot) -> bool:

@@ -355,6 +355,8 @@ class Memory:
     handover_seen_at: float | None = None
     #: Who was to step down by it.
     handover_from: str | None = None
+    #: Its last position, as its release said; None until then. The successor's own writes lie beyond it.
+    handover_optime: int | None = None
     #: initialize race won by this process: "won" -> "ready" (or "failed: why") -> None once it runs.
     bootstrap: str | None = None
     #: Somebody's claim on a new cluster (`initialize` = "") is there since then, and nobody works on it.

@@ -241,3 +241,20 @@ def test_manual_failover_with_the_primary_alive_and_dead() -> None:
             cluster.wait_streaming(2)
         assert writers.evidence().overlaps() == []
         assert [row[4] for row in history(cluster)] == [b.name, c.name]
+
+
+def test_a_successor_that_dies_at_once_is_followed_at_once() -> None:
+    """It wrote, published that, and died before anybody had it. The others have all that was handed over, so
+    the mark of the hand-over (H18) does not hold them up for a ttl."""
+    with Cluster(nodes=3, ttl=120, loop_wait=10, retry_timeout=10) as cluster:
+        old = cluster.wait_streaming(2)
+        new, third = (node for node in cluster.nodes if node is not old)
+        assert switch(third, old, new)[0] == 200
+        assert cluster.wait_streaming(2) is new
+        send(new, signal.SIGSTOP, [pid for (pid,) in new.sql("SELECT pid FROM pg_stat_replication")])
+        new.sql("CREATE TABLE lost AS SELECT generate_series(1, 1000)")
+        written = int(new.value("SELECT pg_current_wal_lsn() - '0/0'::pg_lsn"))
+        cluster.wait_for(lambda: json.loads(cluster.stored()["status"])["optime"] >= written, 60, "a status")
+        send(new, signal.SIGKILL, new.postgres_pids())
+        processes.send(new.agent_pid, signal.SIGTERM)
+        cluster.wait_for(lambda: old.is_writable() or third.is_writable(), 60, "another primary")

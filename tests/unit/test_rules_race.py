@@ -322,6 +322,25 @@ def test_after_a_hand_over_nobody_takes_over_with_wal_missing_even_when_the_requ
     assert late.rule == "race.take"
 
 
+def test_the_mark_asks_for_the_wal_of_the_old_primary_and_not_for_that_of_its_successor() -> None:
+    """pg0 hands over to pg2, which leads, writes, publishes that, and dies at once: nobody has its WAL."""
+    view = asked(cluster(), request(candidate="pg2"))
+    memory = judge(obs("pg1", lost_stream(OPTIME), view)).memory
+    final = Status(OPTIME, final_timeline=1)
+    free = replace(view, leader=None, status=final)
+    memory = judge(obs("pg1", lost_stream(OPTIME), free, now=NOW + 0.1), memory).memory
+    later = replace(cluster("pg2", 6), status=Status(OPTIME + 4096))
+    memory = judge(obs("pg1", lost_stream(OPTIME), later, now=NOW + 0.2), memory).memory
+    silent_all = (no_answer("pg0"), no_answer("pg2"))
+    gone = replace(racing(lost_stream(OPTIME), LAST_ONE, peers=silent_all), now=NOW + 1)
+    assert not isinstance(gone.cluster, Unavailable)
+    view = replace(gone.cluster, status=Status(OPTIME + 4096))
+    assert judge(replace(gone, cluster=view), memory).rule == "race.take"
+    without = racing(lost_stream(OPTIME - 8), view, peers=silent_all)
+    refused = judge(replace(without, now=NOW + 1), memory)
+    assert [r.rule for r in refused.refusals] == ["handover.incomplete"]
+
+
 def test_a_switchover_that_was_called_off_does_not_delay_a_failover() -> None:
     view = asked(cluster(), request(candidate="pg2"))
     memory = judge(obs("pg1", lost_stream(OPTIME - 8), view)).memory
