@@ -20,21 +20,25 @@ ARGS ?=
 JOBS ?= 2
 # Simulated clusters wait for nothing: one process per core, unless JOBS says otherwise.
 SIMULATE_JOBS := $(if $(filter file,$(origin JOBS)),,--jobs $(JOBS))
+VERSIONS ?=
 MINUTES ?= 10
 SEED ?=
 PLAN ?=
 PYTEST := $(PYTHON) -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint format unit test test-all simulate replay mutants chaos bench clean
+.PHONY: help setup postgres-versions demo lint format unit test test-all simulate replay mutants chaos bench clean
 
 help: ## this list
 	@printf '\033[1mhaagent\033[0m: a PostgreSQL high-availability agent\n\n'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[36mmake %-9s\033[0m %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[36mmake %-17s\033[0m %s\n", $$1, $$2 }' Makefile
 	@printf '\nEverything is set up on the first use (Debian packages: root or sudo). Environment: %s\n' '$(VENV)'
 
 setup: ## install what lacks: Debian packages, virtual environment, haagent in it
 	@scripts/setup.sh
+
+postgres-versions: setup ## the PostgreSQL versions of the test matrix, beside the system's (VERSIONS='14 18'; default all)
+	@scripts/postgres-versions.sh $(VERSIONS)
 
 demo: setup ## three nodes on this machine, and a failover to watch (ARGS=… for options)
 	@$(VENV)/bin/haagent demo $(ARGS)
@@ -53,9 +57,10 @@ unit: setup ## the tests that need no servers, in seconds
 	@$(PYTEST) tests/unit tests/property $(ARGS)
 
 test: lint ## lint, then every test except the slow ones
+	@scripts/postgres-versions.sh 14 18
 	@$(PYTEST) -m 'not slow' $(ARGS)
 
-test-all: lint ## everything, slow tests too; writes docs/test-report.md
+test-all: lint postgres-versions ## everything, slow tests too; writes docs/test-report.md
 	@scripts/test-report.sh $(ARGS)
 
 simulate: setup ## simulated clusters for MINUTES on all cores: every rule checked after every event

@@ -24,7 +24,8 @@ from benchmarks import network
 from benchmarks.plan import NODE_LOSS, START_S, gap_target_s
 from benchmarks.programs import PATRONI_MINIMUM, SHORT, Timing
 from benchmarks.scenarios import APPLICATION_POOL, FAULTS, WATCH_S
-from tests.support.cluster import REPOSITORY, bin_dir
+from tests.support.cluster import REPOSITORY
+from tests.support.versions import bin_dir
 
 UNKNOWN = "unknown"
 Data = Mapping[str, Any]

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as xml
 
+from tests.support.versions import MATRIX, bin_dir_of
 
 def says(*command):
     try:
@@ -40,6 +41,7 @@ for case in cases:
     folders[folder][outcome(case)] += 1
     folders[folder]["s"] += float(case.get("time", 0))
 servers = sorted(pathlib.Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+servers += [f"{bin_dir_of(version)}/postgres" for version in MATRIX]
 commit = says("git", "log", "-1", "--format=%h of %cs") or "no commit"
 lines = [
     "# Test report",

@@ -23,8 +23,9 @@ import pytest
 
 from haagent import guardian_os
 from haagent.guardian_os import boottime
+from tests.support import versions
 
-BIN_DIR = os.environ.get("HAAGENT_TEST_PG_BIN", "/usr/lib/postgresql/15/bin")
+BIN_DIR = versions.bin_dir()
 CONTROLLER = Path(__file__).with_name("guardian_controller.py")
 #: Generous: a busy two-core machine must not fail a test.
 DEADLINE_S = 30.0

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from tests.integration.test_cluster_crash import QUIET, diverge
-from tests.support.cluster import Cluster, Node, bin_dir
+from tests.support.cluster import Cluster, Node
 from tests.support.etcd import free_port
+from tests.support.versions import bin_dir
 
 WRAPPED = ("initdb", "pg_basebackup", "pg_controldata", "pg_rewind", "postgres")
 

@@ -10,7 +10,8 @@ from email.message import Message
 from functools import partial
 from pathlib import Path
 
-from tests.support.cluster import Cluster, Node, bin_dir
+from tests.support.cluster import Cluster, Node
+from tests.support.versions import bin_dir
 from tests.support.wait import wait_for
 
 QUIET = {"logging_collector": "off"}

@@ -14,7 +14,8 @@ import yaml
 from tests.integration.test_cluster_crash import diverge
 from tests.integration.test_cluster_operate import ctl
 from tests.support import processes
-from tests.support.cluster import REPOSITORY, Cluster, Node, bin_dir
+from tests.support.cluster import REPOSITORY, Cluster, Node
+from tests.support.versions import bin_dir
 from tests.support.wait import holds_for
 
 QUIET = {"logging_collector": "off"}

@@ -40,7 +40,9 @@ def query(cluster: Cluster, *args: str, stdin: str = "") -> Result:
 
 def test_rows_come_with_a_header(cluster: Cluster) -> None:
     assert query(cluster, "-c", "select 1 as a") == Result(0, "a\n1\n", "")
-    values = query(cluster, "-m", "n0", "-c", "select true, null as n, 1.50 as d, 'infinity'::date is null")
+    values = query(
+        cluster, "-m", "n0", "-c", "select not false, null as n, 1.50 as d, 'infinity'::date is null"
+    )
     assert values.out == "?column?\tn\td\t?column?\nTrue\tNone\t1.50\tFalse\n"
     assert query(cluster, "--delimiter", ";", "-c", "select 1 as a, 2 as b").out == "a;b\n1;2\n"
     assert query(cluster, "-c", "select 'infinity'::date as day").out == "day\ninfinity\n"

@@ -297,7 +297,11 @@ class SimPostgres:
     # --- configuration ----------------------------------------------------------------------------
 
     def check_parameters(
-        self, bin_dir: str, parameters: Mapping[str, str], program: str = "postgres"
+        self,
+        bin_dir: str,
+        parameters: Mapping[str, str],
+        program: str = "postgres",
+        section: str = "parameters",
     ) -> tuple[dict[str, str], tuple[str, ...]]:
         if self._checked[0] is not parameters:
             self._checked = (parameters, dict(parameters))

@@ -47,6 +47,7 @@ from tests.support import processes, shared_memory
 from tests.support.etcd import EtcdServer, free_port
 from tests.support.netns import Host
 from tests.support.tcp_proxy import TcpProxy
+from tests.support.versions import bin_dir, bin_dir_of
 from tests.support.wait import DEADLINE_S, wait_for
 
 T = TypeVar("T")
@@ -66,17 +67,6 @@ _BEING_MADE_S = 30.0
 #: Clusters that are open now, and the reports of those closed since `forget_reports`.
 _open: list[Cluster] = []
 _closed_reports: list[str] = []
-
-
-def bin_dir() -> str:
-    """PostgreSQL's programs: HAAGENT_TEST_PG_BIN, else the newest version installed."""
-    chosen = os.environ.get("HAAGENT_TEST_PG_BIN")
-    if chosen:
-        return chosen
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: int(p.parts[-3]))
-    if not found:
-        raise RuntimeError("no PostgreSQL under /usr/lib/postgresql: run `make setup`")
-    return str(found[-1].parent)
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -419,6 +409,7 @@ class Cluster:
     """N nodes and a store. Nothing runs before `start`; `with` starts all nodes and cleans everything up.
 
     store: "etcd" (one server, its own unless `etcd` is given) or "local" (the SQLite file).
+    version: PostgreSQL's, one of `versions.MATRIX`; without it what all tests run on.
     dcs: laid over `bootstrap.dcs`; node_config: laid over every node's file; parameters: PostgreSQL's.
     """
 
@@ -428,6 +419,7 @@ class Cluster:
         *,
         store: Literal["etcd", "local"] = "etcd",
         etcd: EtcdServer | None = None,
+        version: int | None = None,
         ttl: float = 6,
         loop_wait: float = 1,
         retry_timeout: float = 1,
@@ -446,7 +438,7 @@ class Cluster:
         self.scope = scope
         self.hosts = tuple(hosts)
         self.proxied = proxied
-        self.bin_dir = bin_dir()
+        self.bin_dir = bin_dir() if version is None else bin_dir_of(version)
         self.node_config = dict(node_config or {})
         self.parameters = dict(parameters or {})
         self.environment = dict(environment or {})

@@ -27,9 +27,9 @@ from typing import Any, TypeVar
 import psycopg
 import pytest
 
-from tests.support import shared_memory, wait
+from tests.support import shared_memory, versions, wait
 
-BIN_DIR = os.environ.get("HAAGENT_TEST_PG_BIN", "/usr/lib/postgresql/15/bin")
+BIN_DIR = versions.bin_dir()
 #: Generous: a busy two-core machine must not make a test fail.
 DEADLINE_S = 30.0
 T = TypeVar("T")
