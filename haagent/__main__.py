@@ -119,12 +119,14 @@ def run(path: str | None) -> None:
     """Load, check, run. Nothing is started when the file is wrong, or when we are root."""
     from haagent import log
     from haagent.config.load import load
+    from haagent.config.supported import require_supported
     from haagent.config.types import ConfigErrors
     from haagent.init import become_init
 
     become_init()
     try:
         config = load(path)
+        require_supported(config.postgresql)
     except ConfigErrors as fault:
         print(f"{path or 'configuration'}: {len(fault.problems)} problem(s)", file=sys.stderr)
         for warning in fault.warnings:

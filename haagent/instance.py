@@ -451,10 +451,7 @@ class LocalInstance:
 
     def _make_server_config(self, primary: bool) -> config_files.ServerConfig:
         pg = self.effective.config.for_role(overlay_role(primary))
-        accepted, warnings = self.pg.check_parameters(
-            pg.bin_dir, pg.parameters, program=pg.bin_name["postgres"]
-        )
-        self._warn(warnings)
+        accepted = self._known(pg.parameters, "parameters")
         return config_files.ServerConfig(
             data_dir=pg.data_dir,
             listen_addresses=",".join(pg.listen_addresses),
@@ -469,6 +466,14 @@ class LocalInstance:
             base_name=pg.config_base_name,
         )
 
+    def _known(self, parameters: Mapping[str, str], section: str) -> dict[str, str]:
+        """Those of `parameters` that this version of PostgreSQL starts with."""
+        pg = self.effective.config
+        program = pg.bin_name["postgres"]
+        accepted, warnings = self.pg.check_parameters(pg.bin_dir, parameters, program, section)
+        self._warn(warnings)
+        return accepted
+
     def recovery_config(self, upstream: tuple[str, int] | None) -> config_files.RecoveryConfig:
         pg = self.effective.config
         target = self.peer_target(*upstream, "replication") if upstream is not None else None
@@ -477,7 +482,7 @@ class LocalInstance:
             application_name=self.config.name,
             passfile=pg.pgpass,
             slot_name=slot_name(self.config.name) if self.settings.use_slots else None,
-            extra=pg.recovery_conf,
+            extra=self._known(pg.recovery_conf, "recovery_conf") if pg.recovery_conf else {},
             major_version=self.pg.major_version(pg.data_dir) or 14,
         )
 

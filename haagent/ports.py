@@ -101,7 +101,11 @@ class Postgres(Protocol):
     # --- configuration
 
     def check_parameters(
-        self, bin_dir: str, parameters: Mapping[str, str], program: str = "postgres"
+        self,
+        bin_dir: str,
+        parameters: Mapping[str, str],
+        program: str = "postgres",
+        section: str = "parameters",
     ) -> tuple[dict[str, str], tuple[str, ...]]: ...
 
     def write_config(self, server: ServerConfig, recovery: RecoveryConfig | None) -> frozenset[str]: ...

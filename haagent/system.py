@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -161,10 +162,15 @@ class SystemPostgres:
     # --- configuration
 
     def check_parameters(
-        self, bin_dir: str, parameters: Mapping[str, str], program: str = "postgres"
+        self,
+        bin_dir: str,
+        parameters: Mapping[str, str],
+        program: str = "postgres",
+        section: str = "parameters",
     ) -> tuple[dict[str, str], tuple[str, ...]]:
         known = gucs.describe_gucs(bin_dir, program)
-        return gucs.check_parameters(parameters, known, lambda name: gucs.guc_exists(bin_dir, name, program))
+        exists = functools.partial(gucs.guc_exists, bin_dir, program=program)
+        return gucs.check_parameters(parameters, known, exists, section)
 
     def write_config(
         self, server: config_files.ServerConfig, recovery: config_files.RecoveryConfig | None

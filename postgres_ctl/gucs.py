@@ -90,22 +90,26 @@ _BOOLEANS = frozenset({"on", "off", "true", "false", "yes", "no", "1", "0", "t",
 
 
 def check_parameters(
-    parameters: Mapping[str, str], known: Mapping[str, Guc], exists: Callable[[str], bool]
+    parameters: Mapping[str, str],
+    known: Mapping[str, Guc],
+    exists: Callable[[str], bool],
+    section: str = "parameters",
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Drop unknown names and impossible values, clamp numbers. Returns (parameters, warnings).
 
-    Names with a dot belong to extensions and pass. `exists` is asked for names that are not in `known`.
+    Names with a dot belong to extensions and pass. `exists` is asked for names that are not in `known`;
+    `section` of `postgresql` is where the parameters stand, for the warnings.
     """
     kept: dict[str, str] = {}
     warnings: list[str] = []
     for name, value in parameters.items():
         guc = known.get(name.lower())
         if not _NAME.match(name) or (guc is None and "." not in name and not exists(name)):
-            warnings.append(f"postgresql.parameters.{name}: unknown parameter, ignored")
+            warnings.append(f"postgresql.{section}.{name}: unknown parameter, ignored")
             continue
         checked, warning = _check_value(guc, value) if guc else (value, None)
         if warning:
-            warnings.append(f"postgresql.parameters.{name}: {warning}")
+            warnings.append(f"postgresql.{section}.{name}: {warning}")
         if checked is not None:
             kept[name] = checked
     return kept, tuple(warnings)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,9 +16,10 @@ from dcs.etcd3_srv import NoRecords, look_up
 from haagent.config.check import Checked
 from haagent.config.postgres import find_bin_dir
 from haagent.config.sections import dcs_section
+from haagent.config.supported import OLDEST_MAJOR, WANTED, server_major
 from haagent.config.types import DcsSection
 from haagent.config.values import host_port
-from postgres_ctl.api import run_tool, tool
+from postgres_ctl.api import tool
 from postgres_ctl.controldata import major_version
 from postgres_ctl.datadir import data_dir_state
 from postgres_ctl.errors import DataDirError, ToolFailed
@@ -27,8 +27,6 @@ from postgres_ctl.facts import DataDirState
 
 #: A server of the DCS gets this long to accept a connection, seconds.
 CONNECT_S = 2.0
-_VERSION_S = 10.0
-OLDEST_MAJOR = 14
 #: Programs the agent cannot do without, beside postgres.
 _NEEDED = ("initdb", "pg_controldata", "pg_basebackup")
 
@@ -135,11 +133,9 @@ def _check_programs(checked: Checked) -> None:
 
 
 def _check_version(program: str, bin_dir: str, checked: Checked) -> None:
-    said = run_tool([program, "--version"], _VERSION_S, keep_stdout=True).stdout
-    match = re.search(r"\(PostgreSQL\) (\d+)", said)
-    major = int(match[1]) if match else 0
+    major = server_major(program)
     if major < OLDEST_MAJOR:
-        checked.refuse("postgresql.bin_dir", bin_dir, f"must be of PostgreSQL {OLDEST_MAJOR} or newer")
+        checked.refuse("postgresql.bin_dir", bin_dir, WANTED)
     _check_data(major, checked)
 
 
