@@ -82,7 +82,7 @@ class _Bad(ValueError):
 def build_snapshot(raw: Mapping[str, RawKey], revision: int) -> ClusterSnapshot:
     """All keys (relative to the cluster: "leader", "members/pg0") at one `revision`. Never raises."""
     reader = _Reader(raw)
-    failover, claims = raw.get(FAILOVER), raw.get(CLAIMS)
+    failover, claims, sync = raw.get(FAILOVER), raw.get(CLAIMS), raw.get(SYNC)
     return ClusterSnapshot(
         revision=revision,
         initialize=reader.take(INITIALIZE),
@@ -93,6 +93,7 @@ def build_snapshot(raw: Mapping[str, RawKey], revision: int) -> ClusterSnapshot:
         failover=reader.take(FAILOVER),
         failover_version=failover.version if failover else 0,
         sync=reader.take(SYNC),
+        sync_version=sync.version if sync else 0,
         history=reader.take(HISTORY),
         claims=reader.take(CLAIMS) or (),
         claims_version=claims.version if claims else 0,

@@ -72,6 +72,14 @@ class Tags:
         return self.values.get("nostream") is True
 
     @property
+    def sync_priority(self) -> int:
+        """Preference as a synchronous standby, 1 by default; 0 or less, or `nosync`: never one."""
+        if self.values.get("nosync") is True:
+            return 0
+        number = whole(self.values.get("sync_priority"))
+        return 1 if number is None or (self.values.get("nosync") is False and number <= 0) else number
+
+    @property
     def replicatefrom(self) -> str | None:
         value = self.values.get("replicatefrom")
         return value if isinstance(value, str) and value else None
@@ -246,6 +254,8 @@ class ClusterSnapshot:
     #: Version of the `failover` key even when it holds no request; 0 when absent.
     failover_version: int = 0
     sync: SyncState | None = None
+    #: Version of the `sync` key, also when it cannot be understood; 0 when absent.
+    sync_version: int = 0
     history: tuple[HistoryRow, ...] | None = None
     claims: tuple[TimelineClaim, ...] = ()
     #: Version of the claims key; 0 when absent.

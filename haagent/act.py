@@ -17,6 +17,7 @@ from dcs.api import Conflict, Dcs, Ok, Taken
 from dcs.records import ClusterSnapshot, HistoryRow, OperationOutcome, Status, TimelineClaim, Unfenced
 from haagent.config.types import AgentConfig
 from haagent.core import actions as a
+from haagent.core import sync
 from haagent.core.model import Observation, Unavailable
 from haagent.core.restart import ScheduledRestart
 from haagent.hooks import Hooks
@@ -24,6 +25,7 @@ from haagent.instance import LocalInstance
 from haagent.jobs import InstanceJobs, JobRunner, Starting
 from haagent.lease_keeper import LeaseKeeper
 from haagent.peers import PeerAsker
+from haagent.sync_key import SyncKey
 from haagent.watchdog import Watchdog
 from postgres_ctl.errors import PostgresError
 from postgres_ctl.facts import Lsn
@@ -64,7 +66,9 @@ class Interpreter:
         leave: Callable[[int, str], None],
         hooks: Hooks,
         watchdog: Watchdog,
+        sync_key: SyncKey,
     ) -> None:
+        self.sync_key = sync_key
         self.config, self.dcs, self.keeper, self.instance = config, dcs, keeper, instance
         self.runner, self.peers, self.requests, self.leave = runner, peers, requests, leave
         self.watchdog = watchdog
@@ -83,10 +87,14 @@ class Interpreter:
             a.MarkUnfenced: self._mark_unfenced,
             a.WriteClaim: self._write_claim,
             a.WriteStatus: self._write_status,
+            a.WriteSync: self._write_sync,
+            a.DeleteSync: self._delete_sync,
             a.WriteHistory: self._write_history,
             a.Follow: self._follow,
             a.RetryStream: self._retry_stream,
             a.ApplyConfig: self._apply_config,
+            a.SetSyncNames: self._set_sync_names,
+            a.PublishSync: self._publish_sync,
             a.SyncSlots: self._sync_slots,
             a.OpenWatchdog: self._open_watchdog,
             a.CloseWatchdog: self._close_watchdog,
@@ -256,6 +264,14 @@ class Interpreter:
         self._put_as_leader(codec.STATUS, codec.encode_status(status))
         return True
 
+    def _write_sync(self, action: a.WriteSync) -> bool:
+        return self.sync_key.write(
+            action.leader, action.standbys, action.quorum, action.version, self._deadline_s
+        )
+
+    def _delete_sync(self, action: a.DeleteSync) -> bool:
+        return self.sync_key.delete(action.version, self._deadline_s)
+
     def _write_history(self, action: a.WriteHistory) -> bool:
         rows = self._history_rows(action.timeline)
         limit = self._obs.settings.max_timelines_history if self._obs is not None else 0
@@ -294,6 +310,18 @@ class Interpreter:
         assert self._obs is not None
         facts = self._obs.instance
         self.instance.apply_files(facts.serves_as_primary, facts.follows)
+        return True
+
+    def _set_sync_names(self, action: a.SetSyncNames) -> bool:
+        assert self._obs is not None
+        facts = self._obs.instance
+        self.instance.set_sync_names(action.names, facts.serves_as_primary, facts.follows)
+        return True
+
+    def _publish_sync(self, action: a.PublishSync) -> bool:
+        assert action.guard.pid is not None
+        body = partial(self.jobs.publish_sync, action.names, action.guard.pid)
+        self.runner.start_background("publish sync", body)
         return True
 
     def _sync_slots(self, action: a.SyncSlots) -> bool:
@@ -363,10 +391,17 @@ class Interpreter:
 
     def _stop(self, action: a.StopInstance) -> bool:
         asked = action.before_stop and self.instance.effective.config.before_stop is not None
-        body = partial(self.jobs.stop, action.mode, action.senders_grace_s, asked)
+        body = partial(self.jobs.stop, action.mode, action.senders_grace_s, asked, self._stop_stage_s())
         # While a program is waited for, the stop rests on the lease: without it nothing is waited for.
         epoch = self._obs.lease.epoch if asked and self._obs is not None else None
         return self.runner.start("stop", body, action.purpose, epoch)
+
+    def _stop_stage_s(self) -> float | None:
+        """primary_stop_timeout: with a synchronous mode a stop may be forced, and loses nothing."""
+        obs = self._obs
+        if obs is None or not (sync.is_on(obs.settings) and obs.instance.serves_as_primary):
+            return None
+        return obs.settings.primary_stop_timeout_s or None
 
     def _restart(self, action: a.Restart) -> bool:
         if action.request_id is not None:

@@ -51,6 +51,7 @@ from haagent.operations import Operations, RequestBox
 from haagent.peers import PeerAsker
 from haagent.ports import Ports
 from haagent.publisher import MemberPublisher
+from haagent.sync_key import SyncKey
 from haagent.watchdog import Watchdog
 from postgres_ctl.facts import InstanceSample
 
@@ -128,6 +129,7 @@ class Agent:
         self.runner = JobRunner(runtime, self.wake)
         self.peers = PeerAsker(runtime, ports.peers, config.name, self.wake)
         self.requests = RequestBox(runtime, self.wake)
+        sync_key = SyncKey(self.dcs)
         self.observer = Observer(
             runtime,
             config,
@@ -138,6 +140,7 @@ class Agent:
             self.peers,
             self.measures,
             self.watchdog,
+            sync_key,
         )
         self.observer.settings = settings
         self.interpreter = Interpreter(
@@ -151,6 +154,7 @@ class Agent:
             self._leave,
             Hooks(ports.programs, self.instance),
             self.watchdog,
+            sync_key,
         )
         self.publisher = MemberPublisher(runtime, self.dcs, config.name)
         self.operations = Operations(self)

@@ -17,6 +17,7 @@ from typing import Any
 from haagent import guardian_types as guardian
 from haagent.config.effective import EffectivePostgres, effective_postgresql
 from haagent.config.types import AgentConfig, Role
+from haagent.core import sync
 from haagent.core.model import Instance, LastExit, Unavailable
 from haagent.core.roles import overlay_role
 from haagent.core.settings import Settings
@@ -25,8 +26,9 @@ from haagent.runtime import Runtime
 from haagent.storage import Storage
 from postgres_ctl import config_files, gucs, process, standby
 from postgres_ctl.api import ConnectionTarget
-from postgres_ctl.errors import PostgresError
+from postgres_ctl.errors import ConfigFileError, PostgresError
 from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, TimelineSwitch, slot_name
+from postgres_ctl.sync_standbys import PARAMETER
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,8 @@ SAMPLE_EVERY_S = 1.0
 #: A sample older than this is no answer any more, seconds.
 SAMPLE_LIFE_S = 4.0
 GUARDIAN_ANSWER_S = 1.0
+#: So many versions of the files are kept ready, by role and standbys that commits wait for.
+MOST_CONFIGURATIONS = 8
 
 
 class Sampler:
@@ -118,8 +122,19 @@ def _mood(sample: InstanceSample | Unavailable) -> tuple[object, ...]:
     """What of a sample is worth waking the loop for."""
     if isinstance(sample, Unavailable):
         return ("silent",)
-    senders = tuple(sorted((s.application_name, s.state) for s in sample.senders))
-    return (sample.in_recovery, sample.walreceiver_status, sample.timeline, sample.pending_restart, senders)
+    senders = tuple(sorted((s.application_name, s.state, s.sync_state) for s in sample.senders))
+    return (
+        sample.in_recovery,
+        sample.walreceiver_status,
+        sample.timeline,
+        sample.pending_restart,
+        senders,
+        sample.sync_names,
+    )
+
+
+def _user_sync_names(parameters: Mapping[str, str]) -> str:
+    return next((value for name, value in parameters.items() if name.lower() == PARAMETER), "")
 
 
 @dataclass(frozen=True)
@@ -159,8 +174,12 @@ class LocalInstance:
         #: Role of the files written last, and how often the server was told to read them in the same role.
         self._files_primary: bool | None = None
         self.reloads = 0
-        #: By "is to be written to".
-        self._servers: dict[bool, config_files.ServerConfig] = {}
+        #: By "is to be written to", and synchronous_standby_names.
+        self._servers: dict[tuple[bool, str], config_files.ServerConfig] = {}
+        #: synchronous_standby_names in postgresql.conf; None: not read, or not known whether it was written.
+        self._sync_names: str | None = None
+        #: The same of a standby that is about to be promoted; None: as the settings want it.
+        self._names_to_promote: str | None = None
         self._kept: Mapping[str, Any] | None = None
         #: The dynamic configuration that this agent last saw in the store.
         self.seen_dynamic: Mapping[str, Any] | None = None
@@ -324,6 +343,7 @@ class LocalInstance:
             follows=self._follows(sample),
             storage_hangs=self.storage.hangs is not None,
         )
+        facts = replace(facts, **self._sync_facts(facts.serves_as_primary))
         return replace(facts, history=self._history_of(facts.timeline), config_outdated=self._outdated(facts))
 
     def _stopped_facts(self, state: guardian.GuardianState | None, busy: bool) -> Instance:
@@ -389,6 +409,25 @@ class LocalInstance:
     def _has_signal_file(self) -> bool:
         return self.pg.has_signal_file(self.config.postgresql.data_dir)
 
+    def _sync_facts(self, primary: bool) -> dict[str, Any]:
+        parameters = self.effective.config.for_role(overlay_role(primary)).parameters
+        return {
+            "sync_names": self._sync_names_in_file(),
+            "user_sync_names": _user_sync_names(parameters),
+            "synchronous_commit": parameters.get("synchronous_commit", "on").lower(),
+        }
+
+    def _sync_names_in_file(self) -> str | None:
+        """What a server that reads postgresql.conf now gets; None when that cannot be told."""
+        if self._sync_names is None and self.storage.hangs is None:
+            pg = self.effective.config
+            path = f"{pg.config_dir or pg.data_dir}/{pg.config_base_name}.conf"
+            try:
+                self._sync_names = self.pg.read_setting(pg.data_dir, path, PARAMETER) or ""
+            except PostgresError as fault:
+                self._warn((f"{PARAMETER} cannot be read: {fault}",))
+        return self._sync_names
+
     # --- state files ------------------------------------------------------------------------------
 
     def _state_path(self, name: str) -> str:
@@ -414,6 +453,7 @@ class LocalInstance:
             return self.settings
         self.config, self._used = config, (config, settings)
         self._effective, self._servers = effective_postgresql(config, settings), {}
+        self._names_to_promote = None
         self._warn(self.effective.warnings)
         at = self.own_target
         self._aim(replace(self._configured_target(), host=at.host, port=at.port))
@@ -437,19 +477,45 @@ class LocalInstance:
         if self._applied is None:
             return True
         primary = facts.serves_as_primary or (self._applied.primary and not facts.serves_as_standby)
-        wanted = self._wanted(primary, self._applied.upstream)
+        names = self._usual_names(primary)
+        if names is None:
+            return False  # nothing is written while it is not known for whom commits wait
+        wanted = self._wanted(primary, self._applied.upstream, names)
         return wanted.files != self._applied.files or wanted.primary != self._applied.primary
 
-    def _wanted(self, primary: bool, upstream: tuple[str, int] | None) -> Applied:
-        return Applied(self.server_config(primary), primary, upstream)
+    def _usual_names(self, primary: bool) -> str | None:
+        """synchronous_standby_names where no decision says otherwise: a primary keeps what it has."""
+        if primary:
+            return self._sync_names_in_file()
+        if self._names_to_promote is not None:
+            return self._names_to_promote
+        parameters = self.effective.config.for_role(overlay_role(False)).parameters
+        return sync.standby_names(self.settings, _user_sync_names(parameters))
 
-    def server_config(self, primary: bool) -> config_files.ServerConfig:
-        """Everything that goes into the files (contract 5.4, 5.5) in that role."""
-        if primary not in self._servers:
-            self._servers[primary] = self._make_server_config(primary)
-        return self._servers[primary]
+    def _names_at_start(self, writable: bool) -> str:
+        """The data directory may be another one than before. Raises ConfigFileError."""
+        self._sync_names = self._names_to_promote = None
+        names = self._usual_names(writable)
+        if names is None:
+            raise ConfigFileError(f"{PARAMETER} cannot be read from postgresql.conf")
+        if not writable:
+            return names
+        parameters = self.effective.config.for_role(overlay_role(True)).parameters
+        return sync.names_at_start(self.settings, _user_sync_names(parameters), names)
 
-    def _make_server_config(self, primary: bool) -> config_files.ServerConfig:
+    def _wanted(self, primary: bool, upstream: tuple[str, int] | None, names: str) -> Applied:
+        return Applied(self.server_config(primary, names), primary, upstream)
+
+    def server_config(self, primary: bool, names: str = "") -> config_files.ServerConfig:
+        """Everything that goes into the files (contract 5.4, 5.5) in that role; `names` is
+        synchronous_standby_names."""
+        if (primary, names) not in self._servers:
+            if len(self._servers) > MOST_CONFIGURATIONS:
+                self._servers = {}
+            self._servers[primary, names] = self._make_server_config(primary, names)
+        return self._servers[primary, names]
+
+    def _make_server_config(self, primary: bool, names: str) -> config_files.ServerConfig:
         pg = self.effective.config.for_role(overlay_role(primary))
         accepted = self._known(pg.parameters, "parameters")
         return config_files.ServerConfig(
@@ -458,8 +524,10 @@ class LocalInstance:
             port=pg.port,
             cluster_name=self.config.scope,
             config_dir=pg.config_dir,
-            parameters=accepted,
+            parameters={name: value for name, value in accepted.items() if name.lower() != PARAMETER},
             protected=self.effective.protected,
+            managed={PARAMETER: names},
+            not_in_auto_conf=frozenset((PARAMETER,)) if sync.is_on(self.settings) else frozenset(),
             hba=pg.pg_hba,
             ident=pg.pg_ident,
             custom_conf=pg.custom_conf,
@@ -519,20 +587,33 @@ class LocalInstance:
             )
         return self.pg.write_config(server, None if wanted.primary else self.recovery_config(upstream))
 
-    def apply_files(self, primary: bool, upstream: tuple[str, int] | None, always: bool = False) -> None:
+    def apply_files(
+        self, primary: bool, upstream: tuple[str, int] | None, always: bool = False, names: str | None = None
+    ) -> None:
         """Files of the running server as they should be, and read by it; `always`: even without a change.
 
-        Until both are done the next try writes and tells anew. Raises PostgresError, StorageHangs."""
-        wanted, told = self._wanted(primary, upstream), self._applied is not None
-        self._applied = None
+        `names`: synchronous_standby_names, where they are not the usual ones. Until both are done the next
+        try writes and tells anew. Raises PostgresError, StorageHangs."""
+        names = self._usual_names(primary) if names is None else names
+        if names is None:
+            raise ConfigFileError(f"{PARAMETER} cannot be read from postgresql.conf: it is not written anew")
+        wanted, told = self._wanted(primary, upstream, names), self._applied is not None
+        self._applied = self._sync_names = None
         write = partial(self._write_files, wanted.files, wanted)
         changed = self.storage.write("writing the configuration files", write)
+        self._sync_names = names
         if changed or always or not told:
             what = f"{', '.join(sorted(changed))} changed" if changed else "no file changed"
             log.info("reloading PostgreSQL configuration: %s", what)
             self.reload()
             self.reloads += self._files_primary == primary
         self._applied, self._files_primary = wanted, primary
+
+    def set_sync_names(self, names: str, primary: bool, upstream: tuple[str, int] | None) -> None:
+        """For whom commits wait from soon on. Raises PostgresError, StorageHangs."""
+        if not primary:
+            self._names_to_promote = names
+        self.apply_files(primary, upstream, always=True, names=names)
 
     def rewrite_files(self) -> None:
         """The next ApplyConfig writes and reloads, even without a change (contract 7.1)."""
@@ -552,9 +633,10 @@ class LocalInstance:
         pg = self.effective.config
         self._control = self._read_control()
         self._servers = {}  # the programs may be newer ones since the last start
-        wanted = self._wanted(writable, upstream)
+        names = self._names_at_start(writable)
+        wanted = self._wanted(writable, upstream, names)
         self._write_files(wanted.files, wanted)
-        self._applied, self._files_primary = wanted, writable
+        self._applied, self._files_primary, self._sync_names = wanted, writable, names
         if isinstance(self._control, ControlData):
             self.pg.free_timelines(pg.data_dir, self._control)
         if writable:

@@ -264,22 +264,30 @@ class InstanceJobs:
                 return False
 
     def stop(
-        self, mode: str, senders_grace_s: float | None, before_stop: bool, cancel: Cancellation
+        self,
+        mode: str,
+        senders_grace_s: float | None,
+        before_stop: bool,
+        stage_s: float | None,
+        cancel: Cancellation,
     ) -> dict[str, Any]:
         """Stop, each stage with its time: fast, immediate, kill (contract 2.6).
+
+        `stage_s`: no stage takes longer than this (primary_stop_timeout); None: the usual times.
 
         Cancelled while the user's program runs: the ground of a planned stop is lost, so it cannot wait."""
         if before_stop:
             self._hooks.before_stop(cancel)
             mode = "immediate" if cancel.is_set() else mode
-        self._stop(mode, senders_grace_s)
+        self._stop(mode, senders_grace_s, stage_s)
         return {}
 
-    def _stop(self, mode: str, senders_grace_s: float | None = None) -> None:
+    def _stop(self, mode: str, senders_grace_s: float | None = None, stage_s: float | None = None) -> None:
         self.instance.begin_watching_exit()
         if self.instance.pid() is None:
             return
-        stages = [("fast", FAST_STOP_S), ("immediate", IMMEDIATE_STOP_S), ("kill", IMMEDIATE_STOP_S)]
+        fast_s, immediate_s = stage_s or FAST_STOP_S, stage_s or IMMEDIATE_STOP_S
+        stages = [("fast", fast_s), ("immediate", immediate_s), ("kill", IMMEDIATE_STOP_S)]
         first = next(i for i, (name, _) in enumerate(stages) if name == mode)
         for name, time_s in stages[first:]:
             self.instance.stop(name)
@@ -351,6 +359,23 @@ class InstanceJobs:
             done.set()
             session.close()
         return {"epoch": epoch, "background": background}
+
+    def publish_sync(self, names: str, pid: int, cancel: Cancellation) -> dict[str, Any]:
+        """A CHECKPOINT issued once the server has been told of `names`: a session that begins now and shows
+        them proves that (H17)."""
+        session = self._pg.session(self.instance.own_target, "Patroni checkpoint")
+        done = self._rt.event()
+        self._rt.thread(partial(_close_when_cancelled, session, cancel, done), "checkpoint-cancel").start()
+        try:
+            if session.sample(IDENTIFY_S).sync_names != names or self.instance.pid() != pid:
+                raise Failed(f"{names} is not in force any more")
+            session.checkpoint(CHECKPOINT_S)
+            if self.instance.pid() != pid:
+                raise Failed("the server is another one now")
+        finally:
+            done.set()
+            session.close()
+        return {"names": names, "pid": pid, "at": self._rt.now()}
 
     # --- data
 

@@ -22,6 +22,7 @@ from haagent.lease_keeper import LeaseKeeper
 from haagent.measures import Measures
 from haagent.peers import PeerAsker
 from haagent.runtime import Runtime
+from haagent.sync_key import SyncKey
 from haagent.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,9 @@ class Observer:
         peers: PeerAsker,
         measures: Measures,
         watchdog: Watchdog,
+        sync_key: SyncKey,
     ) -> None:
+        self._sync_key = sync_key
         self._now, self._wall = runtime.now, runtime.wall
         self._measures = measures
         self.config, self.dcs, self.keeper = config, dcs, keeper
@@ -94,6 +97,8 @@ class Observer:
             asks_before_promotion=self.instance.effective.config.pre_promote is not None,
             scheduled_restart=wishes.scheduled_restart,
             wall=self._wall(),
+            sync_in_doubt=isinstance(cluster, ClusterSnapshot)
+            and self._sync_key.in_doubt(cluster.sync_version),
         )
 
     def _cluster(self) -> ClusterSnapshot | Unavailable:

@@ -213,7 +213,7 @@ class Operations:
             cluster = self.read_cluster()
         except DcsError:
             return _NOT_WRITTEN
-        refused = refuse_request(cluster, self._settings.pause, leader, candidate)
+        refused = refuse_request(cluster, self._settings, leader, candidate)
         if refused is not None:
             return Answer(refused.status, refused.text)
         former = cluster.leader.name if cluster.leader is not None else None

@@ -97,6 +97,7 @@ def parse_answer(name: str, asked_at: float, body: object) -> PeerAnswer:
     ours = body.get("haagent") if isinstance(body.get("haagent"), Mapping) else None
     tags = body.get("tags")
     cannot = ours.get("cannot_lead") if ours is not None else None
+    proven = ours.get("position_is_proven") if ours is not None else None
     return PeerAnswer(
         name=name,
         asked_at=asked_at,
@@ -112,6 +113,7 @@ def parse_answer(name: str, asked_at: float, body: object) -> PeerAnswer:
         is_haagent=ours is not None,
         cannot_lead=cannot if isinstance(cannot, str) else None,
         replication_state=_text(body.get("replication_state")),
+        position_is_proven=proven if isinstance(proven, bool) else None,
     )
 
 

@@ -110,6 +110,9 @@ class Postgres(Protocol):
 
     def write_config(self, server: ServerConfig, recovery: RecoveryConfig | None) -> frozenset[str]: ...
 
+    def read_setting(self, data_dir: str, config_file: str, name: str) -> str | None:
+        """As the file has it; None when it says nothing."""
+
     def write_pgpass(self, path: str, targets: Iterable[ConnectionTarget]) -> None: ...
 
     def write_standby_signal(self, data_dir: str) -> None: ...

@@ -177,6 +177,9 @@ class SystemPostgres:
     ) -> frozenset[str]:
         return config_files.write_config(server, recovery)
 
+    def read_setting(self, data_dir: str, config_file: str, name: str) -> str | None:
+        return config_files.read_setting(config_file, name)
+
     def write_pgpass(self, path: str, targets: Iterable[ConnectionTarget]) -> None:
         config_files.write_pgpass(path, targets)
 

@@ -191,6 +191,8 @@ class InstanceSample:
     restore_command: str | None
     #: "streaming" / "in archive recovery" / None, as contract 1.3.
     replication_state: str | None
+    #: synchronous_standby_names as this server has read it. Backends wait by it a little later (H17).
+    sync_names: str = ""
 
     @property
     def position(self) -> Lsn:

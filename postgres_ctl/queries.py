@@ -85,7 +85,8 @@ s as (select
    from st where st.pending_restart and left(st.name, 15) <> 'recovery_target') as pending_restart,
   (select setting from st where name = 'primary_conninfo') as primary_conninfo,
   (select setting from st where name = 'primary_slot_name') as primary_slot_name,
-  (select setting from st where name = 'restore_command') as restore_command
+  (select setting from st where name = 'restore_command') as restore_command,
+  current_setting('synchronous_standby_names') as sync_names
 from r)
 select row_to_json(s) from s
 """
@@ -262,6 +263,7 @@ def _sample(sampled_at: float, row: Mapping[str, Any]) -> InstanceSample:
         primary_slot_name=row["primary_slot_name"] or None,
         restore_command=row["restore_command"] or None,
         replication_state=_replication_state(in_recovery, receiver.get("status"), row["restore_command"]),
+        sync_names=row["sync_names"] or "",
     )
 
 

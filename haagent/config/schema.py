@@ -339,14 +339,10 @@ KEYS: dict[str, Key] = {
 
 
 _UNBUILT = {
-    "maximum_lag_on_syncnode": "Synchronous modes",
-    "synchronous_node_count": "Synchronous modes",
     "slots": "Permanent replication slots",
     "permanent_slots": "Old name of `slots`",
     "permanent_replication_slots": "Old name of `slots`",
     "ignore_slots": "Slots made by others",
-    "synchronous_mode": "No loss of acknowledged writes in an unplanned failover; only off is accepted",
-    "synchronous_mode_strict": "No writes without a synchronous standby; only off is accepted",
     "failsafe_mode": "Go on as primary while the DCS is away and all members agree; only off is accepted",
     "standby_cluster": "Follow another cluster; must be absent",
 }
@@ -363,7 +359,23 @@ def _dynamic() -> Iterator[Key]:
     yield Key(
         "primary_start_timeout", whole(0), "Crash recovery may take so long, then the primary fails over", 300
     )
-    yield Key("primary_stop_timeout", whole(0), "Only with synchronous modes; 0 is off", 0)
+    yield Key(
+        "primary_stop_timeout",
+        whole(0),
+        "With a synchronous mode: a stop that lasts longer is forced; 0 is off",
+        0,
+    )
+    yield Key(
+        "synchronous_mode", v.SYNC_MODE, "No acknowledged write is lost in an unplanned failover", "off"
+    )
+    yield Key("synchronous_mode_strict", v.FLAG, "No writes without a synchronous standby", False)
+    yield Key("synchronous_node_count", whole(1), "So many standbys have each acknowledged write", 1)
+    yield Key(
+        "maximum_lag_on_syncnode",
+        whole(-1),
+        "A standby further behind is not waited for, bytes; -1 is off",
+        -1,
+    )
     yield Key("primary_race_backoff", whole(0), "Parsed, not acted upon yet", 0)
     yield Key("max_timelines_history", whole(0), "Rows of `history` to keep; 0 keeps all", 0)
     yield Key("member_slots_ttl", seconds(0), "Slots of members that left are kept so long", 1800)

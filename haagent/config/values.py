@@ -15,7 +15,16 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from haagent.core.settings import is_scalar, parse_bool, parse_bytes, parse_duration_s, parse_int
+from haagent.core.settings import (
+    SyncMode,
+    is_scalar,
+    parse_bool,
+    parse_bytes,
+    parse_duration_s,
+    parse_int,
+    parse_sync_mode,
+)
+from postgres_ctl.sync_standbys import PLACEHOLDER
 
 
 @dataclass(frozen=True)
@@ -210,13 +219,10 @@ def _path_word(value: object) -> str:
     return word
 
 
-#: Stands for "nobody" in synchronous_standby_names (contract 1.10): a member of that name would be somebody.
-STRICT_PLACEHOLDER = "__patroni_strict_sync_replica_placeholder__"
-
-
 def _member_name(value: object) -> str:
     name = _path_word(value)
-    fail(name == STRICT_PLACEHOLDER)
+    # It stands for "nobody" in synchronous_standby_names: a member of that name would be somebody.
+    fail(name.lower() == PLACEHOLDER)
     return name
 
 
@@ -225,6 +231,13 @@ def _flag(value: object) -> bool:
     if found is None:
         raise ValueError
     return found
+
+
+def _sync_mode(value: object) -> SyncMode:
+    mode = parse_sync_mode(value)
+    if mode is None:
+        raise ValueError
+    return mode
 
 
 def absolute_path(value: object) -> str:
@@ -330,8 +343,11 @@ TEXT = ValueType("text", text, "text", _ONE)
 WORD = ValueType("a single non-empty line", _nonempty, "text", _WORD)
 COMMAND = ValueType("a command line, as a shell splits it", _command, "command", _WORD)
 PATH_WORD = ValueType("one word without /", _path_word, "text", _WORD)
-MEMBER_NAME = ValueType(f"one word without /, other than {STRICT_PLACEHOLDER}", _member_name, "text", _WORD)
+MEMBER_NAME = ValueType(f"one word without /, other than {PLACEHOLDER}", _member_name, "text", _WORD)
 FLAG = ValueType("on or off", _flag, "on/off", _ON_OFF)
+SYNC_MODE = ValueType(
+    "on, off or quorum", _sync_mode, "on/off/quorum", {"anyOf": [_ON_OFF, {"enum": ["quorum"]}]}
+)
 HOST_PORT = ValueType("host:port, an IPv6 address in []", host_port, "host:port", _STRING)
 LISTEN = ValueType("addr[,addr...]:port, an IPv6 address in []", listen, "addr[,addr…]:port", _STRING)
 ENDPOINTS = ValueType("host:port, or a list of them", endpoints, "list of host:port", _list_or_text(_ONE))

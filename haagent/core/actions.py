@@ -116,6 +116,25 @@ class WriteStatus:
 
 
 @dataclass(frozen=True)
+class WriteSync:
+    """`sync` at this version: who may be promoted beside `leader`, and how many have to back him."""
+
+    guard: Guard
+    leader: str
+    standbys: tuple[str, ...]
+    quorum: int
+    version: int
+
+
+@dataclass(frozen=True)
+class DeleteSync:
+    """`sync` goes, at this version: no synchronous mode is on."""
+
+    guard: Guard
+    version: int
+
+
+@dataclass(frozen=True)
 class WriteHistory:
     """`history` from the local history file (contract 1.3)."""
 
@@ -141,6 +160,22 @@ class RetryStream:
 @dataclass(frozen=True)
 class ApplyConfig:
     """Rewrite PostgreSQL's files from the configuration and reload; recovery settings stay."""
+
+
+@dataclass(frozen=True)
+class SetSyncNames:
+    """synchronous_standby_names of the running server: written and read by it, in force a little later."""
+
+    guard: Guard
+    names: str
+
+
+@dataclass(frozen=True)
+class PublishSync:
+    """Background: a CHECKPOINT, after which backends wait by these names (H17)."""
+
+    guard: Guard
+    names: str
 
 
 @dataclass(frozen=True)
@@ -330,10 +365,14 @@ Action = (
     | MarkUnfenced
     | WriteClaim
     | WriteStatus
+    | WriteSync
+    | DeleteSync
     | WriteHistory
     | Follow
     | RetryStream
     | ApplyConfig
+    | SetSyncNames
+    | PublishSync
     | SyncSlots
     | OpenWatchdog
     | CloseWatchdog

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dcs.records import ClusterSnapshot, FailoverRequest, Member
-from haagent.core import watchdog
+from haagent.core import sync_candidate, watchdog
 from haagent.core.cascade import reached_through_another
 from haagent.core.model import (
     Memory,
@@ -205,7 +205,9 @@ def expected_loss_bytes(obs: Observation, cluster: ClusterSnapshot) -> int | Non
 
 def expected_loss_text(obs: Observation, cluster: ClusterSnapshot) -> str:
     """One line for people: what taking over now may lose (rule 5)."""
-    known = expected_loss_bytes(obs, cluster)
+    known, missing = expected_loss_bytes(obs, cluster), sync_candidate.membership(obs, cluster)
+    if missing is not None:
+        return f"{sync_candidate.WAIVED} ({missing})"
     if known is None:
         return "unknown"
     if known == 0:
@@ -216,6 +218,7 @@ def expected_loss_text(obs: Observation, cluster: ClusterSnapshot) -> str:
 def _cluster_checks(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> tuple[Check, ...]:
     return (
         _lag_check(obs, memory, cluster),
+        _sync_check(obs, cluster),
         _timeline_check(obs, cluster),
         _claims_check(obs, cluster),
         _request_check(obs, memory, cluster),
@@ -245,6 +248,15 @@ def _lag_check(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> Ch
     return Check(
         "lag", lag <= limit, f"{lag} bytes behind the last primary, maximum_lag_on_failover is {limit}"
     )
+
+
+def _sync_check(obs: Observation, cluster: ClusterSnapshot) -> Check:
+    """Rule 4; only a failover by hand waives it."""
+    rule, missing = "sync.member", sync_candidate.membership(obs, cluster)
+    if missing is None:
+        return Check(rule, True, "it misses no acknowledged commit, as far as the store tells")
+    waived = manual_failover_to_me(obs, cluster)
+    return Check(rule, waived, missing + (", waived by a manual failover" if waived else ""))
 
 
 def _timeline_check(obs: Observation, cluster: ClusterSnapshot) -> Check:
@@ -411,11 +423,18 @@ def _fresh(obs: Observation, memory: Memory, peer: Peer) -> bool:
 def _peer_checks(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> tuple[Check, ...]:
     answers = _answers(obs, memory)
     return (
+        _votes_check(obs, cluster, answers),
         _no_other_primary(other_primaries(obs, memory)),
         _owner_lost_in_pause(obs, memory, cluster, answers),
         _nobody_ahead(obs, memory, cluster, answers),
         _nobody_preferred(obs, cluster, answers),
     )
+
+
+def _votes_check(obs: Observation, cluster: ClusterSnapshot, answers: list[PeerAnswer]) -> Check:
+    if manual_failover_to_me(obs, cluster):
+        return Check("sync.votes", True, "waived by a manual failover")
+    return Check("sync.votes", *sync_candidate.votes(obs, cluster, answers))
 
 
 def _answers(obs: Observation, memory: Memory) -> list[PeerAnswer]:
@@ -475,7 +494,8 @@ def _nobody_ahead(
     """A member with more WAL goes first; one that cannot lead holds us up for at most one ttl (H13)."""
     if manual_failover_to_me(obs, cluster):
         return Check("peer.ahead", True, "waived by a manual failover")
-    ahead = [p for p in answers if _blocks(obs, memory, p) and _is_ahead(obs, p)]
+    counted = [p for p in answers if sync_candidate.counts(obs, cluster, p)]
+    ahead = [p for p in counted if _blocks(obs, memory, p) and _is_ahead(obs, p)]
     return Check("peer.ahead", not ahead, "; ".join(map(_ahead, ahead)) or "nobody has more WAL")
 
 
@@ -509,7 +529,8 @@ def _nobody_preferred(obs: Observation, cluster: ClusterSnapshot, answers: list[
     request = request_in_force(obs, cluster)
     if request is not None and request.candidate == obs.me.name:
         return Check("peer.priority", True, "this member was asked for")
-    better = [p for p in answers if p.cannot_lead is None and not p.watchdog_failed and _is_preferred(obs, p)]
+    able = [p for p in answers if p.cannot_lead is None and not p.watchdog_failed]
+    better = [p for p in able if sync_candidate.counts(obs, cluster, p) and _is_preferred(obs, p)]
     said = "; ".join(_preferred(obs, p) for p in better)
     return Check("peer.priority", not better, said or "nobody preferred")
 
@@ -563,7 +584,9 @@ def handover_refusal(obs: Observation, cluster: ClusterSnapshot, name: str, forc
         return f"{name} does not answer: {peer.cause}"
     if isinstance(peer, PeerAnswer) and (peer.watchdog_failed or peer.cannot_lead):
         return f"{name} cannot lead: {peer.cannot_lead or 'its watchdog failed'}"
-    return None if forced else _stream_refusal(obs, name)
+    return (
+        None if forced else sync_candidate.handover_refusal(obs, cluster, name) or _stream_refusal(obs, name)
+    )
 
 
 def _stream_refusal(obs: Observation, name: str) -> str | None:
@@ -618,7 +641,9 @@ def another_could_lead(obs: Observation) -> bool:
     lets its lease run out only then (H12)."""
     if isinstance(obs.cluster, Unavailable):
         return False
-    others = (m for m in obs.cluster.members if m.name != obs.me.name)
+    cluster = obs.cluster
+    others = (m for m in cluster.members if m.name != obs.me.name)
+    others = (m for m in others if sync_candidate.may_succeed(obs, cluster, m.name))
     return any(m.state == "running" and m.cannot_lead is None for m in others)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from dcs.records import ClusterSnapshot
+from haagent.core import sync_seen
 from haagent.core.model import (
     Handover,
     JobResult,
@@ -38,7 +39,8 @@ def absorb(obs: Observation, memory: Memory) -> Memory:
         memory = _after_job(obs, memory, result)
     if not isinstance(obs.cluster, Unavailable):
         memory = _after_view(obs, memory, obs.cluster)
-    return _after_instance(obs, _after_lease(obs, memory))
+    memory = _after_instance(obs, _after_lease(obs, memory))
+    return evolve(memory, sync=sync_seen.follow(obs, memory.sync))
 
 
 def _after_lease(obs: Observation, memory: Memory) -> Memory:
@@ -259,6 +261,13 @@ def _stopped(obs: Observation, memory: Memory, result: JobResult) -> Memory:
     return evolve(memory, note=f"stop failed: {result.reason}")
 
 
+def _published(obs: Observation, memory: Memory, result: JobResult) -> Memory:
+    if not result.ok:
+        return memory
+    seen = sync_seen.published(memory.sync, result.data["names"], result.data["pid"], result.data["at"])
+    return evolve(memory, sync=seen)
+
+
 _HANDLERS: dict[str, Callable[[Observation, Memory, JobResult], Memory]] = {
     "initdb": _initdb,
     "start primary": _started,
@@ -267,6 +276,7 @@ _HANDLERS: dict[str, Callable[[Observation, Memory, JobResult], Memory]] = {
     "pre_promote": _asked,
     "promote": _promoted,
     "checkpoint": _checkpointed,
+    "publish sync": _published,
     "clone": _cloned,
     "rewind": _rewound,
     "compare histories": _compared,

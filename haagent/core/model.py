@@ -80,6 +80,12 @@ class Instance:
     follows: tuple[str, int] | None = None
     #: A write of this agent to the storage is overdue, and still under way.
     storage_hangs: bool = False
+    #: synchronous_standby_names as postgresql.conf has it, in force or soon to be; None: it cannot be read.
+    sync_names: str | None = ""
+    #: The same as the user wants it while no synchronous mode is on.
+    user_sync_names: str = ""
+    #: synchronous_commit of sessions that ask for nothing else.
+    synchronous_commit: str = "on"
 
     @property
     def stopped(self) -> bool:
@@ -193,6 +199,8 @@ class PeerAnswer:
     is_haagent: bool = False
     cannot_lead: str | None = None
     replication_state: str | None = None
+    #: It has read all WAL it may have acknowledged; None: it does not say (Patroni's).
+    position_is_proven: bool | None = None
 
     @property
     def position(self) -> Lsn:
@@ -290,6 +298,8 @@ class Observation:
     watchdog: WatchdogFacts = WatchdogFacts()
     #: Unix time of this host: only for what an operator scheduled for a point in time.
     wall: float = 0.0
+    #: A write of this agent, or of one before it, to `/sync` as it is now may still arrive.
+    sync_in_doubt: bool = False
 
 
 def unreadable(cluster: ClusterSnapshot, key: str) -> str | None:
@@ -342,6 +352,30 @@ class Rejoin:
 
 
 @dataclass(frozen=True)
+class SyncSeen:
+    """What was seen of synchronous_standby_names in the server that runs (`haagent.core.sync_seen`).
+
+    Forgotten with the agent, it is seen anew, at the price of some time."""
+
+    #: The postmaster it is about; 0: none runs; None: nothing was seen yet.
+    pid: int | None = None
+    names: str = ""
+    #: Backends wait by `names`, or by what it was before without being empty: published (H17).
+    published: bool = False
+    #: End of WAL when the names were first seen in force and published, and when that was.
+    flushed: Lsn | None = None
+    flushed_at: float = 0.0
+    #: Only samples taken since then tell anything of that.
+    not_before: float = 0.0
+    #: When this agent last wrote the setting and told the server.
+    set_at: float = 0.0
+    #: A primary since then, as far as was seen.
+    primary_since: float | None = None
+    #: End of WAL where this server began to be a primary, until a listed standby has it (strict mode, H14).
+    to_confirm: Lsn | None = None
+
+
+@dataclass(frozen=True)
 class Memory:
     """What this agent remembers between two steps."""
 
@@ -390,6 +424,7 @@ class Memory:
     reinitializing: bool = False
     #: Slot name -> when its member was last seen (contract 6.2, member_slots_ttl); also of those given up.
     slots_seen: Mapping[str, float] = field(default_factory=dict)
+    sync: SyncSeen = SyncSeen()
     #: One line for people about what goes wrong or takes long; published with the member.
     note: str | None = None
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dcs.records import ClusterSnapshot
+from haagent.core import sync, sync_seen
 from haagent.core.candidate import (
     expected_loss_bytes,
     expected_loss_text,
@@ -15,6 +16,7 @@ from haagent.core.candidate import (
 )
 from haagent.core.model import Memory, Observation, Unavailable
 from haagent.core.rules import common
+from haagent.core.settings import Settings, SyncMode
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,10 @@ class Verdict:
 
 
 def refuse_request(
-    cluster: ClusterSnapshot, paused: bool, leader: str | None, candidate: str | None
+    cluster: ClusterSnapshot, settings: Settings, leader: str | None, candidate: str | None
 ) -> Verdict | None:
     """Why this switchover (`leader` given) or failover cannot even be asked for; None when it can."""
+    paused = settings.pause
     action = "switchover" if leader is not None else "failover"
     if leader is not None and leader == candidate:
         return Verdict(400, "Switchover target and source are the same")
@@ -39,9 +42,27 @@ def refuse_request(
     holder = cluster.leader.name if cluster.leader is not None else None
     if candidate is None and not any(m.name != holder for m in cluster.members):
         return Verdict(412, f"{action} is not possible: cluster does not have members except leader")
+    if leader is not None and settings.synchronous_mode is SyncMode.PRIORITY:
+        refused = _refuse_asynchronous(cluster, settings, candidate)
+        if refused is not None:
+            return refused
     if candidate is not None and cluster.member(candidate) is None:
         return Verdict(412, "candidate does not exists")
     return _refuse_members(cluster, action, holder, candidate)
+
+
+def _refuse_asynchronous(
+    cluster: ClusterSnapshot, settings: Settings, candidate: str | None
+) -> Verdict | None:
+    """A switchover goes to a synchronous standby; by quorum, whoever it is, the leader judges it."""
+    key = sync.in_force(settings, cluster)
+    if key is None:
+        return None
+    if candidate is not None and not sync.is_listed(key, candidate):
+        return Verdict(412, "candidate name does not match with sync_standby")
+    if candidate is None and not any(sync.is_listed(key, m.name) for m in cluster.members):
+        return Verdict(412, "switchover is not possible: can not find sync_standby")
+    return None
 
 
 def _refuse_members(
@@ -139,6 +160,9 @@ def explain(obs: Observation, memory: Memory) -> Mapping[str, Any]:
 
 def hides_leadership(obs: Observation | None, memory: Memory) -> bool:
     """No client may be sent here as to the leader, whatever the lease still promises: the cluster is being
-    made, and its key is taken before its server listens; or the key was seen to be another's.
+    made, and its key is taken before its server listens; or the key was seen to be another's; or in strict
+    synchronous mode no synchronous standby has yet what a restarted or promoted primary began with (H14).
     """
-    return memory.bootstrap is not None or (obs is not None and common.key_is_anothers(obs))
+    if memory.bootstrap is not None or sync_seen.is_quarantined(memory.sync):
+        return True
+    return obs is not None and common.key_is_anothers(obs)

@@ -19,6 +19,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from types import MappingProxyType
 from typing import Any
 
@@ -102,6 +103,24 @@ def is_scalar(value: object) -> bool:
 # --- the record ---------------------------------------------------------------------------------
 
 
+class SyncMode(Enum):
+    """`synchronous_mode` (contract 6.1)."""
+
+    OFF = "off"
+    #: `on`: all of the standbys picked by priority have each acknowledged commit.
+    PRIORITY = "on"
+    #: Any so many of all standbys have it.
+    QUORUM = "quorum"
+
+
+def parse_sync_mode(value: object) -> SyncMode | None:
+    """on, off or quorum; None when it is none of them."""
+    if isinstance(value, str) and value.strip().lower() == SyncMode.QUORUM.value:
+        return SyncMode.QUORUM
+    flag = parse_bool(value)
+    return None if flag is None else SyncMode.PRIORITY if flag else SyncMode.OFF
+
+
 @dataclass(frozen=True)
 class Settings:
     """Dynamic configuration in force (contract 5.3). Times in seconds, sizes in bytes."""
@@ -116,6 +135,12 @@ class Settings:
     #: 0 = off.
     primary_stop_timeout_s: float = 0
     primary_race_backoff_s: float = 0
+    synchronous_mode: SyncMode = SyncMode.OFF
+    #: Commits wait while there is no synchronous standby, instead of going on without one.
+    synchronous_mode_strict: bool = False
+    synchronous_node_count: int = 1
+    #: A standby further behind than this is not waited for; below 1 = no limit.
+    maximum_lag_on_syncnode_bytes: int = -1
     #: Rows of `history` to keep; 0 = all.
     max_timelines_history: int = 0
     member_slots_ttl_s: float = 1800
@@ -203,6 +228,14 @@ class _Reader:
             self._fallback(key, default, "on or off")
         return default if value is None else value
 
+    def sync_mode(self, key: str) -> SyncMode:
+        if self._data.get(key) is None:
+            return SyncMode.OFF
+        value = parse_sync_mode(self._data[key])
+        if value is None:
+            self._fallback(key, SyncMode.OFF.value, "on, off or quorum")
+        return value or SyncMode.OFF
+
     def section(self, key: str) -> Mapping[str, Any]:
         value = self._data.get(key)
         if isinstance(value, Mapping):
@@ -239,6 +272,10 @@ def parse_settings(
         ),
         primary_stop_timeout_s=top.whole(top.first_of("primary_stop_timeout", "master_stop_timeout"), 0, 0),
         primary_race_backoff_s=top.whole("primary_race_backoff", 0, 0),
+        synchronous_mode=top.sync_mode("synchronous_mode"),
+        synchronous_mode_strict=top.flag("synchronous_mode_strict", False),
+        synchronous_node_count=top.whole("synchronous_node_count", 1, 1),
+        maximum_lag_on_syncnode_bytes=top.whole("maximum_lag_on_syncnode", -1, -1, maximum=_LARGEST),
         max_timelines_history=top.whole("max_timelines_history", 0, 0),
         member_slots_ttl_s=top.whole("member_slots_ttl", 1800, 0, unit="s"),
         pause=top.flag("pause", False),
@@ -296,12 +333,12 @@ _TIMING_KEYS = ("ttl", "loop_wait", "retry_timeout")
 KNOWN_DYNAMIC = (
     *_TIMING_KEYS, "maximum_lag_on_failover", "check_timeline", "pause", "postgresql", "primary_race_backoff",
     "primary_start_timeout", "master_start_timeout", "primary_stop_timeout", "master_stop_timeout",
-    "max_timelines_history", "member_slots_ttl",
+    "max_timelines_history", "member_slots_ttl", "synchronous_mode", "synchronous_mode_strict",
+    "synchronous_node_count", "maximum_lag_on_syncnode",
 )  # fmt: skip
 #: Harmless where they do nothing yet: accepted with a warning.
 LATER_DYNAMIC = (
-    "maximum_lag_on_syncnode", "synchronous_node_count", "slots", "permanent_slots",
-    "permanent_replication_slots", "ignore_slots",
+    "slots", "permanent_slots", "permanent_replication_slots", "ignore_slots",
 )  # fmt: skip
 
 
@@ -316,8 +353,6 @@ def _is_empty(value: object) -> bool:
 #: Keys that promise safety and are not built: key -> (test for "not switched on", what is allowed).
 SAFETY_DYNAMIC: Mapping[str, tuple[Callable[[object], bool], str]] = MappingProxyType(
     {
-        "synchronous_mode": (_is_off, "must be off: synchronous modes are not built yet"),
-        "synchronous_mode_strict": (_is_off, "must be off: synchronous modes are not built yet"),
         "failsafe_mode": (_is_off, "must be off: failsafe mode is not built yet"),
         "standby_cluster": (_is_empty, "must be absent: standby clusters are not built yet"),
     }
@@ -330,6 +365,19 @@ def _unbuilt(data: Mapping[str, Any]) -> list[Problem]:
         Problem(key, data[key], allowed)
         for key, (is_unset, allowed) in SAFETY_DYNAMIC.items()
         if key in data and not is_unset(data[key])
+    ]
+
+
+def _unreadable_modes(data: Mapping[str, Any]) -> list[Problem]:
+    """What is read as "off" although somebody meant to promise something is refused."""
+    kinds: tuple[tuple[str, Callable[[object], object], str], ...] = (
+        ("synchronous_mode", parse_sync_mode, "must be on, off or quorum"),
+        ("synchronous_mode_strict", parse_bool, "must be on or off"),
+    )
+    return [
+        Problem(key, data[key], allowed)
+        for key, parse, allowed in kinds
+        if data.get(key) is not None and parse(data[key]) is None
     ]
 
 
@@ -353,7 +401,7 @@ def validate_dynamic(
     `timings_must_fit`: a local file whose timings break the rules is refused; what comes through the
     DCS is adjusted like every agent does, with a warning.
     """
-    problems = _unbuilt(data)
+    problems = _unbuilt(data) + _unreadable_modes(data)
     settings, parse_warnings = parse_settings(data, minimum_ttl_s, patroni_in_cluster=False)
     said = {str(problem) for problem in problems}
     warnings = [w for w in parse_warnings if w not in said]

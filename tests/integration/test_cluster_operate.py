@@ -181,8 +181,8 @@ def test_haagentctl_on_a_living_cluster() -> None:
         assert leader.value("select timeline_id from pg_control_checkpoint()") == 1
 
         # A promise this agent does not keep is refused before it is written.
-        assert leader.rest("/config", "PATCH", {"synchronous_mode": True})[0] == 400
-        assert "synchronous_mode" not in cluster.stored()["config"]
+        assert leader.rest("/config", "PATCH", {"failsafe_mode": True})[0] == 400
+        assert "failsafe_mode" not in cluster.stored()["config"]
 
         # Built anew.
         (standby.data_dir / "left-over").touch()

@@ -22,6 +22,7 @@ from dcs.records import (
     Leader,
     Member,
     Status,
+    SyncState,
     Tags,
     TimelineClaim,
     Unfenced,
@@ -43,8 +44,9 @@ from haagent.core.model import (
     Unavailable,
 )
 from haagent.core.restart import RestartWish, ScheduledRestart
-from haagent.core.settings import Settings
+from haagent.core.settings import Settings, SyncMode
 from postgres_ctl.facts import ControlState, DataDirState, InstanceSample, Lsn, TimelineSwitch
+from postgres_ctl.sync_standbys import nobody
 from tests.unit.core_facts import (
     NOW,
     SYSTEM,
@@ -137,8 +139,32 @@ histories = st.none() | st.lists(
 ).map(tuple)
 claims = st.lists(st.builds(TimelineClaim, st.integers(1, 4), names, epochs), max_size=2).map(tuple)
 
+sync_states = st.builds(
+    SyncState,
+    st.sampled_from([None, *NAMES]),
+    st.lists(st.sampled_from([*NAMES, "gone"]), max_size=3, unique=True).map(tuple),
+    st.integers(0, 3),
+    st.just(6),
+)
+sync_names = st.sampled_from(
+    [
+        "",
+        "pg0",
+        "pg1",
+        "2 (pg0,PG1)",
+        "ANY 1 (pg1,pg2)",
+        "ANY 1 (gone)",
+        "*",
+        "1 (pg1,pg2)",
+        "((",
+        nobody(True).text,
+    ]
+)
+
 snapshots = st.builds(
     ClusterSnapshot,
+    sync=st.none() | sync_states,
+    sync_version=st.sampled_from([0, 6]),
     revision=st.sampled_from([0, 1, 100]),
     initialize=st.sampled_from([None, "", "x", SYSTEM, SYSTEM, SYSTEM, "7000000000000000001"]),
     config=st.sampled_from([None, ConfigRecord({}, 1)]),
@@ -150,6 +176,16 @@ snapshots = st.builds(
     claims=claims,
     unfenced=st.sampled_from([None, None, *(Unfenced(name, 4) for name in NAMES)]),
     broken=st.sampled_from([(), (), *((Broken(key, "garbage"),) for key in BROKEN_KEYS)]),
+)
+
+
+senders = st.builds(
+    sender,
+    names,
+    positions,
+    state=st.sampled_from(["streaming", "streaming", "catchup"]),
+    sync_state=st.sampled_from(["async", "sync", "quorum", "potential"]),
+    sync_priority=st.integers(0, 2),
 )
 
 
@@ -165,7 +201,8 @@ def samples(draw: st.DrawFn) -> InstanceSample:
         walreceiver_status=draw(st.sampled_from([None, "streaming", "waiting"])),
         startup_waits_for_wal=draw(booleans),
         primary_slot_name=draw(st.sampled_from([None, "", "pg0", "pg1"])),
-        senders=tuple(draw(st.lists(st.builds(sender, names, positions), max_size=2))),
+        sync_names=draw(sync_names),
+        senders=tuple(draw(st.lists(senders, max_size=2))),
         slots=tuple(
             draw(
                 st.lists(
@@ -203,6 +240,8 @@ instances = st.builds(
     last_exit=st.none() | st.builds(LastExit, booleans, booleans),
     config_outdated=booleans,
     storage_hangs=booleans,
+    sync_names=st.none() | sync_names,
+    user_sync_names=st.sampled_from(["", "other"]),
     follows=st.sampled_from([None, ("10.0.0.0", 5432)]),
 )
 
@@ -257,7 +296,11 @@ any_settings = st.builds(
     use_pg_rewind=booleans,
     remove_data_directory_on_rewind_failure=booleans,
     remove_data_directory_on_diverged_timelines=booleans,
-    unsupported=st.sampled_from([(), ("synchronous_mode",)]),
+    unsupported=st.sampled_from([(), ("failsafe_mode",)]),
+    synchronous_mode=st.sampled_from(SyncMode),
+    synchronous_mode_strict=booleans,
+    synchronous_node_count=st.integers(1, 3),
+    maximum_lag_on_syncnode_bytes=st.sampled_from([-1, 100]),
 )
 
 jobs = st.one_of(

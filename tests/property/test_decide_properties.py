@@ -40,6 +40,8 @@ STORE_WRITES = (
     a.ClearFailover,
     a.BeginScheduled,
     a.WriteClaim,
+    a.WriteSync,
+    a.DeleteSync,
     a.WriteStatus,
     a.WriteHistory,
 )

@@ -323,6 +323,10 @@ class SimPostgres:
         self.process.boundary("pg.write-config", "after")
         return frozenset(changed)
 
+    def read_setting(self, data_dir: str, config_file: str, name: str) -> str | None:
+        server = self._dd(data_dir).server
+        return server.gucs().get(name) if server is not None else None
+
     def write_pgpass(self, path: str, targets: Iterable[ConnectionTarget]) -> None:
         pass
 

@@ -113,6 +113,7 @@ def build_sample(server: Server) -> InstanceSample:
         primary_slot_name=settings.slot,
         restore_command=None,
         replication_state="streaming" if streaming else None,
+        sync_names=settings.sync_names,
     )
     return sample
 

@@ -26,7 +26,7 @@ CORE_MAY_IMPORT = {
     *("__future__", "abc", "bisect", "collections", "collections.abc", "copy", "dataclasses", "decimal"),
     *("difflib", "enum", "fractions", "functools", "heapq", "itertools", "json", "math", "operator", "re"),
     *("string", "types", "typing", "urllib.parse"),
-    *("dcs.records", "postgres_ctl.facts"),
+    *("dcs.records", "postgres_ctl.facts", "postgres_ctl.sync_standbys"),
 }
 #: Builtins that reach outside, and names that would smuggle a module in.
 CORE_MAY_NOT_CALL = {

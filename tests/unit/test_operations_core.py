@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dcs.records import OperationOutcome
+from dcs.records import OperationOutcome, SyncState
 from haagent.core.model import Memory
 from haagent.core.operations import (
     Verdict,
@@ -17,6 +17,7 @@ from haagent.core.operations import (
     peers_to_ask,
     refuse_request,
 )
+from haagent.core.settings import Settings, SyncMode
 from tests.unit.core_facts import (
     DOWN,
     NOW,
@@ -39,9 +40,13 @@ HEALTHY = cluster()
 
 
 def refused(
-    view: Any = HEALTHY, leader: str | None = "pg0", candidate: str | None = "pg1", paused: bool = False
+    view: Any = HEALTHY,
+    leader: str | None = "pg0",
+    candidate: str | None = "pg1",
+    paused: bool = False,
+    mode: SyncMode = SyncMode.OFF,
 ) -> Any:
-    verdict = refuse_request(view, paused, leader, candidate)
+    verdict = refuse_request(view, Settings(pause=paused, synchronous_mode=mode), leader, candidate)
     return (verdict.status, verdict.text) if verdict is not None else None
 
 
@@ -77,6 +82,21 @@ def test_what_makes_sense_is_not_refused() -> None:
 )
 def test_what_makes_no_sense_is_refused(changes: dict[str, Any], status: int, text: str) -> None:
     assert refused(**changes) == (status, text)
+
+
+def test_a_switchover_goes_to_a_synchronous_standby() -> None:
+    listed = cluster(sync=SyncState("pg0", ("PG2",), 0, 7))
+    by_name = (412, "candidate name does not match with sync_standby")
+    assert refused(listed, mode=SyncMode.PRIORITY) == by_name
+    assert refused(listed, candidate="pg2", mode=SyncMode.PRIORITY) is None
+    assert refused(listed, candidate=None, mode=SyncMode.PRIORITY) is None
+    nobody = cluster(sync=SyncState("pg0", (), 0, 7))
+    text = "switchover is not possible: can not find sync_standby"
+    assert refused(nobody, candidate=None, mode=SyncMode.PRIORITY) == (412, text)
+    # The leader judges it; a failover by hand may lose something; a mode that is off promises nothing.
+    assert refused(listed, mode=SyncMode.QUORUM) is None
+    assert refused(listed, leader=None, mode=SyncMode.PRIORITY) is None
+    assert refused(listed) is None
 
 
 @pytest.mark.parametrize("unfit", [{"tags": tags(nofailover=True)}, {"api_url": None}])

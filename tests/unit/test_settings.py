@@ -137,9 +137,6 @@ def test_parameters_that_are_no_single_value_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("key", "on"),
     [
-        ("synchronous_mode", True),
-        ("synchronous_mode", "quorum"),
-        ("synchronous_mode_strict", "on"),
         ("failsafe_mode", "true"),
         ("standby_cluster", {"host": "10.0.0.1"}),
     ],
@@ -162,6 +159,27 @@ def test_a_safety_promise_that_is_not_built_is_refused(key: str, on: object) -> 
 def test_a_safety_promise_switched_off_is_fine(data: dict[str, Any]) -> None:
     assert validate_dynamic(data, 3) == ([], [])
     assert parse(data).unsupported == ()
+
+
+@pytest.mark.parametrize(
+    ("value", "mode"),
+    [
+        (True, "on"),
+        ("on", "on"),
+        (" Quorum", "quorum"),
+        ("off", "off"),
+        (None, "off"),
+        ("quora", "off"),
+        (2, "off"),
+    ],
+)
+def test_synchronous_mode(value: object, mode: str) -> None:
+    assert parse({"synchronous_mode": value}).synchronous_mode.value == mode
+
+
+def test_a_synchronous_mode_nobody_can_read_is_refused() -> None:
+    problems, _ = validate_dynamic({"synchronous_mode": "quora", "synchronous_mode_strict": "often"}, 3)
+    assert [p.key for p in problems] == ["synchronous_mode", "synchronous_mode_strict"]
 
 
 def test_unknown_keys_warn_with_the_nearest_name() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dcs.records import ClusterSnapshot, Leader
+from haagent.core import sync_candidate
 from haagent.core.actions import Action, ApplyConfig
 from haagent.core.cascade import cascade_source
 from haagent.core.model import Decision, Memory, Observation, PeerAnswer, Unavailable, unreadable
@@ -116,6 +117,7 @@ def fit_successor_answers(obs: Observation) -> bool:
         and not p.tags.nofailover
         and p.cannot_lead is None
         and not p.watchdog_failed
+        and sync_candidate.may_succeed(obs, view(obs), p.name)
         for p in obs.peers.values()
     )
 

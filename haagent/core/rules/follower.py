@@ -19,6 +19,7 @@ from haagent.core.candidate import interesting_peers, why_not_me
 from haagent.core.memory import evolve_rejoin
 from haagent.core.model import Decision, Memory, Observation, PeerSilent, evolve
 from haagent.core.rules import common
+from haagent.core.sync_leader import on_a_standby
 from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, slot_name
 
 #: A clone waits this long for its slot on the leader before it goes on without, seconds.
@@ -352,6 +353,7 @@ def steady(obs: Observation, memory: Memory) -> Decision | None:
     assert key is not None
     change = slots.plan(obs, memory)
     actions = ((change,) if change is not None else ()) + common.outdated_config(obs) + _retry(obs, memory)
+    actions += on_a_standby(obs, memory)
     line = f"no action. I am ({obs.me.name}), a secondary, and following a leader ({key.name})"
     return Decision("follow.steady", line, memory, actions, _next_look(memory), heartbeat=True)
 

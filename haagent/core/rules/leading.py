@@ -35,7 +35,7 @@ from haagent.core.candidate import (
     unanswered,
 )
 from haagent.core.model import Decision, Memory, Observation, PeerSilent, evolve, unreadable
-from haagent.core.rules import common
+from haagent.core.rules import common, sync
 from haagent.core.schedule import request_in_force
 from haagent.core.timelines import next_timeline
 from postgres_ctl.facts import ControlData, InstanceSample, Lsn, slot_name
@@ -183,7 +183,7 @@ def in_recovery(obs: Observation, memory: Memory) -> Decision | None:
     if obs.asks_before_promotion and memory.agreed_epoch != epoch:
         guard = Guard(epoch=epoch, pid=obs.instance.pid)
         return Decision("promote.ask-program", "running pre_promote", memory, (RunPrePromote(guard),))
-    return _promote(obs, memory, epoch)
+    return sync.before_the_promotion(obs, memory) or _promote(obs, memory, epoch)
 
 
 def _promote(obs: Observation, memory: Memory, epoch: int) -> Decision:
@@ -234,7 +234,8 @@ def steady(obs: Observation, memory: Memory) -> Decision | None:
         return Decision("leader.watchdog-failed", reason, memory, (stop,))
     actions = maintenance(obs, memory)
     line = f"no action. I am ({obs.me.name}), the leader with the lock"
-    return Decision("leader.steady", line, evolve(memory, clean_release=False), actions, heartbeat=True)
+    steady = Decision("leader.steady", line, evolve(memory, clean_release=False), actions, heartbeat=True)
+    return sync.keep_in_line(obs, steady)
 
 
 # --- maintenance --------------------------------------------------------------------------------

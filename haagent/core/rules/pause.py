@@ -12,7 +12,7 @@ from haagent.core.actions import (
     TakeLeader,
 )
 from haagent.core.model import Decision, Memory, Observation, unreadable
-from haagent.core.rules import common, leading
+from haagent.core.rules import common, leading, sync
 from haagent.core.rules.requests import operator_request, restart_is_wanted, scheduled_restart
 from haagent.core.rules.switchover import on_the_primary
 from haagent.core.schedule import request_in_force
@@ -89,7 +89,7 @@ def _leading(obs: Observation, memory: Memory) -> Decision | None:
     if obs.instance.serves_as_primary:
         actions = leading.maintenance(obs, memory)
         line = f"PAUSE: no action. I am ({obs.me.name}), the leader with the lock"
-        return Decision("pause.leader", line, memory, actions, heartbeat=True)
+        return sync.keep_in_line(obs, Decision("pause.leader", line, memory, actions, heartbeat=True))
     if _is_to_promote(obs):
         return None  # by the rules of the leader
     reason = "PAUSE: released leader key voluntarily as PostgreSQL is not running as primary here"
