@@ -34,16 +34,12 @@ def test_the_mutants_fit_and_name_checks_that_exist_and_every_check_has_two() ->
     assert not [check for check in CHECKS if named[check] < 2]
 
 
-def test_many_were_caught_and_nearly_every_check_has_caught_some() -> None:
+def test_many_were_caught_and_every_check_has_caught_some() -> None:
     """By a search, or by a staged hazard."""
     assert len(KNOWN) >= 25
     by_search = Counter(caught.check for caught in KNOWN.values())
     by_hazard = Counter(check for scenario in SCENARIOS.values() for check in scenario.off.values())
-    assert {check for check in CHECKS if by_search[check] + by_hazard[check] == 0} == set(NOT_YET)
-
-
-#: Checks that no planted bug has made fail yet, in a search of a minute each: open.
-NOT_YET = ("rule7.last-copy",)
+    assert not [check for check in CHECKS if by_search[check] + by_hazard[check] == 0]
 
 
 @pytest.mark.parametrize("name", KNOWN)
