@@ -18,7 +18,7 @@ from enum import Enum
 
 from haagent.config import values as v
 from haagent.config.values import ValueType, choice, seconds, size, whole
-from haagent.core.settings import LATER_DYNAMIC, SAFETY_DYNAMIC
+from haagent.core.settings import SAFETY_DYNAMIC
 
 
 class Status(Enum):
@@ -339,10 +339,6 @@ KEYS: dict[str, Key] = {
 
 
 _UNBUILT = {
-    "slots": "Permanent replication slots",
-    "permanent_slots": "Old name of `slots`",
-    "permanent_replication_slots": "Old name of `slots`",
-    "ignore_slots": "Slots made by others",
     "failsafe_mode": "Go on as primary while the DCS is away and all members agree; only off is accepted",
     "standby_cluster": "Follow another cluster; must be absent",
 }
@@ -379,12 +375,14 @@ def _dynamic() -> Iterator[Key]:
     yield Key("primary_race_backoff", whole(0), "Parsed, not acted upon yet", 0)
     yield Key("max_timelines_history", whole(0), "Rows of `history` to keep; 0 keeps all", 0)
     yield Key("member_slots_ttl", seconds(0), "Slots of members that left are kept so long", 1800)
+    yield Key("slots", v.ANY, "Permanent replication slots by name: type, database, plugin, cluster_type")
+    for old in ("permanent_slots", "permanent_replication_slots"):
+        yield Key(old, v.ANY, "Old name of `slots`; wins over it")
+    yield Key("ignore_slots", v.ANY, "Slots of others: list of name, type, database, plugin; all have to fit")
     yield Key("pause", v.FLAG, "Hands off: no automatic action", False)
     yield Key("postgresql", v.MAPPING, "As in the local file, where marked DCS", {})
     for old in ("master_start_timeout", "master_stop_timeout"):
         yield Key(old, whole(0), f"Old name of `{old.replace('master', 'primary')}`")
-    for name in LATER_DYNAMIC:
-        yield Key(name, v.ANY, _UNBUILT[name], status=Status.LATER)
     for name in SAFETY_DYNAMIC:
         yield Key(name, v.ANY, _UNBUILT[name], status=Status.REFUSED)
 

@@ -23,6 +23,15 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any
 
+from haagent.core.slot_config import (
+    IGNORE_KEY,
+    SLOT_KEYS,
+    PermanentSlot,
+    SlotMatcher,
+    ignored_slots,
+    permanent_slots,
+)
+
 Scalar = str | int | float | bool
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
@@ -146,6 +155,11 @@ class Settings:
     member_slots_ttl_s: float = 1800
     pause: bool = False
     use_slots: bool = True
+    #: Slots that are kept whoever leads, and those that are somebody else's (contract 6.3).
+    permanent_slots: Mapping[str, PermanentSlot] = field(default_factory=lambda: _EMPTY)
+    ignore_slots: tuple[SlotMatcher, ...] = ()
+    #: Part of these two could not be read: no slot is called unknown then.
+    slots_unclear: bool = False
     use_pg_rewind: bool = False
     remove_data_directory_on_rewind_failure: bool = False
     remove_data_directory_on_diverged_timelines: bool = False
@@ -261,6 +275,8 @@ def parse_settings(
     postgresql = top.section("postgresql")
     inner = _Reader(postgresql, warnings, "postgresql.")
     timings = _timings(top, _minima(minimum_ttl_s, patroni_in_cluster), warnings)
+    wrong_slots = _slot_problems(data)
+    warnings.extend(f"{problem}: ignored" for problem in wrong_slots)
     settings = Settings(
         ttl_s=timings[0],
         loop_wait_s=timings[1],
@@ -280,6 +296,9 @@ def parse_settings(
         member_slots_ttl_s=top.whole("member_slots_ttl", 1800, 0, unit="s"),
         pause=top.flag("pause", False),
         use_slots=inner.flag("use_slots", True),
+        permanent_slots=MappingProxyType(permanent_slots(data)[0]),
+        ignore_slots=ignored_slots(data)[0],
+        slots_unclear=bool(wrong_slots),
         use_pg_rewind=inner.flag("use_pg_rewind", False),
         remove_data_directory_on_rewind_failure=inner.flag("remove_data_directory_on_rewind_failure", False),
         remove_data_directory_on_diverged_timelines=inner.flag(
@@ -291,6 +310,10 @@ def parse_settings(
     )
     warnings.extend(f"{problem}" for problem in _unbuilt(data))
     return settings, tuple(warnings)
+
+
+def _slot_problems(data: Mapping[str, Any]) -> list[Problem]:
+    return [Problem(*said) for said in (*permanent_slots(data)[1], *ignored_slots(data)[1])]
 
 
 def _minima(minimum_ttl_s: float, patroni_in_cluster: bool) -> tuple[int, int, int]:
@@ -334,11 +357,7 @@ KNOWN_DYNAMIC = (
     *_TIMING_KEYS, "maximum_lag_on_failover", "check_timeline", "pause", "postgresql", "primary_race_backoff",
     "primary_start_timeout", "master_start_timeout", "primary_stop_timeout", "master_stop_timeout",
     "max_timelines_history", "member_slots_ttl", "synchronous_mode", "synchronous_mode_strict",
-    "synchronous_node_count", "maximum_lag_on_syncnode",
-)  # fmt: skip
-#: Harmless where they do nothing yet: accepted with a warning.
-LATER_DYNAMIC = (
-    "slots", "permanent_slots", "permanent_replication_slots", "ignore_slots",
+    "synchronous_node_count", "maximum_lag_on_syncnode", *SLOT_KEYS, IGNORE_KEY,
 )  # fmt: skip
 
 
@@ -401,9 +420,10 @@ def validate_dynamic(
     `timings_must_fit`: a local file whose timings break the rules is refused; what comes through the
     DCS is adjusted like every agent does, with a warning.
     """
-    problems = _unbuilt(data) + _unreadable_modes(data)
+    wrong_slots = _slot_problems(data)
+    problems = _unbuilt(data) + _unreadable_modes(data) + wrong_slots
     settings, parse_warnings = parse_settings(data, minimum_ttl_s, patroni_in_cluster=False)
-    said = {str(problem) for problem in problems}
+    said = {str(problem) for problem in problems} | {f"{problem}: ignored" for problem in wrong_slots}
     warnings = [w for w in parse_warnings if w not in said]
     timing_problems = _timing_problems(data, settings, minimum_ttl_s) if timings_must_fit else []
     if timing_problems:
@@ -412,14 +432,8 @@ def validate_dynamic(
 
 
 def _unknown_dynamic(data: Mapping[str, Any]) -> list[str]:
-    known = (*KNOWN_DYNAMIC, *LATER_DYNAMIC, *SAFETY_DYNAMIC)
-    warnings = []
-    for key, value in data.items():
-        if key in LATER_DYNAMIC and not _is_empty(value):
-            warnings.append(f"{key}: not supported yet: ignored")
-        elif key not in known:
-            warnings.append(unknown_key(str(key), key, known))
-    return warnings
+    known = (*KNOWN_DYNAMIC, *SAFETY_DYNAMIC)
+    return [unknown_key(str(key), key, known) for key in data if key not in known]
 
 
 def _timing_problems(data: Mapping[str, Any], settings: Settings, minimum_ttl_s: float) -> list[Problem]:

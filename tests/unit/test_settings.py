@@ -9,7 +9,6 @@ import pytest
 from haagent.config.schema import DYNAMIC
 from haagent.core.settings import (
     KNOWN_DYNAMIC,
-    LATER_DYNAMIC,
     SAFETY_DYNAMIC,
     Settings,
     parse_bool,
@@ -69,7 +68,7 @@ def test_an_empty_configuration_is_the_default() -> None:
 
 
 def test_the_reference_names_every_dynamic_key_with_its_true_default() -> None:
-    assert set(DYNAMIC) == {*KNOWN_DYNAMIC, *LATER_DYNAMIC, *SAFETY_DYNAMIC}
+    assert set(DYNAMIC) == {*KNOWN_DYNAMIC, *SAFETY_DYNAMIC}
     written = {key.path: key.default for key in DYNAMIC.values() if key.default is not None}
     assert parse_settings(written, 3, False) == (Settings.default(), ())
 
@@ -188,7 +187,6 @@ def test_unknown_keys_warn_with_the_nearest_name() -> None:
     assert warnings == [
         "ttls: unknown key, ignored (did you mean ttl?)",
         "zebra: unknown key, ignored",
-        "slots: not supported yet: ignored",
     ]
 
 
