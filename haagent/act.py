@@ -17,7 +17,7 @@ from dcs.api import Conflict, Dcs, Ok, Taken
 from dcs.records import ClusterSnapshot, HistoryRow, OperationOutcome, Status, TimelineClaim, Unfenced
 from haagent.config.types import AgentConfig
 from haagent.core import actions as a
-from haagent.core import sync
+from haagent.core import logical_slots, sync
 from haagent.core.model import Observation, Unavailable
 from haagent.core.restart import ScheduledRestart
 from haagent.hooks import Hooks
@@ -25,6 +25,7 @@ from haagent.instance import LocalInstance
 from haagent.jobs import InstanceJobs, JobRunner, Starting
 from haagent.lease_keeper import LeaseKeeper
 from haagent.peers import PeerAsker
+from haagent.slot_jobs import SlotJobs
 from haagent.sync_key import SyncKey
 from haagent.watchdog import Watchdog
 from postgres_ctl.errors import PostgresError
@@ -75,6 +76,7 @@ class Interpreter:
         self._obs: Observation | None = None
         self._addresses: dict[str, tuple[str, int] | None] = {}
         self.jobs = InstanceJobs(instance, self._address, hooks)
+        self.slot_jobs = SlotJobs(instance, self._address, hooks, self.jobs)
         self._table: dict[type[Any], Callable[[Any], bool]] = {
             a.CreateInitialize: self._create_initialize,
             a.PutInitialize: self._put_initialize,
@@ -96,6 +98,9 @@ class Interpreter:
             a.SetSyncNames: self._set_sync_names,
             a.PublishSync: self._publish_sync,
             a.SyncSlots: self._sync_slots,
+            a.TendLogicalSlots: self._tend_logical_slots,
+            a.CopySlots: self._copy_slots,
+            a.CheckSlots: self._check_slots,
             a.OpenWatchdog: self._open_watchdog,
             a.CloseWatchdog: self._close_watchdog,
             a.AskPeers: self._ask_peers,
@@ -325,10 +330,28 @@ class Interpreter:
         return True
 
     def _sync_slots(self, action: a.SyncSlots) -> bool:
+        for name, why in action.why.items():
+            log.warning("dropping replication slot %s: %s", name, why)
         plan = SlotPlan(action.create, action.drop, tuple(action.advance.items()))
         for line in self.instance.pg.apply_slots(self.instance.actions_session, plan, SQL_S):
             log.warning("%s", line)
         return True
+
+    def _tend_logical_slots(self, action: a.TendLogicalSlots) -> bool:
+        body = partial(self.slot_jobs.tend, action.create, action.advance)
+        self.runner.start_background(logical_slots.TEND, body)
+        return True
+
+    def _check_slots(self, action: a.CheckSlots) -> bool:
+        body = partial(self.slot_jobs.check, action.names, action.leader, action.feedback)
+        self.runner.start_background(logical_slots.CHECK, body)
+        return True
+
+    def _copy_slots(self, action: a.CopySlots) -> bool:
+        body = partial(self.slot_jobs.copy, action.slots, action.leader, action.upstream)
+        names = ", ".join(slot.name for slot in action.slots)
+        title = f"restarting with copied logical slots ({names})"
+        return self.runner.start(logical_slots.COPY, body, f"from {action.leader}", title=title)
 
     def _open_watchdog(self, action: a.OpenWatchdog) -> bool:
         assert action.guard.epoch is not None

@@ -398,6 +398,7 @@ class Agent:
         obs = self.observer.observe(Wishes(asked, self._stopping, planned))
         self.last_observation = obs
         self._note_cluster(obs)
+        self.observer.complain(obs, self.memory)
         if not (obs.instance.alive or obs.stopping):
             self.service.ready()  # PostgreSQL may take its time: we are well (contract 7.2)
         decision, before = self._decide(obs), self.memory

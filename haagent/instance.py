@@ -21,6 +21,7 @@ from haagent.core import sync
 from haagent.core.model import Instance, LastExit, Unavailable
 from haagent.core.roles import overlay_role
 from haagent.core.settings import Settings
+from haagent.core.slots import feedback_parameters
 from haagent.ports import GuardianLink, GuardianPort, Postgres, Session
 from haagent.runtime import Runtime
 from haagent.storage import Storage
@@ -526,7 +527,7 @@ class LocalInstance:
             config_dir=pg.config_dir,
             parameters={name: value for name, value in accepted.items() if name.lower() != PARAMETER},
             protected=self.effective.protected,
-            managed={PARAMETER: names},
+            managed={PARAMETER: names, **feedback_parameters(self.settings, self.config.tags)},
             not_in_auto_conf=frozenset((PARAMETER,)) if sync.is_on(self.settings) else frozenset(),
             hba=pg.pg_hba,
             ident=pg.pg_ident,

@@ -13,9 +13,10 @@ from dcs.api import Dcs
 from dcs.errors import DcsError
 from dcs.records import ClusterSnapshot
 from haagent.config.types import AgentConfig
-from haagent.core.model import Identity, Observation, OperatorRequest, Unavailable
+from haagent.core.model import Identity, Memory, Observation, OperatorRequest, Unavailable
 from haagent.core.restart import ScheduledRestart
 from haagent.core.settings import Settings, parse_settings
+from haagent.core.slot_complaints import complaints
 from haagent.instance import LocalInstance
 from haagent.jobs import JobRunner
 from haagent.lease_keeper import LeaseKeeper
@@ -135,6 +136,11 @@ class Observer:
         self.settings = self.instance.use(self.config, settings)
         self.keeper.use_settings(self.settings)
         self._config_seen, self._local_seen = seen, self.config
+
+    def complain(self, obs: Observation, memory: Memory) -> None:
+        """What is wrong with the slots as they are configured."""
+        for complaint in complaints(obs, memory):
+            self._warn(complaint)
 
     def _warn(self, text: str) -> None:
         if text not in self._warned:

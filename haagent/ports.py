@@ -20,6 +20,7 @@ from postgres_ctl.basebackup import CloneSpec
 from postgres_ctl.bootstrap import InitdbSpec
 from postgres_ctl.config_files import RecoveryConfig, ServerConfig
 from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, Lsn, TimelineSwitch
+from postgres_ctl.logical_slots import LogicalSlot, SlotState
 from postgres_ctl.queries import SystemIdentity
 from postgres_ctl.rewind import DiscardReport, RewindOutcome, RewindSpec
 from postgres_ctl.slots import SlotPlan
@@ -46,6 +47,14 @@ class Postgres(Protocol):
     def session(self, target: ConnectionTarget, application_name: str) -> Session: ...
 
     def apply_slots(self, session: Session, plan: SlotPlan, deadline_s: float) -> tuple[str, ...]: ...
+
+    def tend_logical_slots(
+        self, target: ConnectionTarget, slots: Sequence[LogicalSlot], deadline_s: float
+    ) -> tuple[str, ...]: ...
+
+    def read_slots(
+        self, target: ConnectionTarget, names: Sequence[str], deadline_s: float
+    ) -> tuple[SlotState, ...]: ...
 
     def identify_system(self, target: ConnectionTarget, deadline_s: float) -> SystemIdentity: ...
 
@@ -85,6 +94,10 @@ class Postgres(Protocol):
     def hold_timelines(self, data_dir: str, above: int, wanted: int) -> None: ...
 
     def free_timelines(self, data_dir: str, control: ControlData) -> None: ...
+
+    def has_wal_from(self, data_dir: str, lsn: Lsn, segment_bytes: int) -> bool: ...
+
+    def place_slots(self, data_dir: str, slots: Sequence[SlotState]) -> None: ...
 
     def wipe(self, data_dir: str) -> None: ...
 

@@ -28,6 +28,7 @@ from postgres_ctl import (
     controldata,
     datadir,
     gucs,
+    logical_slots,
     process,
     queries,
     rewind,
@@ -79,6 +80,16 @@ class SystemPostgres:
     def apply_slots(self, session: Session, plan: SlotPlan, deadline_s: float) -> tuple[str, ...]:
         assert isinstance(session, queries.Session)
         return apply_plan(session, plan, deadline_s)
+
+    def tend_logical_slots(
+        self, target: ConnectionTarget, slots: Sequence[logical_slots.LogicalSlot], deadline_s: float
+    ) -> tuple[str, ...]:
+        return logical_slots.tend(target, slots, deadline_s)
+
+    def read_slots(
+        self, target: ConnectionTarget, names: Sequence[str], deadline_s: float
+    ) -> tuple[logical_slots.SlotState, ...]:
+        return logical_slots.read(target, names, deadline_s)
 
     def identify_system(self, target: ConnectionTarget, deadline_s: float) -> queries.SystemIdentity:
         return queries.identify_system(target, deadline_s)
@@ -133,6 +144,12 @@ class SystemPostgres:
 
     def free_timelines(self, data_dir: str, control: ControlData) -> None:
         timelines.free_numbers(data_dir, control)
+
+    def has_wal_from(self, data_dir: str, lsn: Lsn, segment_bytes: int) -> bool:
+        return logical_slots.has_wal_from(data_dir, lsn, segment_bytes)
+
+    def place_slots(self, data_dir: str, slots: Sequence[logical_slots.SlotState]) -> None:
+        logical_slots.place(data_dir, slots)
 
     def wipe(self, data_dir: str) -> None:
         datadir.wipe(data_dir)

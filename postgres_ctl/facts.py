@@ -152,6 +152,23 @@ class Slot:
     temporary: bool
     database: str | None = None
     plugin: str | None = None
+    #: Oldest transaction whose catalog rows it keeps.
+    catalog_xmin: int | None = None
+    #: 16 and newer: what a logical slot needs was removed, it can never be used again.
+    conflicting: bool = False
+    #: 17 and newer: PostgreSQL itself copies it to standbys; it is such a copy.
+    failover: bool = False
+    synced: bool = False
+
+    @property
+    def position(self) -> Lsn | None:
+        """What it keeps: WAL from here on, or of a logical one, changes that are not confirmed yet."""
+        return self.restart_lsn if self.type == "physical" else self.confirmed_flush_lsn
+
+    @property
+    def broken(self) -> bool:
+        """What it should keep is gone."""
+        return self.wal_status == "lost" or self.conflicting
 
 
 @dataclass(frozen=True)

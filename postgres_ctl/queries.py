@@ -74,11 +74,7 @@ s as (select
      'sync_priority', sync_priority, 'sent_lsn', sent_lsn, 'write_lsn', write_lsn,
      'flush_lsn', flush_lsn, 'replay_lsn', replay_lsn) order by pid)
    from pg_stat_replication) as senders,
-  (select json_agg(json_build_object('name', slot_name, 'type', slot_type, 'active', active,
-     'restart_lsn', restart_lsn, 'confirmed_flush_lsn', confirmed_flush_lsn,
-     'xmin_set', xmin is not null, 'wal_status', wal_status, 'temporary', temporary,
-     'database', database, 'plugin', plugin) order by slot_name)
-   from pg_replication_slots) as slots,
+  (select json_agg(row_to_json(p) order by p.slot_name) from pg_replication_slots p) as slots,
   (select json_agg(json_build_array(st.name, current_setting(st.name), coalesce(
      (select f.setting from pg_file_settings f where f.name = st.name order by f.seqno desc limit 1),
      st.boot_val)) order by st.name)
@@ -190,12 +186,33 @@ class Session:
         )
         self.query(sql, deadline_s, (name, str(lsn)))
 
-    def _long(self, command: str, deadline_s: float) -> None:
+    def create_logical_slot(self, name: str, plugin: str, deadline_s: float) -> None:
+        """Create a slot in this session's database; waits for all transactions that run. An existing slot is
+        left alone."""
+        sql = (
+            "select pg_create_logical_replication_slot($1, $2)"
+            " where not exists (select from pg_replication_slots where slot_name = $1)"
+        )
+        with _ignore_sqlstate("42710"):
+            self._long(sql, deadline_s, (name, plugin))
+
+    def advance_logical_slot(self, name: str, lsn: Lsn, deadline_s: float) -> None:
+        """Move an inactive slot of this session's database forward, at most to what this standby replayed.
+
+        Reads all WAL up to there. Never backwards; a primary's slots belong to their consumers."""
+        sql = (
+            "select pg_replication_slot_advance(slot_name, least($2::pg_lsn, pg_last_wal_replay_lsn()))"
+            " from pg_replication_slots where slot_name = $1 and not active and pg_is_in_recovery()"
+            " and confirmed_flush_lsn < $2::pg_lsn"
+        )
+        self._long(sql, deadline_s, (name, str(lsn)))
+
+    def _long(self, command: str, deadline_s: float, params: tuple[str | None, ...] = ()) -> None:
         end = boottime() + deadline_s
         limit_ms = int(deadline_s * 1000) + _SERVER_SLACK_MS
         self.query(f"set statement_timeout = {limit_ms}", deadline_s)
         try:
-            self.query(command, end - boottime())
+            self.query(command, end - boottime(), params)
         finally:
             if self._connection is not None and self._connection.is_open:
                 with contextlib.suppress(PostgresUnavailable, QueryFailed):
@@ -244,13 +261,13 @@ def _sample(sampled_at: float, row: Mapping[str, Any]) -> InstanceSample:
         system_identifier=row["system_identifier"],
         in_recovery=in_recovery,
         timeline=timeline,
-        flush_lsn=_lsn(row["flush_lsn"]),
-        receive_lsn=_lsn(row["receive_lsn"]),
-        replay_lsn=_lsn(row["replay_lsn"]),
+        flush_lsn=parse_lsn(row["flush_lsn"]),
+        receive_lsn=parse_lsn(row["receive_lsn"]),
+        replay_lsn=parse_lsn(row["replay_lsn"]),
         replay_timestamp=_timestamp(row["replay_timestamp"]),
         replay_paused=row["replay_paused"],
         walreceiver_status=receiver.get("status"),
-        walreceiver_latest_end_lsn=_lsn(receiver.get("latest_end_lsn")),
+        walreceiver_latest_end_lsn=parse_lsn(receiver.get("latest_end_lsn")),
         walreceiver_slot=receiver.get("slot_name") or None,
         walreceiver_conninfo=without_password(receiver.get("conninfo")),
         startup_waits_for_wal=row["waits"],
@@ -278,7 +295,7 @@ def _replication_state(
 
 
 def _sender(row: Mapping[str, Any]) -> WalSender:
-    positions = {name: _lsn(row[name]) for name in ("sent_lsn", "write_lsn", "flush_lsn", "replay_lsn")}
+    positions = {name: parse_lsn(row[name]) for name in ("sent_lsn", "write_lsn", "flush_lsn", "replay_lsn")}
     return WalSender(
         pid=row["pid"],
         usename=row["usename"] or "",
@@ -293,16 +310,20 @@ def _sender(row: Mapping[str, Any]) -> WalSender:
 
 def _slot(row: Mapping[str, Any]) -> Slot:
     return Slot(
-        name=row["name"],
-        type=row["type"],
+        name=row["slot_name"],
+        type=row["slot_type"],
         active=row["active"],
-        restart_lsn=_lsn(row["restart_lsn"]),
-        confirmed_flush_lsn=_lsn(row["confirmed_flush_lsn"]),
-        xmin_set=row["xmin_set"],
+        restart_lsn=parse_lsn(row["restart_lsn"]),
+        confirmed_flush_lsn=parse_lsn(row["confirmed_flush_lsn"]),
+        xmin_set=row["xmin"] is not None,
         wal_status=row["wal_status"],
         temporary=row["temporary"],
         database=row["database"],
         plugin=row["plugin"],
+        catalog_xmin=int(row["catalog_xmin"]) if row["catalog_xmin"] is not None else None,
+        conflicting=bool(row.get("conflicting")),
+        failover=bool(row.get("failover")),
+        synced=bool(row.get("synced")),
     )
 
 
@@ -311,7 +332,7 @@ def _timestamp(text: str | None) -> str | None:
     return str(datetime.datetime.fromisoformat(text)) if text else None
 
 
-def _lsn(text: str | None) -> Lsn | None:
+def parse_lsn(text: str | None) -> Lsn | None:
     """None for null and for 0/0, which PostgreSQL uses for "nothing yet"."""
     lsn = Lsn.parse(text) if text else None
     return lsn if lsn and lsn.value else None

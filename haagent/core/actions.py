@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from haagent.core.restart import ScheduledRestart
+from haagent.core.slot_config import PermanentSlot
 from postgres_ctl.facts import Lsn
 
 
@@ -180,12 +181,43 @@ class PublishSync:
 
 @dataclass(frozen=True)
 class SyncSlots:
-    """Bring physical member slots in line."""
+    """Bring slots in line: drop, then create and move physical ones."""
 
     create: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     #: slot -> position
     advance: Mapping[str, Lsn] = field(default_factory=dict)
+    #: Dropped slot -> why, for the log.
+    why: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class TendLogicalSlots:
+    """Create missing logical slots (on the primary) or move them forward (on a standby), in the background:
+    both may have to wait for transactions, or read much WAL."""
+
+    create: tuple[PermanentSlot, ...] = ()
+    #: slot -> its database and how far it may go
+    advance: Mapping[str, tuple[str, Lsn]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CopySlots:
+    """Copy logical slots from the leader: the standby is stopped, given their files, and started."""
+
+    slots: tuple[PermanentSlot, ...]
+    leader: str
+    upstream: str
+
+
+@dataclass(frozen=True)
+class CheckSlots:
+    """Ask the leader which catalog rows it keeps, for these logical slots and for this standby."""
+
+    names: tuple[str, ...]
+    leader: str
+    #: Physical slot on the leader through which it knows what this standby needs.
+    feedback: str
 
 
 @dataclass(frozen=True)
@@ -374,6 +406,9 @@ Action = (
     | SetSyncNames
     | PublishSync
     | SyncSlots
+    | TendLogicalSlots
+    | CopySlots
+    | CheckSlots
     | OpenWatchdog
     | CloseWatchdog
     | AskPeers

@@ -55,6 +55,7 @@ RULES: tuple[Rule, ...] = (
     follower.wrong_upstream,
     follower.diverged,
     follower.ask_while_not_streaming,
+    follower.lacks_slots,
     follower.steady,
 )
 

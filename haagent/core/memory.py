@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from dcs.records import ClusterSnapshot
 from haagent.core import sync_seen
+from haagent.core.logical_slots import remember
 from haagent.core.model import (
     Handover,
     JobResult,
@@ -39,7 +40,7 @@ def absorb(obs: Observation, memory: Memory) -> Memory:
         memory = _after_job(obs, memory, result)
     if not isinstance(obs.cluster, Unavailable):
         memory = _after_view(obs, memory, obs.cluster)
-    memory = _after_instance(obs, _after_lease(obs, memory))
+    memory = remember(obs, _after_instance(obs, _after_lease(obs, memory)))
     return evolve(memory, sync=sync_seen.follow(obs, memory.sync))
 
 

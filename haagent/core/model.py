@@ -18,6 +18,7 @@ from dcs.records import ClusterSnapshot, Member, Tags
 from haagent.core.actions import Action
 from haagent.core.restart import ALWAYS, RestartWish, ScheduledRestart
 from haagent.core.settings import Settings
+from haagent.core.slot_memory import SlotMemory
 from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, Lsn, TimelineSwitch
 
 
@@ -425,6 +426,7 @@ class Memory:
     #: Slot name -> when its member was last seen (contract 6.2, member_slots_ttl); also of those given up.
     slots_seen: Mapping[str, float] = field(default_factory=dict)
     sync: SyncSeen = SyncSeen()
+    logical: SlotMemory = field(default_factory=SlotMemory)
     #: One line for people about what goes wrong or takes long; published with the member.
     note: str | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dcs.records import Member
+from haagent.core import logical_slots
 from haagent.core.candidate import local_checks
 from haagent.core.model import Memory, Observation, Unavailable
 from haagent.core.roles import DEMOTED, PRIMARY, PROMOTED, REPLICA, UNINITIALIZED
@@ -14,6 +15,7 @@ _JOB_STATES = {
     "initdb": "initializing new cluster",
     "clone": "creating replica",
     "restart": "restarting",
+    "copy slots": "restarting",
     "start primary": "starting",
     "start standby": "starting",
     "stop": "stopping",
@@ -107,7 +109,7 @@ def member_record(obs: Observation, memory: Memory, where: Addresses) -> Member:
         pending_restart_reason=pending,
         scheduled_restart=obs.scheduled_restart.shown if obs.scheduled_restart is not None else None,
         cannot_lead=cannot_lead(obs, memory),
-        note=memory.note,
+        note=memory.note or logical_slots.note(obs, memory),
     )
 
 

@@ -20,13 +20,15 @@ from postgres_ctl.bootstrap import InitdbSpec
 from postgres_ctl.config_files import RecoveryConfig, ServerConfig
 from postgres_ctl.errors import ConfigFileError, DataDirError, PostgresUnavailable, QueryFailed, ToolFailed
 from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, Lsn, TimelineSwitch
+from postgres_ctl.logical_slots import LogicalSlot
+from postgres_ctl.logical_slots import SlotState as PrimarysSlot
 from postgres_ctl.queries import CONNECT_TIMEOUT_S, SystemIdentity
 from postgres_ctl.rewind import DiscardReport, RewindOutcome, RewindSpec
 from postgres_ctl.slots import SlotPlan
 from tests.simulation import pg_tools
 from tests.simulation.engine import WALL_S, Process, Task
 from tests.simulation.postgres import Connection, Server
-from tests.simulation.wal import RECORD_BYTES, DataDir, SlotState, count_until, end_of
+from tests.simulation.wal import RECORD_BYTES, XMIN, DataDir, SlotState, count_until, end_of, lsn_at
 
 if TYPE_CHECKING:
     from tests.simulation.host import SimHost
@@ -114,6 +116,12 @@ class SimSession:
             task.resume(token, "lost")
 
 
+def _as_read(name: str, slot: SlotState) -> PrimarysSlot:
+    at = lsn_at(slot.restart) if slot.restart is not None else None
+    state = str(slot.restart).encode() if slot.plugin is not None else None
+    return PrimarysSlot(name, slot.database, slot.plugin, at, at, XMIN, False, state)
+
+
 class SimPostgres:
     """Deadlines are seconds; faults are `postgres_ctl`'s."""
 
@@ -198,6 +206,32 @@ class SimPostgres:
         self.process.boundary("pg.slots", "after")
         return tuple(failures)
 
+    def tend_logical_slots(
+        self, target: ConnectionTarget, slots: Sequence[LogicalSlot], deadline_s: float
+    ) -> tuple[str, ...]:
+        self.before("pg.logical-slots", deadline_s)
+        server = self.reach((target.host, target.port), deadline_s)
+        mine = server.dd.slots
+        for slot in slots:
+            known = mine.get(slot.name)
+            if slot.to is None and known is None and not server.in_recovery:
+                mine[slot.name] = SlotState(server.dd.durable, slot.database, slot.plugin)
+            elif slot.to is not None and known is not None and server.in_recovery:
+                known.restart = max(known.restart or 0, min(count_until(slot.to.value), server.replay))
+        server.dirty()
+        self.process.boundary("pg.logical-slots", "after")
+        return ()
+
+    def read_slots(
+        self, target: ConnectionTarget, names: Sequence[str], deadline_s: float
+    ) -> tuple[PrimarysSlot, ...]:
+        self.before("pg.read-slots", deadline_s)
+        server = self.reach((target.host, target.port), deadline_s)
+        found = {} if server.in_recovery else server.dd.slots
+        rows = tuple(_as_read(name, found[name]) for name in names if name in found)
+        self.process.boundary("pg.read-slots", "after")
+        return rows
+
     def identify_system(self, target: ConnectionTarget, deadline_s: float) -> SystemIdentity:
         self.before("pg.identify", deadline_s)
         server = self.reach((target.host, target.port), deadline_s)
@@ -268,6 +302,16 @@ class SimPostgres:
 
     def free_timelines(self, data_dir: str, control: ControlData) -> None:
         self._dd(data_dir).free_numbers()
+
+    def has_wal_from(self, data_dir: str, lsn: Lsn, segment_bytes: int) -> bool:
+        return True  # WAL is never removed here
+
+    def place_slots(self, data_dir: str, slots: Sequence[PrimarysSlot]) -> None:
+        for slot in slots:
+            self.before("pg.place-slot")
+            at = int((slot.state or b"0").decode())
+            self._dd(data_dir).slots[slot.name] = SlotState(at, slot.database, slot.plugin)
+        self.process.boundary("pg.place-slot", "after")
 
     def wipe(self, data_dir: str) -> None:
         self.before("pg.wipe")

@@ -121,11 +121,18 @@ _MINIMA = {
 }
 
 
+#: Nothing is ever vacuumed here.
+XMIN = 700
+
+
 @dataclass
 class SlotState:
-    """A physical slot: WAL is kept from `restart` on; None until it was used."""
+    """A slot: WAL is kept from `restart` on; None until it was used. What a logical one has confirmed is the
+    same here, where every record is a transaction."""
 
     restart: int | None = None
+    database: str | None = None
+    plugin: str | None = None
     _shown: Slot | None = field(default=None, repr=False, compare=False)
     _shown_key: tuple[int | None, bool] | None = field(default=None, repr=False, compare=False)
 
@@ -140,15 +147,16 @@ class SlotState:
         row = object.__new__(Slot)
         row.__dict__.update(
             name=name,
-            type="physical",
+            type="physical" if self.plugin is None else "logical",
             active=active,
             restart_lsn=lsn_at(self.restart) if self.restart is not None else None,
-            confirmed_flush_lsn=None,
+            confirmed_flush_lsn=None if self.plugin is None or self.restart is None else lsn_at(self.restart),
             xmin_set=False,
             wal_status="reserved" if self.restart is not None else None,
             temporary=False,
-            database=None,
-            plugin=None,
+            database=self.database,
+            plugin=self.plugin,
+            catalog_xmin=None if self.plugin is None else XMIN,
         )
         return row
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dcs.records import Member
-from haagent.core import slots
+from haagent.core import logical_slots, slots
 from haagent.core.actions import (
     Action,
     AskPeers,
@@ -110,8 +110,8 @@ def _clone(obs: Observation, memory: Memory, wipe: bool) -> Decision:
 
 def _slot_is_there(obs: Observation) -> bool:
     status = common.view(obs).status
-    if not obs.settings.use_slots:
-        return True
+    if not obs.settings.use_slots or obs.settings.member_slots_ttl_s <= 0:
+        return True  # none is made, or none is told of
     return status is not None and slot_name(obs.me.name) in (status.slots or {})
 
 
@@ -345,6 +345,18 @@ def _due(obs: Observation, name: str) -> bool:
     return peer is None or obs.now >= peer.asked_at + pause
 
 
+def lacks_slots(obs: Observation, memory: Memory) -> Decision | None:
+    """Permanent logical slots of the leader come with a restart (contract 6.3)."""
+    if not common.other_leads(obs) or not obs.instance.serves_as_standby or not common.leader_is_ready(obs):
+        return None
+    copy = logical_slots.may_copy(obs, memory)
+    if copy is None:
+        return None
+    names = ", ".join(slot.name for slot in copy.slots)
+    reason = f"restarting to copy logical slots from {copy.leader}: {names}"
+    return Decision("follow.copy-slots", reason, memory, (copy,))
+
+
 def steady(obs: Observation, memory: Memory) -> Decision | None:
     """A healthy standby: slots and files in line, nothing else."""
     if not common.other_leads(obs):
@@ -352,8 +364,14 @@ def steady(obs: Observation, memory: Memory) -> Decision | None:
     key = common.leader(obs)
     assert key is not None
     change = slots.plan(obs, memory)
-    actions = ((change,) if change is not None else ()) + common.outdated_config(obs) + _retry(obs, memory)
-    actions += on_a_standby(obs, memory)
+    logical = logical_slots.tend(obs, memory) + logical_slots.check(obs, memory)
+    actions = (
+        *((change,) if change is not None else ()),
+        *logical,
+        *common.outdated_config(obs),
+        *_retry(obs, memory),
+        *on_a_standby(obs, memory),
+    )
     line = f"no action. I am ({obs.me.name}), a secondary, and following a leader ({key.name})"
     return Decision("follow.steady", line, memory, actions, _next_look(memory), heartbeat=True)
 

@@ -18,7 +18,7 @@ from haagent.core.rules import common
 from haagent.core.rules.leading import START_TRIES
 
 #: Jobs that stop the server when they are cancelled.
-_WOULD_STOP_IT = ("start primary", "start standby", "restart", "promote")
+_WOULD_STOP_IT = ("start primary", "start standby", "restart", "promote", "copy slots")
 
 
 def foreign_cluster(obs: Observation, memory: Memory) -> Decision | None:

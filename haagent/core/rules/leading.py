@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dcs.records import ClusterSnapshot, Status
-from haagent.core import slots, watchdog
+from haagent.core import logical_slots, slots, watchdog
 from haagent.core.actions import (
     Action,
     AnswerRequest,
@@ -38,7 +38,7 @@ from haagent.core.model import Decision, Memory, Observation, PeerSilent, evolve
 from haagent.core.rules import common, sync
 from haagent.core.schedule import request_in_force
 from haagent.core.timelines import next_timeline
-from postgres_ctl.facts import ControlData, InstanceSample, Lsn, slot_name
+from postgres_ctl.facts import ControlData, InstanceSample, Lsn
 
 #: Starts of a crashed primary that may fail before it is handed over.
 START_TRIES = 2
@@ -183,7 +183,8 @@ def in_recovery(obs: Observation, memory: Memory) -> Decision | None:
     if obs.asks_before_promotion and memory.agreed_epoch != epoch:
         guard = Guard(epoch=epoch, pid=obs.instance.pid)
         return Decision("promote.ask-program", "running pre_promote", memory, (RunPrePromote(guard),))
-    return sync.before_the_promotion(obs, memory) or _promote(obs, memory, epoch)
+    promotion = sync.before_the_promotion(obs, memory) or _promote(obs, memory, epoch)
+    return logical_slots.with_doubts(obs, memory, promotion)
 
 
 def _promote(obs: Observation, memory: Memory, epoch: int) -> Decision:
@@ -253,6 +254,7 @@ def maintenance(obs: Observation, memory: Memory) -> tuple[Action, ...]:
         *_initialise(obs, cluster),
         *_unfenced(obs, cluster),
         *((slot_change,) if slot_change is not None else ()),
+        *logical_slots.tend(obs, memory),
         *_claim(cluster, obs, sample),
         *_history(obs, cluster, sample, guard),
         *_status(obs, memory, cluster, sample, guard),
@@ -281,14 +283,7 @@ def _status(
 ) -> tuple[Action, ...]:
     if sample.flush_lsn is None:
         return ()
-    mine = slot_name(obs.me.name)
-    positions = {
-        s.name: s.restart_lsn.value
-        for s in sample.slots
-        if s.type == "physical" and s.restart_lsn is not None and not s.temporary
-    }
-    positions[mine] = sample.flush_lsn.value
-    retained = tuple(sorted({*slots.retained(obs, memory), mine}))
+    positions, retained = slots.positions(obs, memory, sample), slots.to_retain(obs, memory)
     old = cluster.status
     now = Status(sample.flush_lsn.value, positions, retained)
     if old is not None and replace(old, slots=dict(old.slots or {})) == now:
