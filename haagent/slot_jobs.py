@@ -67,7 +67,7 @@ class SlotJobs:
             self._hooks.before_stop(cancel)
             if cancel.is_set():
                 raise Failed("cancelled")
-            self._jobs.stop("fast", None, False, cancel)
+            self._jobs.stop("fast", None, False, None, cancel)
             fit, refused = self._fit(slots, found)  # the stop may have removed WAL
             self._pg.place_slots(self.instance.config.postgresql.data_dir, fit)
             if cancel.is_set():

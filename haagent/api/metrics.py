@@ -156,6 +156,7 @@ class _Own(Collector):
         yield self._gauge("build_info", "Version of the agent.", 1, "version", __version__)
         yield from self._moment()
         yield from self._outlook()
+        yield from self._slots()
         yield from self._counts(self._numbers.measures)
         yield from self._durations(self._numbers.measures)
 
@@ -186,6 +187,24 @@ class _Own(Collector):
         if seen.loss_bytes is not None:
             help_text = "WAL the best candidate lacks: lost if this primary were lost now."
             yield self._gauge("failover_expected_loss_bytes", help_text, seen.loss_bytes)
+
+    def _slots(self) -> Iterator[Metric]:
+        """Who makes this server keep WAL, and how much (contract 6.2: the disk must not fill)."""
+        sample = self._published.sample
+        if sample is None:
+            return
+        kept = GaugeMetricFamily(
+            "haagent_slot_retained_bytes", "WAL a slot keeps here.", labels=_labels("slot", "type")
+        )
+        active = GaugeMetricFamily(
+            "haagent_slot_active", "1 while a slot is in use.", labels=_labels("slot", "type")
+        )
+        for slot in sample.slots:
+            who = (*self._who, slot.name, slot.type)
+            active.add_metric(who, int(slot.active))
+            if slot.restart_lsn is not None:
+                kept.add_metric(who, max(0, sample.position.minus(slot.restart_lsn)))
+        yield from (kept, active)
 
     def _counts(self, measures: Measures) -> Iterator[Metric]:
         renewals = self._counter("lease_renewals", "Renewals of our lease.", "lease", "result")

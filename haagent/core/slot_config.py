@@ -69,11 +69,17 @@ def permanent_slots(data: Mapping[str, Any]) -> tuple[dict[str, PermanentSlot], 
         return {}, [(key, section, "must be a mapping of slot names")]
     found, complaints = {}, list[Complaint]()
     for name, value in section.items():
-        wrong = list(_wrong_slot(f"{key}.{name}", str(name), value))
+        wrong = list(_wrong_slot(f"{key}.{_part(name)}", str(name), value))
         complaints += wrong
         if not wrong:
             found[str(name)] = _slot(str(name), value or {})
     return found, complaints
+
+
+def _part(name: object) -> str:
+    """Of a key, in one line however long it is."""
+    text = str(name)
+    return text if _NAME.fullmatch(text.lower()) else repr(text)[:70]
 
 
 def _slot(name: str, value: Mapping[str, Any]) -> PermanentSlot:
@@ -133,7 +139,7 @@ def _wrong_matcher(key: str, row: object) -> Iterator[Complaint]:
         return
     for part, value in row.items():
         if part not in _MATCHED:
-            yield f"{key}.{part}", value, f"is not known: a matcher has {', '.join(_MATCHED)}"
+            yield f"{key}.{_part(part)}", value, f"is not known: a matcher has {', '.join(_MATCHED)}"
         elif value is not None and not isinstance(value, str):
             yield f"{key}.{part}", value, "must be a text"
     if row.get("type") is not None and row["type"] not in TYPES:

@@ -16,8 +16,8 @@ from haagent.core.outlook import Outlook
 from haagent.core.settings import Settings
 from haagent.measures import Measures
 from haagent.runtime import SystemRuntime
-from postgres_ctl.facts import Lsn
-from tests.unit.test_health import LEASE, NOW, PRIMARY, QUORUM, REPLICA, SYNC, member, sample
+from postgres_ctl.facts import Lsn, Slot
+from tests.unit.test_health import END, LEASE, NOW, PRIMARY, QUORUM, REPLICA, SYNC, member, sample
 
 #: Name, type and value of every sample of a replica, in order (recorded from Patroni 4.1.5).
 REPLICA_OF_PATRONI = """
@@ -223,6 +223,17 @@ def test_odd_names_and_values_stay_parsable() -> None:
     patroni = [one for family in families for one in family.samples if one.name.startswith("patroni_")]
     assert {one.labels["scope"] for one in patroni} == {'a"b\\c\nd'}
     assert values(odd)["patroni_postmaster_start_time"] == 0
+
+
+def test_slots_show_what_they_keep() -> None:
+    idle = Slot("cdc", "logical", False, Lsn(END - 500), Lsn(END), False, "reserved", False)
+    new = replace(idle, name="new", restart_lsn=None, active=True)
+    text = page(replace(PRIMARY, sample=sample(False, slots=(idle, new))))
+    labels = 'name="n1",scope="demo",slot="{}",type="logical"'
+    assert f"haagent_slot_retained_bytes{{{labels.format('cdc')}}} 500.0" in text
+    assert f"haagent_slot_active{{{labels.format('cdc')}}} 0.0" in text
+    assert f"haagent_slot_active{{{labels.format('new')}}} 1.0" in text
+    assert f"haagent_slot_retained_bytes{{{labels.format('new')}}}" not in text
 
 
 def test_the_documentation_lists_every_metric_and_no_other() -> None:

@@ -44,7 +44,8 @@ def test_old_names_win_as_they_do_in_patroni() -> None:
             {"slots": {"Big": None}},
             "slots.Big is no name of a slot: lower case letters, digits and _, 63 at most",
         ),
-        ({"slots": {"a" * 64: None}}, f"slots.{'a' * 64} is no name of a slot"),
+        ({"slots": {"a" * 64: None}}, f"slots.'{'a' * 64}' is no name of a slot"),
+        ({"slots": {"a\nb": None}}, r"slots.'a\nb' is no name of a slot"),
         ({"slots": {"a": 5}}, "slots.a 5 must be a mapping with type, database, plugin, cluster_type"),
         (
             {"permanent_slots": {"a": {"type": "magic"}}},

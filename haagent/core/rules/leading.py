@@ -183,8 +183,8 @@ def in_recovery(obs: Observation, memory: Memory) -> Decision | None:
     if obs.asks_before_promotion and memory.agreed_epoch != epoch:
         guard = Guard(epoch=epoch, pid=obs.instance.pid)
         return Decision("promote.ask-program", "running pre_promote", memory, (RunPrePromote(guard),))
-    promotion = sync.before_the_promotion(obs, memory) or _promote(obs, memory, epoch)
-    return logical_slots.with_doubts(obs, memory, promotion)
+    first = sync.before_the_promotion(obs, memory)
+    return first or logical_slots.with_doubts(obs, memory, _promote(obs, memory, epoch))
 
 
 def _promote(obs: Observation, memory: Memory, epoch: int) -> Decision:
