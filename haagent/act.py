@@ -85,7 +85,9 @@ class Interpreter:
             a.TakeLeader: self._take_leader,
             a.ReleaseLeader: self._release_leader,
             a.ClearFailover: self._clear_failover,
-            a.BeginScheduled: self._begin_scheduled,
+            a.BeginScheduled: self._begin_switchover,
+            a.BeginSwitchover: self._begin_switchover,
+            a.CloseEpoch: self._close_epoch,
             a.MarkUnfenced: self._mark_unfenced,
             a.WriteClaim: self._write_claim,
             a.WriteStatus: self._write_status,
@@ -245,10 +247,13 @@ class Interpreter:
         outcome = self.dcs.compare_and_set(codec.FAILOVER, "{}", action.version, self._deadline_s)
         return isinstance(outcome, Ok | Conflict)
 
-    def _begin_scheduled(self, action: a.BeginScheduled) -> bool:
+    def _begin_switchover(self, action: a.BeginScheduled | a.BeginSwitchover) -> bool:
         request = codec.encode_failover(action.leader, action.candidate)
         outcome = self.dcs.compare_and_set(codec.FAILOVER, request, action.version, self._deadline_s)
         return self._written(codec.FAILOVER, outcome)
+
+    def _close_epoch(self, action: a.CloseEpoch) -> bool:
+        return self.keeper.close_epoch(action.epoch)
 
     def _mark_unfenced(self, action: a.MarkUnfenced) -> bool:
         handle = self.keeper.handle()

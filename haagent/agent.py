@@ -36,7 +36,7 @@ from haagent.core.decide import decide
 from haagent.core.memory import absorb
 from haagent.core.model import Decision, Memory, Observation, Unavailable
 from haagent.core.outlook import outlook
-from haagent.core.publish import Addresses, cannot_lead, member_record, role_text, state_text
+from haagent.core.publish import Addresses, cannot_lead, member_record, note, role_text, state_text
 from haagent.core.settings import Settings, parse_settings
 from haagent.core.watchdog import forbids
 from haagent.guardian_spawn import GuardianSilent, GuardianUnavailable
@@ -50,6 +50,7 @@ from haagent.observe import Observer, Wishes
 from haagent.operations import Operations, RequestBox
 from haagent.peers import PeerAsker
 from haagent.ports import Ports
+from haagent.prober import Prober
 from haagent.publisher import MemberPublisher
 from haagent.sync_key import SyncKey
 from haagent.watchdog import Watchdog
@@ -114,6 +115,7 @@ class Agent:
         self.dcs, self.journal = ports.dcs, ports.journal
         self.instance = LocalInstance(runtime, ports.postgres, ports.guardian, config, self.wake)
         self.watchdog = Watchdog(runtime, ports.guardian, self.instance, config.watchdog)
+        self.prober = Prober(runtime, self.instance, self.wake)
         settings = self._first_settings()
         self.measures = Measures(runtime)
         self._takeovers = Takeovers(self.measures)
@@ -141,6 +143,7 @@ class Agent:
             self.measures,
             self.watchdog,
             sync_key,
+            self.prober,
         )
         self.observer.settings = settings
         self.interpreter = Interpreter(
@@ -194,6 +197,7 @@ class Agent:
         self.keeper.start()
         self.publisher.start()
         self.instance.sampler.start()
+        self.prober.start()
         watch = self.dcs.watch(self._dcs_event)
         try:
             while self._exit is None:
@@ -294,6 +298,7 @@ class Agent:
         self.publisher.stop(2.0)
         self.keeper.stop()
         self.instance.sampler.stop()
+        self.prober.stop()
         link = self.instance.link
         if link is not None:
             if self.instance.pid() is None:
@@ -519,7 +524,7 @@ class Agent:
             pending_restart_reason={n: (old, new) for n, old, new in (was.pending_restart if was else ())},
             alive_until=float("inf") if obs.settings.pause else shown.at + obs.settings.loop_wait_s + ttl,
             scheduled_restart=planned.wish.shown if planned is not None else None,
-            note=memory.note,
+            note=note(obs, memory),
             cannot_lead=cannot_lead(obs, memory),
             watchdog_failed=forbids(obs) is not None,
             queued_log_records=queued_records(),
@@ -532,7 +537,7 @@ class Agent:
         if shown is not None:
             facts = replace(shown.facts.instance, sample=self.instance.sampler.last())
             seen = outlook(replace(shown.facts, instance=facts))
-        return Numbers(self.measures, seen)
+        return Numbers(self.measures, seen, self.prober.facts())
 
     # --- configuration --------------------------------------------------------------------------------
 

@@ -309,6 +309,11 @@ class LocalInstance:
         state = self._state
         return state is not None and state.postmaster is not None
 
+    def known_pid(self) -> int | None:
+        """Of the postmaster that the guardian spoke of last; asks nobody."""
+        state = self._state
+        return state.postmaster.pid if state is not None and state.postmaster is not None else None
+
     def pid(self) -> int | None:
         state = self.guardian_state()
         return state.postmaster.pid if state is not None and state.postmaster is not None else None

@@ -22,6 +22,7 @@ from haagent.jobs import JobRunner
 from haagent.lease_keeper import LeaseKeeper
 from haagent.measures import Measures
 from haagent.peers import PeerAsker
+from haagent.prober import Prober
 from haagent.runtime import Runtime
 from haagent.sync_key import SyncKey
 from haagent.watchdog import Watchdog
@@ -56,11 +57,13 @@ class Observer:
         measures: Measures,
         watchdog: Watchdog,
         sync_key: SyncKey,
+        prober: Prober,
     ) -> None:
         self._sync_key = sync_key
         self._now, self._wall = runtime.now, runtime.wall
         self._measures = measures
         self.config, self.dcs, self.keeper = config, dcs, keeper
+        self._prober = prober
         self._me = Identity(config.name, config.scope, config.tags)
         self.instance, self.runner, self.peers, self.watchdog = instance, runner, peers, watchdog
         self.settings = Settings.default()
@@ -97,6 +100,7 @@ class Observer:
             watchdog=self.watchdog.facts(),
             asks_before_promotion=self.instance.effective.config.pre_promote is not None,
             scheduled_restart=wishes.scheduled_restart,
+            vitals=self._prober.facts(),
             wall=self._wall(),
             sync_in_doubt=isinstance(cluster, ClusterSnapshot)
             and self._sync_key.in_doubt(cluster.sync_version),

@@ -19,7 +19,7 @@ from postgres_ctl.api import Cancellation, ConnectionTarget
 from postgres_ctl.basebackup import CloneSpec
 from postgres_ctl.bootstrap import InitdbSpec
 from postgres_ctl.config_files import RecoveryConfig, ServerConfig
-from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, Lsn, TimelineSwitch
+from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, Lsn, ProbeAnswer, TimelineSwitch
 from postgres_ctl.logical_slots import LogicalSlot, SlotState
 from postgres_ctl.queries import SystemIdentity
 from postgres_ctl.rewind import DiscardReport, RewindOutcome, RewindSpec
@@ -39,12 +39,28 @@ class Session(Protocol):
     def close(self) -> None: ...
 
 
+class ServerProbe(Protocol):
+    """`postgres_ctl.probe.ServerProbe`."""
+
+    def look(self, target: ConnectionTarget, deadline_s: float) -> ProbeAnswer | None: ...
+
+
+class DiskProbe(Protocol):
+    """`postgres_ctl.probe.DiskProbe`."""
+
+    def look(self, data_dir: str, deadline_s: float) -> ProbeAnswer | None: ...
+
+
 class Postgres(Protocol):
     """PostgreSQL's servers, files and tools. Methods raise PostgresError as their namesakes do."""
 
     # --- servers
 
     def session(self, target: ConnectionTarget, application_name: str) -> Session: ...
+
+    def server_probe(self) -> ServerProbe: ...
+
+    def disk_probe(self) -> DiskProbe: ...
 
     def apply_slots(self, session: Session, plan: SlotPlan, deadline_s: float) -> tuple[str, ...]: ...
 

@@ -29,6 +29,7 @@ from postgres_ctl import (
     datadir,
     gucs,
     logical_slots,
+    probe,
     process,
     queries,
     rewind,
@@ -76,6 +77,12 @@ class SystemPostgres:
 
     def session(self, target: ConnectionTarget, application_name: str) -> queries.Session:
         return queries.Session(target, application_name)
+
+    def server_probe(self) -> probe.ServerProbe:
+        return probe.ServerProbe()
+
+    def disk_probe(self) -> probe.DiskProbe:
+        return probe.DiskProbe()
 
     def apply_slots(self, session: Session, plan: SlotPlan, deadline_s: float) -> tuple[str, ...]:
         assert isinstance(session, queries.Session)

@@ -244,3 +244,27 @@ def _slot_character(c: str) -> str:
     if c == "_" or (c.isascii() and c.isalnum()):
         return c
     return f"u{ord(c):04d}"
+
+
+# --- probes -----------------------------------------------------------------------------------------
+
+
+class ProbeFault(Enum):
+    """What a probe of a server or its storage found wrong."""
+
+    #: A new connection is not answered: a hung postmaster, or a storm of connections.
+    UNREACHED = "unreached"
+    #: A write is not answered.
+    HANGS = "hangs"
+    #: A write is refused for want of space.
+    FULL = "full"
+    #: A write is refused by the device, or the filesystem has become read-only.
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True)
+class ProbeAnswer:
+    """What one probe found (`postgres_ctl.probe`). `cause`: one line, also where nothing is wrong."""
+
+    fault: ProbeFault | None = None
+    cause: str = ""

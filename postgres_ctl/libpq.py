@@ -24,6 +24,11 @@ from postgres_ctl.errors import PostgresUnavailable, QueryFailed
 
 Row = tuple[str | None, ...]
 
+
+class NoAnswer(PostgresUnavailable):
+    """The server said nothing within the deadline."""
+
+
 _COPY = (pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH)
 #: feature_not_supported
 _NOT_SUPPORTED = "0A000"
@@ -72,10 +77,7 @@ class Connection:
         Raises PostgresUnavailable: no answer within `deadline_s` seconds, connection closed for good.
         Raises QueryFailed: the server refused; the connection lives on.
         """
-        return [
-            tuple(None if value is None else value.decode(errors="replace") for value in row)
-            for row in self.query_bytes(sql, deadline_s, params)
-        ]
+        return _decoded(self.query_bytes(sql, deadline_s, params))
 
     def query_bytes(
         self, sql: str, deadline_s: float, params: tuple[str | None, ...] = ()
@@ -102,6 +104,39 @@ class Connection:
             raise PostgresUnavailable(_one_line(str(e))) from None
         _raise_error(results)
         return results
+
+    def ask(self, sql: str, deadline_s: float) -> None:
+        """Send one statement; `answer` gets what comes of it. Raises PostgresUnavailable, closed for good."""
+        try:
+            self._pgconn.send_query(sql.encode())
+            self._flush(boottime() + deadline_s)
+        except PostgresUnavailable:
+            self.close()
+            raise
+        except Exception as e:
+            self.close()
+            raise PostgresUnavailable(_one_line(str(e))) from None
+
+    def answer(self, deadline_s: float) -> list[Row] | None:
+        """Rows of the statement that was asked; None: not yet, it goes on and may be waited for again.
+
+        Raises PostgresUnavailable (connection lost), QueryFailed (the server refused)."""
+        end = boottime() + deadline_s
+        try:
+            while self._pgconn.is_busy():
+                _wait(self._pgconn.socket, select.POLLIN, end)
+                self._pgconn.consume_input()
+            results = self._results(end)
+        except NoAnswer:
+            return None
+        except PostgresUnavailable:
+            self.close()
+            raise
+        except Exception as e:
+            self.close()
+            raise PostgresUnavailable(_one_line(str(e))) from None
+        _raise_error(results)
+        return _decoded(_rows(results))
 
     def cancel(self) -> None:
         """Ask the server to end the running statement; waits for the server to take the wish."""
@@ -162,7 +197,7 @@ def _wait(fd: int, events: int, end: float) -> int:
         ready = poll.poll(left * 1000)
         if ready:
             return ready[0][1]
-    raise PostgresUnavailable("no answer in time")
+    raise NoAnswer("no answer in time")
 
 
 def _raise_error(results: list[abc.PGresult]) -> None:
@@ -178,6 +213,10 @@ def _rows(results: list[abc.PGresult]) -> list[tuple[bytes | None, ...]]:
     if last is None or last.status != pq.ExecStatus.TUPLES_OK:
         return []
     return [tuple(last.get_value(row, col) for col in range(last.nfields)) for row in range(last.ntuples)]
+
+
+def _decoded(rows: list[tuple[bytes | None, ...]]) -> list[Row]:
+    return [tuple(None if value is None else value.decode(errors="replace") for value in row) for row in rows]
 
 
 def _text(raw: bytes | None) -> str:

@@ -157,6 +157,7 @@ class _Own(Collector):
         yield from self._moment()
         yield from self._outlook()
         yield from self._slots()
+        yield from self._probes()
         yield from self._counts(self._numbers.measures)
         yield from self._durations(self._numbers.measures)
 
@@ -205,6 +206,24 @@ class _Own(Collector):
             if slot.restart_lsn is not None:
                 kept.add_metric(who, max(0, sample.position.minus(slot.restart_lsn)))
         yield from (kept, active)
+
+    def _probes(self) -> Iterator[Metric]:
+        """Each with the label `probe`."""
+        kinds, vitals = ("age", "duration", "failing"), self._numbers.vitals
+        texts = ("Time since the last probe began.", "How long it took.", "Since when probes fail, 0 if not.")
+        age, duration, failing = (
+            GaugeMetricFamily(f"haagent_probe_{kind}_seconds", text, labels=_labels("probe"))
+            for kind, text in zip(kinds, texts, strict=True)
+        )
+        failures = self._counter("probe_failures", "Probes that failed.", "probe")
+        for name, facts in (("server", vitals.server), ("disk", vitals.disk)):
+            who, since = (*self._who, name), facts.failing_since
+            if facts.began_at is not None:
+                age.add_metric(who, max(0.0, self._now - facts.began_at))
+                duration.add_metric(who, facts.took_s)
+            failing.add_metric(who, max(0.0, self._now - since) if since is not None else 0.0)
+            failures.add_metric(who, facts.failures)
+        yield from (age, duration, failing, failures)
 
     def _counts(self, measures: Measures) -> Iterator[Metric]:
         renewals = self._counter("lease_renewals", "Renewals of our lease.", "lease", "result")

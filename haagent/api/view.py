@@ -14,6 +14,7 @@ from dcs.records import ClusterSnapshot, Tags
 from haagent.core.outlook import Outlook
 from haagent.core.restart import RestartWish
 from haagent.core.settings import Settings
+from haagent.core.vitals import Vitals
 from haagent.measures import Measures
 from postgres_ctl.facts import InstanceSample
 
@@ -63,6 +64,7 @@ class Numbers:
     measures: Measures
     #: None where this member is no primary, or cannot tell.
     outlook: Outlook | None = None
+    vitals: Vitals = field(default_factory=Vitals)
 
 
 @dataclass(frozen=True)

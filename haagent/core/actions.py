@@ -88,6 +88,24 @@ class BeginScheduled:
 
 
 @dataclass(frozen=True)
+class BeginSwitchover:
+    """This primary asks for a switchover itself, where nobody has asked: at this version of `failover`."""
+
+    guard: Guard
+    version: int
+    leader: str
+    candidate: str
+
+
+@dataclass(frozen=True)
+class CloseEpoch:
+    """Give leadership up while PostgreSQL may still live: nothing is renewed or released any more under this
+    epoch, and the fence stays armed (H9)."""
+
+    epoch: int
+
+
+@dataclass(frozen=True)
 class MarkUnfenced:
     """Tell everybody, before the guardian is disarmed, that we may stay writable without the key (H20); or
     that nobody does."""
@@ -394,6 +412,8 @@ Action = (
     | ReleaseLeader
     | ClearFailover
     | BeginScheduled
+    | BeginSwitchover
+    | CloseEpoch
     | MarkUnfenced
     | WriteClaim
     | WriteStatus

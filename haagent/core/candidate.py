@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dcs.records import ClusterSnapshot, FailoverRequest, Member
-from haagent.core import sync_candidate, watchdog
+from haagent.core import sync_candidate, vitality, watchdog
 from haagent.core.cascade import reached_through_another
 from haagent.core.model import (
     Memory,
@@ -141,6 +141,7 @@ def local_checks(obs: Observation, memory: Memory) -> tuple[Check, ...]:
             "its storage takes what is written to it",
             "its storage does not answer: a write to it is overdue",
         ),
+        _vitality_check(obs),
         _check(
             "postgres.answers",
             instance.answers,
@@ -169,6 +170,11 @@ def local_checks(obs: Observation, memory: Memory) -> tuple[Check, ...]:
         _diverged_check(obs),
         _store_check(obs),
     )
+
+
+def _vitality_check(obs: Observation) -> Check:
+    why = vitality.unfit(obs)
+    return _check("vitality", why is None, "its probes find nothing wrong", f"a probe fails: {why}")
 
 
 def _watchdog_check(obs: Observation) -> Check:

@@ -7,7 +7,8 @@ led to it, or None. Nothing in here reads a clock, draws a number or has an effe
     a node promotes    rules/leading.py `in_recovery`, after rules/race.py `standby_races` took the key,
                        both by the checks of `haagent/core/candidate.py`
     a node demotes     rules/follower.py `primary_while_other_leads`, rules/leading.py `lease_not_valid`,
-                       rules/outage.py, rules/switchover.py; and the guardian at its deadline, undecided
+                       rules/outage.py, rules/switchover.py, rules/vitality.py; and the guardian at its
+                       deadline, undecided
 """
 
 from __future__ import annotations
@@ -16,7 +17,18 @@ from collections.abc import Callable
 
 from haagent.core.memory import absorb
 from haagent.core.model import Decision, Memory, Observation
-from haagent.core.rules import follower, guards, leading, outage, pause, race, requests, shutdown, switchover
+from haagent.core.rules import (
+    follower,
+    guards,
+    leading,
+    outage,
+    pause,
+    race,
+    requests,
+    shutdown,
+    switchover,
+    vitality,
+)
 from haagent.core.schedule import in_time
 
 Rule = Callable[[Observation, Memory], Decision | None]
@@ -36,6 +48,7 @@ RULES: tuple[Rule, ...] = (
     requests.operator_request,
     requests.scheduled_restart,
     # the key is ours
+    vitality.unhealthy,
     switchover.on_the_primary,
     leading.stopped,
     leading.in_recovery,

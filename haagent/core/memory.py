@@ -24,6 +24,7 @@ from haagent.core.model import (
 )
 from haagent.core.roles import is_at_rest
 from haagent.core.schedule import request_in_force
+from haagent.core.vitality import leader_changed
 from postgres_ctl.facts import slot_name
 
 #: First pause after a failed try to rejoin, then doubled up to the maximum; seconds.
@@ -57,6 +58,8 @@ def _after_view(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> M
         if memory.leader_missing_since is None and not unreadable(cluster, "leader"):
             memory = evolve(memory, leader_missing_since=obs.now)
     else:
+        if memory.last_leader not in (None, cluster.leader.name):
+            memory = evolve(memory, remedies=leader_changed(obs, memory.remedies))
         # The holder serves only once it is promoted: a wait that ended in the race must not begin anew (H13).
         served = cluster.leader.name != obs.me.name or obs.instance.serves_as_primary
         memory = evolve(

@@ -19,6 +19,7 @@ from haagent.core.actions import Action
 from haagent.core.restart import ALWAYS, RestartWish, ScheduledRestart
 from haagent.core.settings import Settings
 from haagent.core.slot_memory import SlotMemory
+from haagent.core.vitals import Remedies, Vitals
 from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, Lsn, TimelineSwitch
 
 
@@ -297,6 +298,7 @@ class Observation:
     #: A program has to agree to each promotion (`pre_promote`).
     asks_before_promotion: bool = False
     watchdog: WatchdogFacts = WatchdogFacts()
+    vitals: Vitals = field(default_factory=Vitals)
     #: Unix time of this host: only for what an operator scheduled for a point in time.
     wall: float = 0.0
     #: A write of this agent, or of one before it, to `/sync` as it is now may still arrive.
@@ -427,6 +429,7 @@ class Memory:
     slots_seen: Mapping[str, float] = field(default_factory=dict)
     sync: SyncSeen = SyncSeen()
     logical: SlotMemory = field(default_factory=SlotMemory)
+    remedies: Remedies = field(default_factory=Remedies)
     #: One line for people about what goes wrong or takes long; published with the member.
     note: str | None = None
 

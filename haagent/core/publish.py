@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dcs.records import Member
-from haagent.core import logical_slots
+from haagent.core import logical_slots, vitality
 from haagent.core.candidate import local_checks
 from haagent.core.model import Memory, Observation, Unavailable
 from haagent.core.roles import DEMOTED, PRIMARY, PROMOTED, REPLICA, UNINITIALIZED
@@ -109,8 +109,15 @@ def member_record(obs: Observation, memory: Memory, where: Addresses) -> Member:
         pending_restart_reason=pending,
         scheduled_restart=obs.scheduled_restart.shown if obs.scheduled_restart is not None else None,
         cannot_lead=cannot_lead(obs, memory),
-        note=memory.note or logical_slots.note(obs, memory),
+        note=note(obs, memory),
     )
+
+
+def note(obs: Observation, memory: Memory) -> str | None:
+    """One line for people; what probes find comes first."""
+    usual = memory.note or logical_slots.note(obs, memory)
+    lines = [line for line in (vitality.note(obs), usual) if line]
+    return "; ".join(lines) or None
 
 
 def cannot_lead(obs: Observation, memory: Memory) -> str | None:

@@ -45,7 +45,8 @@ from haagent.core.model import (
 )
 from haagent.core.restart import RestartWish, ScheduledRestart
 from haagent.core.settings import Settings, SyncMode
-from postgres_ctl.facts import ControlState, DataDirState, InstanceSample, Lsn, TimelineSwitch
+from haagent.core.vitals import ProbeFacts, Remedies, Vitals
+from postgres_ctl.facts import ControlState, DataDirState, InstanceSample, Lsn, ProbeFault, TimelineSwitch
 from postgres_ctl.sync_standbys import nobody
 from tests.unit.core_facts import (
     NOW,
@@ -328,6 +329,22 @@ requests = (
     )
 )
 
+probe_facts = st.builds(
+    ProbeFacts,
+    fault=st.sampled_from([None, None, *ProbeFault]),
+    cause=st.sampled_from(["", "why"]),
+    failing_since=maybe_time,
+    in_a_row=st.integers(0, 5),
+)
+vitals = st.just(Vitals()) | st.builds(Vitals, probe_facts, probe_facts)
+remedies = st.builds(
+    Remedies,
+    restarts=st.lists(times, max_size=3).map(tuple),
+    tries=st.integers(0, 3),
+    tried_at=maybe_time,
+    changes=st.lists(times, max_size=3).map(tuple),
+)
+
 observations = st.builds(
     Observation,
     now=st.just(NOW),
@@ -343,6 +360,7 @@ observations = st.builds(
     request=requests,
     scheduled_restart=schedules,
     stopping=st.sampled_from([False, False, False, True]),
+    vitals=vitals,
     wall=walls,
 )
 
@@ -370,6 +388,7 @@ memories = st.just(Memory()) | st.builds(
     slot_wait_since=maybe_time,
     request_seen=st.none() | st.tuples(st.integers(8, 9), times),
     clean_release=booleans,
+    remedies=remedies,
     slots_seen=st.dictionaries(names, times, max_size=2),
 )
 

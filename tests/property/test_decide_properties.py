@@ -39,6 +39,7 @@ STORE_WRITES = (
     a.ReleaseLeader,
     a.ClearFailover,
     a.BeginScheduled,
+    a.BeginSwitchover,
     a.WriteClaim,
     a.WriteSync,
     a.DeleteSync,
@@ -196,6 +197,15 @@ def the_key_goes_only_when_nothing_can_write(obs: Observation, decision: Decisio
         assert action.epoch == obs.lease.epoch
 
 
+def leadership_is_given_up_only_with_the_server(obs: Observation, decision: Decision) -> None:
+    """H9: an epoch that is closed while PostgreSQL lives is closed to end it."""
+    for action in of(a.CloseEpoch, decision):
+        assert isinstance(action, a.CloseEpoch)
+        assert action.epoch == obs.lease.epoch
+        assert obs.instance.leftovers or of(a.StopInstance, decision)
+        assert not obs.settings.pause
+
+
 def the_last_copy_is_never_wiped(obs: Observation, decision: Decision) -> None:
     """Rule 7."""
     for action in of(a.Clone, decision):
@@ -272,6 +282,7 @@ CHECKS = (
     nothing_starts_beside_a_living_server,
     nobody_takes_a_key_that_is_held,
     the_key_goes_only_when_nothing_can_write,
+    leadership_is_given_up_only_with_the_server,
     the_last_copy_is_never_wiped,
     data_is_rewound_only_from_another_primary,
     paused_means_hands_off,
@@ -297,6 +308,7 @@ BAD: dict[Callable[[Observation, Decision], None], tuple[Observation, tuple[a.Ac
     nothing_starts_beside_a_living_server: (HELD, (a.StartStandby(None),)),
     nobody_takes_a_key_that_is_held: (obs("pg1", standby()), (a.TakeLeader(),)),
     the_key_goes_only_when_nothing_can_write: (HELD, (a.ReleaseLeader(5),)),
+    leadership_is_given_up_only_with_the_server: (HELD, (a.CloseEpoch(5),)),
     the_last_copy_is_never_wiped: (obs("pg1", stopped(), view("pg1")), (a.Clone("pg0", "pg0", True),)),
     data_is_rewound_only_from_another_primary: (obs("pg1", standby()), (a.Rewind("pg0"),)),
     paused_means_hands_off: (

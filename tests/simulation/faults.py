@@ -137,6 +137,13 @@ def stuck_postgres(world: World, fault: Fault) -> Undo | None:
     return partial(server.stick, False)
 
 
+def full_disk(world: World, fault: Fault) -> Undo:
+    """Not a byte of room is left beside the data."""
+    host = world.nodes[fault.node].host
+    host.fill_disk(True)
+    return partial(host.fill_disk, False)
+
+
 # --- network and store ----------------------------------------------------------------------------
 
 
@@ -440,6 +447,7 @@ FAULTS: dict[str, Callable[[World, Fault], Undo | None]] = {
     "freeze-postmaster": freeze_postmaster,
     "hang-postgres": hang_postgres,
     "stuck-postgres": stuck_postgres,
+    "full-disk": full_disk,
     "cut": cut,
     "lossy": lossy,
     "slow": slow,

@@ -52,6 +52,8 @@ class SimHost(Machine):
         self.guardian: GuardianProcess | None = None
         #: None: this host has none.
         self.watchdog: SimWatchdog | None = None
+        #: Its disk takes nothing any more.
+        self.full = False
         self._frozen_at = 0.0
         land.add(self)
 
@@ -104,6 +106,17 @@ class SimHost(Machine):
     def continue_postmaster(self) -> bool:
         """SIGCONT."""
         return self.signal_postmaster(signal.SIGCONT)
+
+    def fill_disk(self, full: bool) -> None:
+        """No room, or room again: no transaction, no received WAL, no copy."""
+        self.full = full
+        server = self.server
+        if server is None or not server.in_recovery:
+            return
+        if full:
+            server.receiver.stop()
+        else:
+            server.receiver.look()
 
     # --- faults: the host -------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from postgres_ctl.slots import SlotPlan
 from tests.simulation import pg_tools
 from tests.simulation.engine import WALL_S, Process, Task
 from tests.simulation.postgres import Connection, Server
+from tests.simulation.probes import SimDiskProbe, SimServerProbe
 from tests.simulation.wal import RECORD_BYTES, XMIN, DataDir, SlotState, count_until, end_of, lsn_at
 
 if TYPE_CHECKING:
@@ -185,6 +186,12 @@ class SimPostgres:
 
     def session(self, target: ConnectionTarget, application_name: str) -> SimSession:
         return SimSession(self, target, application_name)
+
+    def server_probe(self) -> SimServerProbe:
+        return SimServerProbe(self.host, self.process)
+
+    def disk_probe(self) -> SimDiskProbe:
+        return SimDiskProbe(self.host, self.process)
 
     def apply_slots(self, session: Session, plan: SlotPlan, deadline_s: float) -> tuple[str, ...]:
         assert isinstance(session, SimSession)

@@ -50,7 +50,7 @@ def work(
         sleep(total_s / PIECES)
         if cancel.is_set():
             raise ToolFailed(f"{kind}: cancelled", cancelled=True)
-        if fail and piece == PIECES // 2:
+        if (fail and piece == PIECES // 2) or host.full:
             raise ToolFailed(f"{kind} failed with exit code 1: no space left on device")
         try:
             check()

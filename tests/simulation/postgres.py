@@ -243,6 +243,7 @@ class Server:
             and self.settings.upstream is not None
             and self.replay >= len(self.dd.records)
             and not self._promoting
+            and not self.host.full
         )
 
     def stream_begins(self, upstream: Server) -> None:
@@ -404,6 +405,9 @@ class Server:
 
     def _promoted(self) -> None:
         """All received WAL is replayed; a new timeline begins behind it."""
+        if self.host.full:
+            self._crash_now("could not write to file: No space left on device")
+            return
         dd, old = self.dd, self.dd.timeline
         new = dd.newest_known(old) + 1
         count = len(dd.records)

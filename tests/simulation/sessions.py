@@ -117,7 +117,7 @@ class Sessions:
             if connection.alive:
                 self._queued.setdefault(connection, partial(self.write, connection, payload, done, commit))
             return None
-        if not connection.alive or server.in_recovery:
+        if not connection.alive or server.in_recovery or server.host.full:
             return None
         dd = server.dd
         durable = dd.durable

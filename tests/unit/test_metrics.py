@@ -14,9 +14,10 @@ from haagent.api.metrics import metrics_text
 from haagent.api.view import Numbers, Published
 from haagent.core.outlook import Outlook
 from haagent.core.settings import Settings
+from haagent.core.vitals import ProbeFacts, Vitals
 from haagent.measures import Measures
 from haagent.runtime import SystemRuntime
-from postgres_ctl.facts import Lsn, Slot
+from postgres_ctl.facts import Lsn, ProbeFault, Slot
 from tests.unit.test_health import END, LEASE, NOW, PRIMARY, QUORUM, REPLICA, SYNC, member, sample
 
 #: Name, type and value of every sample of a replica, in order (recorded from Patroni 4.1.5).
@@ -210,6 +211,17 @@ def test_a_standby_says_nothing_about_its_primary() -> None:
     alone = own(Numbers(Measures(SystemRuntime()), Outlook((), None)))
     assert alone["haagent_failover_candidates"] == 0
     assert "haagent_failover_expected_loss_bytes" not in alone
+
+
+def test_probes_are_shown_by_what_they_look_at() -> None:
+    hangs = ProbeFacts(NOW - 2, 1.5, ProbeFault.HANGS, "why", NOW - 40, 9, 12)
+    shown = own(Numbers(Measures(SystemRuntime()), None, Vitals(disk=hangs)))
+    assert shown['haagent_probe_age_seconds{probe="disk"}'] == 2
+    assert shown['haagent_probe_duration_seconds{probe="disk"}'] == 1.5
+    assert shown['haagent_probe_failing_seconds{probe="disk"}'] == 40
+    assert shown['haagent_probe_failures_total{probe="disk"}'] == 12
+    assert shown['haagent_probe_failing_seconds{probe="server"}'] == 0
+    assert 'haagent_probe_age_seconds{probe="server"}' not in shown
 
 
 def test_odd_names_and_values_stay_parsable() -> None:

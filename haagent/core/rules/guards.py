@@ -14,7 +14,7 @@ from haagent.core.model import (
     evolve,
     unreadable,
 )
-from haagent.core.rules import common
+from haagent.core.rules import common, vitality
 from haagent.core.rules.leading import START_TRIES
 
 #: Jobs that stop the server when they are cancelled.
@@ -70,9 +70,9 @@ def job_running(obs: Observation, memory: Memory) -> Decision | None:
         return Decision("job.stopping", "shutting down", memory, (*answer, CancelJob("shutting down")))
     if answer:
         return Decision("job.busy", busy, memory, answer)
-    slow = _slow_primary_start(obs, memory)
-    if slow is not None:
-        return slow
+    in_vain = _slow_primary_start(obs, memory) or vitality.hopeless_job(obs, memory)
+    if in_vain is not None:
+        return in_vain
     return common.wait(
         "job.running", f"{job.kind} in progress" + (f": {job.detail}" if job.detail else ""), memory
     )
@@ -146,6 +146,9 @@ def not_proven_stopped(obs: Observation, memory: Memory) -> Decision | None:
     """Fenced is not stopped: no release, start or rewind while some of the old server lives (H9, H13)."""
     if not obs.instance.leftovers:
         return None
+    let_go = vitality.leftovers(obs, memory)
+    if let_go is not None:
+        return let_go
     reason = "processes of the old postmaster cannot be ended yet: nothing is started or released"
     return common.wait("guard.not-proven-stopped", reason, memory, common.SOON_S)
 

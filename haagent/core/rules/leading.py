@@ -38,6 +38,7 @@ from haagent.core.model import Decision, Memory, Observation, PeerSilent, evolve
 from haagent.core.rules import common, sync
 from haagent.core.schedule import request_in_force
 from haagent.core.timelines import next_timeline
+from haagent.core.vitality import illness
 from postgres_ctl.facts import ControlData, InstanceSample, Lsn
 
 #: Starts of a crashed primary that may fail before it is handed over.
@@ -85,7 +86,8 @@ def _start_or_hand_over(obs: Observation, memory: Memory, guard: Guard) -> Decis
     """What cannot be started here goes to a standby that can take over; without one, it is tried on."""
     in_place = _came_down_under_our_eyes(obs)
     no_time = in_place and obs.settings.primary_start_timeout_s <= 0
-    if memory.start_failures >= START_TRIES or no_time:
+    ill = illness(obs)
+    if memory.start_failures >= START_TRIES or no_time or (ill is not None and ill.of_the_disk):
         successor = _look_for_successor(obs, memory)
         if successor is not None:
             return successor
