@@ -30,10 +30,10 @@ from tests.chaos.test_storage import (
     wait_healed,
     wait_successor,
 )
-from tests.support import cluster as support
 from tests.support import storage
 from tests.support.cluster import Cluster, Node
 from tests.support.storage import Disk
+from tests.support.versions import bin_dir
 from tests.support.wait import holds_for
 from tests.support.writers import Writers
 
@@ -187,7 +187,7 @@ def wait_healed_pair(cluster: Cluster, writers: Writers) -> None:
 @contextlib.contextmanager
 def saturated(node: Node) -> Iterator[None]:
     """pgbench writes with forty sessions, and there is no room for one more: all the others are taken."""
-    program = str(Path(support.bin_dir()) / "pgbench")
+    program = str(Path(bin_dir()) / "pgbench")
     subprocess.run([program, "-i", "-q", "-d", node.dsn], check=True, capture_output=True, timeout=120)
     with contextlib.ExitStack() as stack:
         load = subprocess.Popen(
