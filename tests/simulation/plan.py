@@ -352,7 +352,7 @@ def _lose_data(draw: Draw, at: float) -> Fault:
 
 
 #: What plans have only by `_for_later`.
-LATER = ("schedule-switchover", "schedule-restart", "set-clock")
+LATER = ("schedule-switchover", "schedule-restart", "set-clock", "full-disk")
 #: kind -> maker.
 RARE: dict[str, Maker] = {
     "kill-agents": lambda draw, at: Fault(at, "kill-agents", duration=draw.about_ttl()),
@@ -449,9 +449,35 @@ def _with_schedules(plan: Plan) -> Plan:
     return replace(plan, faults=tuple(sorted((*plan.faults, *found), key=lambda f: f.at)))
 
 
+# --- illness --------------------------------------------------------------------------------------
+
+#: This share of the plans has members that live and are of no use, long enough to be noticed; drawn apart.
+ILL_SHARE, ILL_TIMES = 0.12, 3
+#: So long, seconds: noticed after ten, or thirty, by probes every five.
+ILL_S = (8.0, 80.0)
+_ILL = ("full-disk", "full-disk", "stuck-postgres", "stuck-postgres", "freeze-postmaster", "hang-postgres")
+
+
+def _ill(draw: Draw, at: float) -> list[Fault]:
+    """Of the leader, of anybody, or of all of them at once."""
+    kind, lasts = draw.rng.choice(_ILL), draw.rng.uniform(*ILL_S)
+    where = draw.rng.choice(((LEADER,), (LEADER,), (draw.node(),), draw.names))
+    return [Fault(at, kind, name, duration=lasts) for name in where]
+
+
+def _with_illness(plan: Plan) -> Plan:
+    draw = Draw(plan.seed, "ill")
+    if draw.rng.random() >= ILL_SHARE:
+        return plan
+    draw.names, draw.ttl_s = plan.names, plan.ttl_s
+    end = plan.faults[-1].at
+    found = [f for _ in range(ILL_TIMES) for f in _ill(draw, draw.rng.uniform(0.0, end / 4))]
+    return replace(plan, faults=tuple(sorted((*plan.faults, *found), key=lambda f: f.at)))
+
+
 def draw_plan(seed: int) -> Plan:
     """The plan of `seed`."""
-    plan, rare = _with_schedules(common_plan(seed)), Draw(seed, "rare")
+    plan, rare = _with_illness(_with_schedules(common_plan(seed))), Draw(seed, "rare")
     if rare.rng.random() >= RARE_SHARE:
         return plan
     rare.names, rare.ttl_s = plan.names, plan.ttl_s
