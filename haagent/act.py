@@ -20,11 +20,13 @@ from haagent.core import actions as a
 from haagent.core import logical_slots, sync
 from haagent.core.model import Observation, Unavailable
 from haagent.core.restart import ScheduledRestart
+from haagent.core.standby_cluster import RemoteNode
 from haagent.hooks import Hooks
 from haagent.instance import LocalInstance
 from haagent.jobs import InstanceJobs, JobRunner, Starting
 from haagent.lease_keeper import LeaseKeeper
 from haagent.peers import PeerAsker
+from haagent.remote import RemoteJobs
 from haagent.slot_jobs import SlotJobs
 from haagent.sync_key import SyncKey
 from haagent.watchdog import Watchdog
@@ -77,6 +79,7 @@ class Interpreter:
         self._addresses: dict[str, tuple[str, int] | None] = {}
         self.jobs = InstanceJobs(instance, self._address, hooks)
         self.slot_jobs = SlotJobs(instance, self._address, hooks, self.jobs)
+        self.remote = RemoteJobs(instance)
         self._table: dict[type[Any], Callable[[Any], bool]] = {
             a.CreateInitialize: self._create_initialize,
             a.PutInitialize: self._put_initialize,
@@ -117,6 +120,7 @@ class Interpreter:
             a.Restart: self._restart,
             a.Rewind: self._rewind,
             a.CheckDivergence: self._compare,
+            a.ArchiveLast: self._archive,
             a.CancelJob: self._cancel,
             a.AnswerRequest: self._answer,
             a.ScheduleRestart: self._schedule_restart,
@@ -167,9 +171,9 @@ class Interpreter:
         assert not isinstance(self._obs.cluster, Unavailable)
         return self._obs.cluster
 
-    def _address(self, name: str) -> tuple[str, int] | None:
+    def _address(self, source: a.Source) -> tuple[str, int] | None:
         """Where a member was last seen; jobs ask too, whatever has become of the store meanwhile."""
-        return self._addresses.get(name)
+        return source.address if isinstance(source, RemoteNode) else self._addresses.get(source)
 
     def _written(self, what: str, outcome: object) -> bool:
         if isinstance(outcome, Ok):
@@ -283,12 +287,12 @@ class Interpreter:
         return self.sync_key.delete(action.version, self._deadline_s)
 
     def _write_history(self, action: a.WriteHistory) -> bool:
-        rows = self._history_rows(action.timeline)
+        rows = self._history_rows(action.timeline, action.by_me)
         limit = self._obs.settings.max_timelines_history if self._obs is not None else 0
         rows = rows[-limit:] if limit > 0 else rows
         return self._put_as_leader(codec.HISTORY, codec.encode_history(tuple(rows)))
 
-    def _history_rows(self, timeline: int) -> list[HistoryRow]:
+    def _history_rows(self, timeline: int, by_me: bool) -> list[HistoryRow]:
         """The local history file; time and leader of older rows as the store has them (contract 1.3)."""
         data_dir = self.config.postgresql.data_dir
         switches = self.instance.pg.history(data_dir, timeline) if timeline > 1 else ()
@@ -298,6 +302,8 @@ class Interpreter:
             or HistoryRow(s.timeline, s.switch_lsn.value, s.reason)
             for s in switches or ()
         ]
+        if not by_me:
+            return rows
         # Of our own timeline we are the leader, whoever else went on from there before us.
         if rows and rows[-1].new_leader != self.config.name:
             last = rows[-1]
@@ -457,8 +463,14 @@ class Interpreter:
         title = f"running pg_rewind from {action.source}"
         return self.runner.start("rewind", body, f"from {action.source}", title=title)
 
+    def _archive(self, action: a.ArchiveLast) -> bool:
+        return self.runner.start("archive", partial(self.remote.archive_last, action.checkpoint))
+
     def _compare(self, action: a.CheckDivergence) -> bool:
-        body = partial(self.jobs.compare_histories, action.source)
+        source = action.source
+        if isinstance(source, RemoteNode):
+            return self.runner.start("compare histories", partial(self.remote.compare, source))
+        body = partial(self.jobs.compare_histories, source)
         return self.runner.start("compare histories", body)
 
     def _cancel(self, action: a.CancelJob) -> bool:

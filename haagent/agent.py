@@ -324,7 +324,11 @@ class Agent:
         self.wake()
 
     def _guardian_event(self, event: guardian.GuardianEvent) -> None:
-        if isinstance(event, guardian.Fencing):
+        if isinstance(event, guardian.Fencing) and event.spared:
+            self.keeper.fenced(event.epoch)
+            said = f"the lease of epoch {event.epoch} ran out: PostgreSQL, a standby, goes on"
+            self.journal.event("lease-ended", said)
+        elif isinstance(event, guardian.Fencing):
             self.keeper.fenced(event.epoch)
             log.info("%s", lines.of_fence(self.last_observation))
             self.measures.fenced("guardian")

@@ -138,13 +138,16 @@ class GuardianLink:
     # --- requests
 
     def arm(
-        self, handle: Handle, fence_at: float, hard_at: float, deadline_s: float
+        self, handle: Handle, fence_at: float, hard_at: float, deadline_s: float, spares_standby: bool = False
     ) -> Armed | ArmRefused | NoAnswer:
-        """Stop the server at `fence_at` so that nothing is writable at `hard_at` (CLOCK_BOOTTIME seconds)."""
+        """Stop the server at `fence_at` so that nothing is writable at `hard_at` (CLOCK_BOOTTIME seconds).
+
+        `spares_standby`: one that was neither started nor told to write is left running."""
         fields = {
             "handle": {"session": handle[0], "epoch": handle[1]},
             "fence_at": fence_at,
             "hard_at": hard_at,
+            **({"spares_standby": True} if spares_standby else {}),
         }
         answer = self._ask("arm", deadline_s, **fields)
         if isinstance(answer, NoAnswer):

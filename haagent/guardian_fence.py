@@ -109,8 +109,15 @@ class GuardianFence:
     # --- the fence --------------------------------------------------------------------------------
 
     def _begin_fence(self, now: float) -> None:
-        """The deadline passed. Closes the epoch and stops the server, whatever its role is (H8)."""
+        """The deadline passed. Closes the epoch and stops the server, whatever its role is (H8).
+
+        In a standby cluster one that was never let write stays: nothing promotes it under a closed epoch."""
         epoch, budget_s = self.lease.expire()
+        if self._spares_the_server():
+            self.lease.drop()
+            self._consider_idle()
+            self._tell({"event": "fencing", "epoch": epoch, "spared": True})
+            return
         fence_at = self.lease.fence_at or now
         self.fencing = True
         if self.server is None:
@@ -129,6 +136,11 @@ class GuardianFence:
                 self._at(fence_at + QUIT_SHARE * budget_s, self._fence_quit)
                 self._at(fence_at + KILL_SHARE * budget_s, self._kill_all)
         self._tell({"event": "fencing", "epoch": epoch})
+
+    def _spares_the_server(self) -> bool:
+        server = self.server
+        reads_only = server is not None and not server.may_write and server.gone_at is None
+        return self.lease.spares_standby and reads_only and self.promoting is None
 
     def _fence_quit(self) -> None:
         if self.server is not None:

@@ -24,6 +24,8 @@ class Lease:
         self.hard_at: float | None = None
         self.closed_epoch = 0
         self.disarmed = False
+        #: In a standby cluster: a server that may not write is left running at the deadline.
+        self.spares_standby = False
 
     @property
     def fires_at(self) -> float | None:
@@ -39,7 +41,15 @@ class Lease:
         """True while an epoch is armed that is already closed: only its fence is still wanted."""
         return self.epoch is not None and self.epoch <= self.closed_epoch
 
-    def arm(self, session: str, epoch: int, fence_at: float, hard_at: float, now: float) -> None:
+    def arm(
+        self,
+        session: str,
+        epoch: int,
+        fence_at: float,
+        hard_at: float,
+        now: float,
+        spares_standby: bool = False,
+    ) -> None:
         """Set or extend the deadline. Raises Refused."""
         if epoch <= self.closed_epoch:
             raise Refused(f"epoch {epoch} is closed (closed up to {self.closed_epoch})")
@@ -52,7 +62,7 @@ class Lease:
         elif not self.disarmed and self.fence_at is not None and fence_at < self.fence_at:
             fence_at, hard_at = self.fence_at, self.hard_at or hard_at
         self.session, self.epoch, self.fence_at, self.hard_at = session, epoch, fence_at, hard_at
-        self.disarmed = False
+        self.disarmed, self.spares_standby = False, spares_standby
 
     def check_open(self, epoch: int, now: float) -> float:
         """The deadline under which `epoch` may write. Raises Refused (H8)."""

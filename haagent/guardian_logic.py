@@ -174,7 +174,8 @@ class GuardianLogic(GuardianFence):
         fence_at, hard_at = seconds_in(request, "fence_at"), seconds_in(request, "hard_at")
         if hard_at < fence_at:
             raise BadMessage("hard_at: lies before fence_at")
-        self.lease.arm(session, epoch, fence_at, hard_at, self.kernel.now())
+        spares = need({"spares_standby": False, **request}, "spares_standby", bool)
+        self.lease.arm(session, epoch, fence_at, hard_at, self.kernel.now(), spares)
         if self.server is not None:
             self.server.come_under(epoch)
         self.watchdog.proven()

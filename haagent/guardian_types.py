@@ -139,6 +139,8 @@ class Fencing:
     """The deadline passed: PostgreSQL is being stopped and the epoch is closed."""
 
     epoch: int
+    #: A standby of a standby cluster goes on instead.
+    spared: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def event_from(message: dict[str, Any]) -> GuardianEvent | None:
         leftovers = tuple(message["leftovers"])
         return PostmasterExited(message["pid"], message["status"], message["fenced"], leftovers)
     if message["event"] == "fencing":
-        return Fencing(message["epoch"])
+        return Fencing(message["epoch"], message.get("spared", False) is True)
     return None
 
 

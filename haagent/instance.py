@@ -145,6 +145,7 @@ class Applied:
     files: config_files.ServerConfig
     primary: bool
     upstream: tuple[str, int] | None
+    recovery: config_files.RecoveryConfig | None
 
 
 class LocalInstance:
@@ -175,12 +176,15 @@ class LocalInstance:
         #: Role of the files written last, and how often the server was told to read them in the same role.
         self._files_primary: bool | None = None
         self.reloads = 0
-        #: By "is to be written to", and synchronous_standby_names.
-        self._servers: dict[tuple[bool, str], config_files.ServerConfig] = {}
+        #: By the role whose overlay counts and synchronous_standby_names, and by whom they follow.
+        self._servers: dict[tuple[str, str], config_files.ServerConfig] = {}
+        self._recoveries: dict[tuple[str, int] | None, config_files.RecoveryConfig] = {}
         #: synchronous_standby_names in postgresql.conf; None: not read, or not known whether it was written.
         self._sync_names: str | None = None
         #: The same of a standby that is about to be promoted; None: as the settings want it.
         self._names_to_promote: str | None = None
+        #: This member follows another cluster for its own one: told by the observer before each step.
+        self.leads_standby_cluster = False
         self._kept: Mapping[str, Any] | None = None
         #: The dynamic configuration that this agent last saw in the store.
         self.seen_dynamic: Mapping[str, Any] | None = None
@@ -220,7 +224,12 @@ class LocalInstance:
     def peer_target(self, host: str, port: int, role: str) -> ConnectionTarget:
         """Another member's server, as `replication` or `rewind` user."""
         auth = self.config.postgresql.authentication
-        return self._target(host, port, auth.replication if role == "replication" else auth.rewind)
+        target = self._target(host, port, auth.replication if role == "replication" else auth.rewind)
+        if "," not in host:
+            return target
+        # Several nodes of another cluster: whichever is its primary (contract 6.7).
+        options = {**target.options, "target_session_attrs": "read-write"}
+        return replace(target, options=options)
 
     def _target(self, host: str, port: int, role: Role) -> ConnectionTarget:
         kerberos = self.effective.config.krbsrvname
@@ -458,7 +467,7 @@ class LocalInstance:
         if self._used is not None and self._used[0] is config and self._used[1] == settings:
             return self.settings
         self.config, self._used = config, (config, settings)
-        self._effective, self._servers = effective_postgresql(config, settings), {}
+        self._effective, self._servers, self._recoveries = effective_postgresql(config, settings), {}, {}
         self._names_to_promote = None
         self._warn(self.effective.warnings)
         at = self.own_target
@@ -487,7 +496,7 @@ class LocalInstance:
         if names is None:
             return False  # nothing is written while it is not known for whom commits wait
         wanted = self._wanted(primary, self._applied.upstream, names)
-        return wanted.files != self._applied.files or wanted.primary != self._applied.primary
+        return wanted != self._applied
 
     def _usual_names(self, primary: bool) -> str | None:
         """synchronous_standby_names where no decision says otherwise: a primary keeps what it has."""
@@ -510,19 +519,21 @@ class LocalInstance:
         return sync.names_at_start(self.settings, _user_sync_names(parameters), names)
 
     def _wanted(self, primary: bool, upstream: tuple[str, int] | None, names: str) -> Applied:
-        return Applied(self.server_config(primary, names), primary, upstream)
+        recovery = None if primary else self.recovery_config(upstream)
+        return Applied(self.server_config(primary, names), primary, upstream, recovery)
 
     def server_config(self, primary: bool, names: str = "") -> config_files.ServerConfig:
         """Everything that goes into the files (contract 5.4, 5.5) in that role; `names` is
         synchronous_standby_names."""
-        if (primary, names) not in self._servers:
+        overlay = overlay_role(primary, self.leads_standby_cluster)
+        if (overlay, names) not in self._servers:
             if len(self._servers) > MOST_CONFIGURATIONS:
                 self._servers = {}
-            self._servers[primary, names] = self._make_server_config(primary, names)
-        return self._servers[primary, names]
+            self._servers[overlay, names] = self._make_server_config(overlay, primary, names)
+        return self._servers[overlay, names]
 
-    def _make_server_config(self, primary: bool, names: str) -> config_files.ServerConfig:
-        pg = self.effective.config.for_role(overlay_role(primary))
+    def _make_server_config(self, overlay: str, primary: bool, names: str) -> config_files.ServerConfig:
+        pg = self.effective.config.for_role(overlay)
         accepted = self._known(pg.parameters, "parameters")
         return config_files.ServerConfig(
             data_dir=pg.data_dir,
@@ -549,14 +560,24 @@ class LocalInstance:
         return accepted
 
     def recovery_config(self, upstream: tuple[str, int] | None) -> config_files.RecoveryConfig:
-        pg = self.effective.config
+        """How a standby follows there; in a standby cluster with what its section says."""
+        if upstream not in self._recoveries:
+            self._recoveries[upstream] = self._make_recovery_config(upstream)
+        return self._recoveries[upstream]
+
+    def _make_recovery_config(self, upstream: tuple[str, int] | None) -> config_files.RecoveryConfig:
+        pg, section = self.effective.config, self.settings.standby_cluster
         target = self.peer_target(*upstream, "replication") if upstream is not None else None
+        slot = slot_name(self.config.name) if self.settings.use_slots else None
         return config_files.RecoveryConfig(
             primary=target,
             application_name=self.config.name,
             passfile=pg.pgpass,
-            slot_name=slot_name(self.config.name) if self.settings.use_slots else None,
-            extra=self._known(pg.recovery_conf, "recovery_conf") if pg.recovery_conf else {},
+            slot_name=slot if section is None else section.slot_for(upstream, slot),
+            extra={
+                **(self._known(pg.recovery_conf, "recovery_conf") if pg.recovery_conf else {}),
+                **(section.recovery_settings(upstream) if section is not None else {}),
+            },
             major_version=self.pg.major_version(pg.data_dir) or 14,
         )
 
@@ -567,6 +588,10 @@ class LocalInstance:
             return dict(self.seen_dynamic)
         cached = self.pg.read_dynamic_cache(self.config.postgresql.data_dir)
         return cached if cached else dict(self.config.bootstrap.dcs)
+
+    def forget_kept(self) -> None:
+        """The data directory is another one now: the copy in it is written anew."""
+        self._kept = None
 
     def keep_dynamic(self, data: Mapping[str, Any]) -> None:
         """patroni.dynamic.json in PGDATA (contract 5.1), once there is a PGDATA and no job works on it.
@@ -591,7 +616,7 @@ class LocalInstance:
             self.pg.write_pgpass(
                 self.effective.config.pgpass, [replication, self.peer_target(*upstream, "rewind")]
             )
-        return self.pg.write_config(server, None if wanted.primary else self.recovery_config(upstream))
+        return self.pg.write_config(server, wanted.recovery)
 
     def apply_files(
         self, primary: bool, upstream: tuple[str, int] | None, always: bool = False, names: str | None = None
@@ -623,7 +648,7 @@ class LocalInstance:
 
     def rewrite_files(self) -> None:
         """The next ApplyConfig writes and reloads, even without a change (contract 7.1)."""
-        self._applied, self._servers = None, {}
+        self._applied, self._servers, self._recoveries = None, {}, {}
 
     def reload(self) -> None:
         """By signal, not by SQL: a standby that lets nobody in yet must hear of a new leader as well."""
@@ -638,7 +663,7 @@ class LocalInstance:
             return "no guardian"
         pg = self.effective.config
         self._control = self._read_control()
-        self._servers = {}  # the programs may be newer ones since the last start
+        self._servers, self._recoveries = {}, {}  # the programs may be newer ones since the last start
         names = self._names_at_start(writable)
         wanted = self._wanted(writable, upstream, names)
         self._write_files(wanted.files, wanted)

@@ -15,10 +15,13 @@ from typing import Any
 
 from haagent import guardian_types as guardian
 from haagent.config.types import PostgresConfig
+from haagent.core.actions import Source
 from haagent.core.model import JobFacts, JobResult, Unavailable
+from haagent.core.standby_cluster import RemoteNode
 from haagent.hooks import Hooks
 from haagent.instance import LocalInstance
 from haagent.ports import Session
+from haagent.remote import require_source
 from haagent.runtime import Event, Runtime
 from postgres_ctl import basebackup, bootstrap, rewind
 from postgres_ctl.api import Cancellation, ConnectionTarget
@@ -181,12 +184,12 @@ class InstanceJobs:
     """Bodies of the jobs on one instance. `address(name)` resolves a member to host and port."""
 
     def __init__(
-        self, instance: LocalInstance, address: Callable[[str], tuple[str, int] | None], hooks: Hooks
+        self, instance: LocalInstance, address: Callable[[Source], tuple[str, int] | None], hooks: Hooks
     ) -> None:
         self.instance, self.address, self._hooks = instance, address, hooks
         self._rt, self._pg = instance.runtime, instance.pg
 
-    def _upstream(self, name: str | None) -> tuple[str, int] | None:
+    def _upstream(self, name: Source | None) -> tuple[str, int] | None:
         if name is None:
             return None
         found = self.address(name)
@@ -204,7 +207,7 @@ class InstanceJobs:
         return {"epoch": epoch}
 
     def start_standby(
-        self, upstream: str | None, cancel: Cancellation, starting: Starting | None = None
+        self, upstream: Source | None, cancel: Cancellation, starting: Starting | None = None
     ) -> dict[str, Any]:
         """Start read-only; ends when it answers. One that takes longer goes on by itself."""
         self._start(False, None, self._upstream(upstream))
@@ -312,7 +315,7 @@ class InstanceJobs:
         return False
 
     def restart(
-        self, epoch: int | None, upstream: str | None, starting: Starting, cancel: Cancellation
+        self, epoch: int | None, upstream: Source | None, starting: Starting, cancel: Cancellation
     ) -> dict[str, Any]:
         """Stop fast and start in the same role."""
         self._hooks.before_stop(cancel)
@@ -411,7 +414,7 @@ class InstanceJobs:
             return None
         return PostBootstrap(command, self.instance.server_config(primary=True), pg.pgpass, pg.database)
 
-    def clone(self, source: str, leader: str, wipe: bool, cancel: Cancellation) -> dict[str, Any]:
+    def clone(self, source: Source, leader: Source, wipe: bool, cancel: Cancellation) -> dict[str, Any]:
         """Base backup; with `wipe` PostgreSQL is stopped and its directory discarded first (rule 7)."""
         self._require_storage()
         host_port = self._upstream(source)
@@ -437,12 +440,13 @@ class InstanceJobs:
         )
         for warning in self._pg.clone(spec, COPY_S, cancel):
             log.warning("%s", warning)
+        self.instance.forget_kept()
         for name in self._pg.restore_backups(self.instance.server_config(primary=False)):
             log.info("%s brought back from the copy in the data directory", name)
         log.info("replica has been created using basebackup")
         return {"source": source}
 
-    def _prove_another_copy(self, leader: str) -> None:
+    def _prove_another_copy(self, leader: Source) -> None:
         """Rule 7: the leader's server answers now; its key outlives it. Raises PostgresError, Failed."""
         host_port = self._upstream(leader)
         assert host_port is not None
@@ -491,7 +495,7 @@ class InstanceJobs:
             return f"replayed {position} on timeline {mine}, the leader left it at {switch.switch_lsn}"
         return None
 
-    def rewind(self, source: str, cancel: Cancellation) -> dict[str, Any]:
+    def rewind(self, source: Source, cancel: Cancellation) -> dict[str, Any]:
         """Keep aside what is discarded, then pg_rewind (contract 2.9, rule 7)."""
         self._require_storage()
         host_port = self._upstream(source)
@@ -505,6 +509,8 @@ class InstanceJobs:
         target = self.instance.peer_target(*host_port, "replication")
         rewinder = self.instance.peer_target(*host_port, "rewind")
         self._pg.write_pgpass(pg.pgpass, [target, rewinder])
+        if isinstance(source, RemoteNode):
+            require_source(self._pg, source, target, rewinder)
         report = self._keep_aside(control, target)
         outcome = self._pg.rewind(
             rewind.RewindSpec(
@@ -521,7 +527,8 @@ class InstanceJobs:
         if isinstance(outcome, rewind.RewindFailed):
             raise Failed(outcome.reason + (f": {outcome.output.strip()[-300:]}" if outcome.output else ""))
         log.info("pg_rewind from %s: %s; %s", source, type(outcome).__name__, report)
-        return {"report": report, "needed": isinstance(outcome, rewind.Rewound)}
+        self.instance.forget_kept()
+        return {"report": report, "needed": isinstance(outcome, rewind.Rewound), "source": source}
 
     def _rewind_is_blind(self, control: ControlData) -> bool:
         data_dir = self.instance.config.postgresql.data_dir

@@ -49,7 +49,12 @@ class Fence(Protocol):
     """What the keeper needs of the guardian (`ports.GuardianLink`)."""
 
     def arm(
-        self, handle: guardian.Handle, fence_at: float, hard_at: float, deadline_s: float
+        self,
+        handle: guardian.Handle,
+        fence_at: float,
+        hard_at: float,
+        deadline_s: float,
+        spares_standby: bool = False,
     ) -> guardian.Armed | guardian.ArmRefused | guardian.NoAnswer: ...
 
     def disarm(self, deadline_s: float) -> guardian.Simple: ...
@@ -136,7 +141,11 @@ class LeaseKeeper:
                 return
             fence_at, hard_at = core.deadlines(0.0, self._settings.ttl_s, self._settings)
             handle = guardian.Handle(lease.session or "", lease.epoch)
-        fence.arm(handle, due, due + hard_at - fence_at, GUARDIAN_ANSWER_S)
+        fence.arm(handle, due, due + hard_at - fence_at, GUARDIAN_ANSWER_S, self._spares_standby())
+
+    def _spares_standby(self) -> bool:
+        """The lease of a standby cluster says who follows the other one: read only, nothing to fence."""
+        return self._settings.standby_cluster is not None
 
     def permit(self) -> None:
         """The loop is alive and wants to keep what it has.
@@ -463,7 +472,11 @@ class LeaseKeeper:
             answer = guardian.NoAnswer("no guardian")
         else:
             answer = fence.arm(
-                guardian.Handle(handle.session, handle.epoch), fence_at, hard_at, GUARDIAN_ANSWER_S
+                guardian.Handle(handle.session, handle.epoch),
+                fence_at,
+                hard_at,
+                GUARDIAN_ANSWER_S,
+                self._spares_standby(),
             )
         first = self._lease.fence_at is None
         if isinstance(answer, guardian.Armed):

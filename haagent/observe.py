@@ -82,6 +82,9 @@ class Observer:
         finished = self.runner.collect()
         if job is None and isinstance(cluster, ClusterSnapshot) and cluster.config is not None:
             self.instance.keep_dynamic(cluster.config.data)
+        lease = self.keeper.facts()
+        follows_another = self.settings.standby_cluster is not None
+        self.instance.leads_standby_cluster = follows_another and lease.holds(self._now())
         instance = self.instance.facts(SAMPLE_WAIT_S, busy=job is not None)
         lease = self.keeper.facts()
         return Observation(

@@ -16,6 +16,7 @@ from haagent import guardian_types as guardian
 from haagent.config.types import AgentConfig
 from haagent.runtime import Runtime
 from postgres_ctl.api import Cancellation, ConnectionTarget
+from postgres_ctl.archiving import ArchiveSpec
 from postgres_ctl.basebackup import CloneSpec
 from postgres_ctl.bootstrap import InitdbSpec
 from postgres_ctl.config_files import RecoveryConfig, ServerConfig
@@ -73,6 +74,10 @@ class Postgres(Protocol):
     ) -> tuple[SlotState, ...]: ...
 
     def identify_system(self, target: ConnectionTarget, deadline_s: float) -> SystemIdentity: ...
+
+    def is_in_recovery(self, target: ConnectionTarget, deadline_s: float) -> bool: ...
+
+    def checkpoint_timeline(self, target: ConnectionTarget, deadline_s: float) -> int: ...
 
     def timeline_history(
         self, target: ConnectionTarget, timeline: int, deadline_s: float
@@ -168,6 +173,11 @@ class Postgres(Protocol):
 
     def forget_rewind(self, data_dir: str) -> None: ...
 
+    def archive_last(
+        self, spec: ArchiveSpec, checkpoint: Lsn, deadline_s: float, cancel: Cancellation
+    ) -> str | None:
+        """Name of the archived segment; None where nothing is archived."""
+
     def keep_diverged_wal(self, data_dir: str, control: ControlData, switch_lsn: Lsn) -> DiscardReport: ...
 
     def rewind(self, spec: RewindSpec, deadline_s: float, cancel: Cancellation) -> RewindOutcome: ...
@@ -179,7 +189,12 @@ class GuardianLink(Protocol):
     hello: guardian.GuardianState
 
     def arm(
-        self, handle: guardian.Handle, fence_at: float, hard_at: float, deadline_s: float
+        self,
+        handle: guardian.Handle,
+        fence_at: float,
+        hard_at: float,
+        deadline_s: float,
+        spares_standby: bool = False,
     ) -> guardian.Armed | guardian.ArmRefused | guardian.NoAnswer: ...
 
     def start(

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from haagent.core.actions import Source
 from haagent.core.slot_config import PermanentSlot
 from haagent.hooks import Hooks
 from haagent.instance import LocalInstance
@@ -56,7 +57,7 @@ class SlotJobs:
         return {}
 
     def copy(
-        self, slots: tuple[PermanentSlot, ...], leader: str, upstream: str, cancel: Cancellation
+        self, slots: tuple[PermanentSlot, ...], leader: str, upstream: Source, cancel: Cancellation
     ) -> dict[str, Any]:
         """Restart the standby with copies of these slots of the leader; `refused` says which it did without.
 

@@ -22,6 +22,7 @@ from haagent.runtime import SystemRuntime
 from haagent.service import SystemdService
 from haagent.useragent import user_agent
 from postgres_ctl import (
+    archiving,
     basebackup,
     bootstrap,
     config_files,
@@ -100,6 +101,12 @@ class SystemPostgres:
 
     def identify_system(self, target: ConnectionTarget, deadline_s: float) -> queries.SystemIdentity:
         return queries.identify_system(target, deadline_s)
+
+    def is_in_recovery(self, target: ConnectionTarget, deadline_s: float) -> bool:
+        return queries.is_in_recovery(target, deadline_s)
+
+    def checkpoint_timeline(self, target: ConnectionTarget, deadline_s: float) -> int:
+        return queries.checkpoint_timeline(target, deadline_s)
 
     def timeline_history(
         self, target: ConnectionTarget, timeline: int, deadline_s: float
@@ -245,6 +252,11 @@ class SystemPostgres:
 
     def forget_rewind(self, data_dir: str) -> None:
         rewind.forget_interruption(data_dir)
+
+    def archive_last(
+        self, spec: archiving.ArchiveSpec, checkpoint: Lsn, deadline_s: float, cancel: Cancellation
+    ) -> str | None:
+        return archiving.archive_last(spec, checkpoint, deadline_s, cancel)
 
     def keep_diverged_wal(self, data_dir: str, control: ControlData, switch_lsn: Lsn) -> rewind.DiscardReport:
         keep = rewind.diverged_dir(data_dir, control.timeline, switch_lsn)

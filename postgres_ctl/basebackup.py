@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from postgres_ctl.api import Cancellation, ConnectionTarget, option_arguments, run_tool, tool
-from postgres_ctl.config_files import write_standby_signal
+from postgres_ctl.config_files import DYNAMIC_CACHE, write_standby_signal
 from postgres_ctl.datadir import link_targets, under_construction, wipe
 from postgres_ctl.tool_login import secrets_of, tool_login
 
@@ -80,8 +80,8 @@ def clone(spec: CloneSpec, deadline_s: float, cancel: Cancellation | None = None
     return tuple(warnings)
 
 
-#: Of the source's life, not of the copy's.
-_NOT_OURS = ("recovery.signal", "postmaster.pid", "postmaster.opts")
+#: Of the source's life, not of the copy's. Its dynamic configuration may even be another cluster's.
+_NOT_OURS = ("recovery.signal", "postmaster.pid", "postmaster.opts", DYNAMIC_CACHE)
 
 
 def _forget_origin(data_dir: str) -> None:

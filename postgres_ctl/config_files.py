@@ -401,6 +401,12 @@ def write_dynamic_cache(data_dir: str, dynamic: Mapping[str, Any]) -> bool:
     return write_if_changed(path, json.dumps(dynamic), file_mode(data_dir, path))
 
 
+def remove_dynamic_cache(data_dir: str) -> None:
+    """A copy of another server's directory may hold the configuration of another cluster."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(data_dir, DYNAMIC_CACHE))
+
+
 def read_dynamic_cache(data_dir: str) -> dict[str, Any] | None:
     """The cached dynamic configuration, None when there is none or it is broken."""
     try:

@@ -373,6 +373,23 @@ def identify_system(target: ConnectionTarget, deadline_s: float) -> SystemIdenti
     return SystemIdentity(_decode(row[0]), int(_decode(row[1])), Lsn.parse(_decode(row[2])))
 
 
+def is_in_recovery(target: ConnectionTarget, deadline_s: float) -> bool:
+    """A standby, told over the replication protocol. Raises PostgresUnavailable, QueryFailed."""
+    return _decode(_replication_command(target, "SHOW in_hot_standby", deadline_s)[0]) == "on"
+
+
+def checkpoint_timeline(target: ConnectionTarget, deadline_s: float) -> int:
+    """Timeline of the last checkpoint in its pg_control. Raises PostgresUnavailable, QueryFailed."""
+    end = boottime() + deadline_s
+    connection = Connection.open(target, deadline_s, application_name="haagent")
+    try:
+        sql = "select timeline_id from pg_control_checkpoint()"
+        rows = connection.query(sql, max(0.0, end - boottime()))
+    finally:
+        connection.close()
+    return int(rows[0][0] or 0)
+
+
 def timeline_history(
     target: ConnectionTarget, timeline: int, deadline_s: float
 ) -> tuple[TimelineSwitch, ...]:

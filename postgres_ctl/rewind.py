@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from postgres_ctl.api import Cancellation, ConnectionTarget, option_arguments, run_tool, tool
-from postgres_ctl.config_files import write_standby_signal
+from postgres_ctl.config_files import remove_dynamic_cache, write_standby_signal
 from postgres_ctl.datadir import Marker, end_orphaned_tools, fsync_dir, require_unused
 from postgres_ctl.errors import DataDirError, PostgresError, ToolFailed
 from postgres_ctl.facts import ControlData, Lsn
@@ -120,6 +120,7 @@ def rewind(spec: RewindSpec, deadline_s: float, cancel: Cancellation | None = No
         arguments = rewind_arguments(spec.options)[0]
         marker.set()
         output = _run(spec, arguments, deadline_s, cancel)
+        remove_dynamic_cache(spec.data_dir)
         write_standby_signal(spec.data_dir)
         marker.clear()
     except ToolFailed as e:

@@ -340,7 +340,6 @@ KEYS: dict[str, Key] = {
 
 _UNBUILT = {
     "failsafe_mode": "Go on as primary while the DCS is away and all members agree; only off is accepted",
-    "standby_cluster": "Follow another cluster; must be absent",
 }
 
 
@@ -380,6 +379,7 @@ def _dynamic() -> Iterator[Key]:
         yield Key(old, v.ANY, "Old name of `slots`; wins over it")
     yield Key("ignore_slots", v.ANY, "Slots of others: list of name, type, database, plugin; all have to fit")
     yield Key("pause", v.FLAG, "Hands off: no automatic action", False)
+    yield Key("standby_cluster", v.MAPPING, "Follow another cluster (standby-clusters.md)", {})
     yield Key("postgresql", v.MAPPING, "As in the local file, where marked DCS", {})
     for old in ("master_start_timeout", "master_stop_timeout"):
         yield Key(old, whole(0), f"Old name of `{old.replace('master', 'primary')}`")

@@ -12,7 +12,11 @@ from dataclasses import dataclass, field
 
 from haagent.core.restart import ScheduledRestart
 from haagent.core.slot_config import PermanentSlot
+from haagent.core.standby_cluster import RemoteNode
 from postgres_ctl.facts import Lsn
+
+#: Where WAL or a copy comes from: a member, by its name, or the node a standby cluster follows.
+Source = str | RemoteNode
 
 
 @dataclass(frozen=True)
@@ -155,10 +159,11 @@ class DeleteSync:
 
 @dataclass(frozen=True)
 class WriteHistory:
-    """`history` from the local history file (contract 1.3)."""
+    """`history` from the local history file (contract 1.3). `by_me`: this member began the timeline."""
 
     guard: Guard
     timeline: int
+    by_me: bool = True
 
 
 # --- PostgreSQL, quick --------------------------------------------------------------------------
@@ -168,7 +173,7 @@ class WriteHistory:
 class Follow:
     """Point a running standby at another upstream (None: at nobody) and reload."""
 
-    upstream: str | None
+    upstream: Source | None
 
 
 @dataclass(frozen=True)
@@ -225,7 +230,7 @@ class CopySlots:
 
     slots: tuple[PermanentSlot, ...]
     leader: str
-    upstream: str
+    upstream: Source
 
 
 @dataclass(frozen=True)
@@ -271,8 +276,8 @@ class Clone:
     """Job: base backup from `source`; `wipe` discards what is there first, once `leader` has answered: the
     store may know only later that it is gone (rule 7). `asked`: by an operator."""
 
-    source: str
-    leader: str
+    source: Source
+    leader: Source
     wipe: bool = False
     asked: bool = False
 
@@ -288,7 +293,7 @@ class StartPrimary:
 class StartStandby:
     """Job: start in recovery, streaming from `upstream`, or from nobody."""
 
-    upstream: str | None
+    upstream: Source | None
 
 
 @dataclass(frozen=True)
@@ -339,7 +344,7 @@ class Restart:
 
     request_id: int | None
     epoch: int | None
-    upstream: str | None
+    upstream: Source | None
     timeout_s: float | None = None
 
 
@@ -347,14 +352,22 @@ class Restart:
 class Rewind:
     """Job: keep aside what would be discarded, then pg_rewind from `source` (rule 7)."""
 
-    source: str
+    source: Source
 
 
 @dataclass(frozen=True)
 class CheckDivergence:
     """Job: ask `source` for its timeline history and compare with ours."""
 
-    source: str
+    source: Source
+
+
+@dataclass(frozen=True)
+class ArchiveLast:
+    """Job: hand the segment with the shutdown checkpoint to archive_command, where archiving is on: who
+    follows the archive has to see all that this primary wrote (contract 2.6)."""
+
+    checkpoint: Lsn
 
 
 @dataclass(frozen=True)
@@ -443,6 +456,7 @@ Action = (
     | Restart
     | Rewind
     | CheckDivergence
+    | ArchiveLast
     | CancelJob
     | AnswerRequest
     | ScheduleRestart
@@ -464,4 +478,5 @@ JOBS = (
     Restart,
     Rewind,
     CheckDivergence,
+    ArchiveLast,
 )

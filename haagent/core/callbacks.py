@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from haagent.core.model import JobResult, Memory, Observation
-from haagent.core.roles import DEMOTED, PRIMARY, REPLICA
+from haagent.core.roles import DEMOTED, PRIMARY, REPLICA, STANDBY_LEADER
 
 #: The one action that does not end the program of another one.
 RELOAD = "on_reload"
@@ -84,7 +84,7 @@ def _role(obs: Observation) -> str | None:
     if busy or not obs.instance.answers:
         return None
     if not obs.instance.serves_as_primary:
-        return REPLICA
+        return STANDBY_LEADER if obs.leads_standby_cluster else REPLICA
     leads = obs.lease.holds(obs.now) or obs.lease.disarmed or obs.settings.pause
     return PRIMARY if leads else None
 

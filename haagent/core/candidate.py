@@ -188,6 +188,8 @@ def _diverged_check(obs: Observation) -> Check:
     rule, detail = "timeline.diverged", diverged_detail(obs)
     if detail is None:
         return Check(rule, True, "its WAL is the cluster's")
+    if obs.settings.standby_cluster is not None:
+        return Check(rule, True, f"{detail}, but this cluster's line is that of the one it follows")
     waived = not isinstance(obs.cluster, Unavailable) and manual_failover_to_me(obs, obs.cluster)
     return Check(rule, waived, detail + (", waived by a manual failover" if waived else ""))
 
@@ -270,7 +272,7 @@ def _timeline_check(obs: Observation, cluster: ClusterSnapshot) -> Check:
     waived, broken = manual_failover_to_me(obs, cluster), unreadable(cluster, "history")
     if broken is not None and not waived:
         return Check("timeline", False, f"the timelines cannot be read from the store: {broken}")
-    if not obs.settings.check_timeline or waived:
+    if not obs.settings.check_timeline or waived or obs.settings.standby_cluster is not None:
         return Check("timeline", True, f"on timeline {mine}, not compared")
     fine = mine is not None and mine >= theirs
     return Check("timeline", fine, f"on timeline {mine}, the cluster is on {theirs}")
@@ -474,7 +476,8 @@ def _owner_lost_in_pause(
     """H20: fencing was off when it vanished, so its PostgreSQL may run on: only an operator may go ahead."""
     rule, lost = "pause.owner-lost", unfenced_owners(obs, memory, cluster)
     broken = unreadable(cluster, "haagent_unfenced")
-    if manual_failover_to_me(obs, cluster) or not (lost or broken):
+    reads_only = obs.settings.standby_cluster is not None
+    if manual_failover_to_me(obs, cluster) or not (lost or broken) or reads_only:
         return Check(rule, True, "no owner of the key vanished during a pause, or an operator decided")
     if broken is not None:
         return Check(rule, False, f"who vanished during a pause cannot be read from the store: {broken}")

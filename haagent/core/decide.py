@@ -26,6 +26,7 @@ from haagent.core.rules import (
     race,
     requests,
     shutdown,
+    standby_cluster,
     switchover,
     vitality,
 )
@@ -48,6 +49,7 @@ RULES: tuple[Rule, ...] = (
     requests.operator_request,
     requests.scheduled_restart,
     # the key is ours
+    standby_cluster.holder,
     vitality.unhealthy,
     switchover.on_the_primary,
     leading.stopped,
@@ -63,6 +65,7 @@ RULES: tuple[Rule, ...] = (
     follower.name_taken,
     follower.primary_while_other_leads,
     follower.no_data,
+    standby_cluster.member,
     follower.stopped,
     follower.not_answering,
     follower.wrong_upstream,

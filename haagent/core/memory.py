@@ -24,11 +24,14 @@ from haagent.core.model import (
 )
 from haagent.core.roles import is_at_rest
 from haagent.core.schedule import request_in_force
+from haagent.core.standby_cluster import RemoteNode
 from haagent.core.vitality import leader_changed
-from postgres_ctl.facts import slot_name
+from postgres_ctl.facts import ControlData, slot_name
 
 #: First pause after a failed try to rejoin, then doubled up to the maximum; seconds.
 REJOIN_PAUSE_S, REJOIN_PAUSE_MAX_S = 2.0, 60.0
+#: Histories are compared again with the node of another cluster that gives no stream after this, seconds.
+REMOTE_PAUSE_S = 10.0
 #: Names of gone members are remembered at least this long after their slots were given up, seconds.
 SLOTS_FORGOTTEN_S = 600.0
 #: Seen again within so long, a member is not noted anew, seconds.
@@ -61,7 +64,7 @@ def _after_view(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> M
         if memory.last_leader not in (None, cluster.leader.name):
             memory = evolve(memory, remedies=leader_changed(obs, memory.remedies))
         # The holder serves only once it is promoted: a wait that ended in the race must not begin anew (H13).
-        served = cluster.leader.name != obs.me.name or obs.instance.serves_as_primary
+        served = cluster.leader.name != obs.me.name or obs.serves_as_leader
         memory = evolve(
             memory,
             leader_missing_since=None if served else memory.leader_missing_since,
@@ -110,7 +113,8 @@ def _after_request(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -
     It counts from the old leader's release: else whoever takes the key after it, be it the old leader itself,
     would find it fresh, give the key back, take it again, and so on."""
     request, leader = request_in_force(obs, cluster), cluster.leader
-    if request is not None and request.is_switchover:
+    # Inside a standby cluster nothing can be lost: whom it follows has all of it.
+    if request is not None and request.is_switchover and obs.settings.standby_cluster is None:
         steps_down = leader is not None and leader.name == request.leader
         seen_at = memory.leader_missing_since
         if seen_at is None:
@@ -222,11 +226,19 @@ def _settled(memory: Memory, epoch: int) -> Rejoin:
 
 def _cloned(obs: Observation, memory: Memory, result: JobResult) -> Memory:
     """A copy of the leader fits its history; that of another member may have diverged with it."""
+    first = memory.bootstrap == "won"
+    if not result.ok and first:
+        return evolve(memory, bootstrap=f"failed: {result.reason}")
     if not result.ok:
         return _failed_try(obs, memory, f"base backup failed: {result.reason}")
+    source = result.data.get("source")
+    remote = source if isinstance(source, RemoteNode) else None
     of_the_leader = result.data.get("source") == memory.last_leader
-    rejoin = _settled(memory, memory.last_epoch) if of_the_leader else Rejoin(epoch=memory.rejoin.epoch)
-    return evolve(memory, rejoin=rejoin, slot_wait_since=None, note=None)
+    fits = of_the_leader or remote is not None
+    rejoin = _settled(memory, memory.last_epoch) if fits else Rejoin(epoch=memory.rejoin.epoch)
+    if first:
+        memory = evolve(memory, bootstrap="ready")
+    return evolve(memory, rejoin=rejoin, remote_fits=remote, slot_wait_since=None, note=None)
 
 
 def _rewound(obs: Observation, memory: Memory, result: JobResult) -> Memory:
@@ -235,7 +247,9 @@ def _rewound(obs: Observation, memory: Memory, result: JobResult) -> Memory:
     if memory.rejoin.diverged and result.data.get("needed") is False:
         note = f"pg_rewind sees no divergence, but: {memory.rejoin.reason}"
         return evolve(memory, rejoin=evolve_rejoin(memory.rejoin, unseen=True, reason=note), note=note)
-    return evolve(memory, rejoin=_settled(memory, memory.last_epoch), note=None)
+    source = result.data.get("source")
+    fits = source if isinstance(source, RemoteNode) else memory.remote_fits
+    return evolve(memory, rejoin=_settled(memory, memory.last_epoch), remote_fits=fits, note=None)
 
 
 def _failed_try(obs: Observation, memory: Memory, reason: str) -> Memory:
@@ -246,8 +260,13 @@ def _failed_try(obs: Observation, memory: Memory, reason: str) -> Memory:
 
 
 def _compared(obs: Observation, memory: Memory, result: JobResult) -> Memory:
+    if obs.settings.standby_cluster is not None:
+        memory = evolve(memory, remote_not_before=obs.now + REMOTE_PAUSE_S)
     if not result.ok:
         return _failed_try(obs, memory, f"could not compare histories: {result.reason}")
+    source = result.data.get("source")
+    if isinstance(source, RemoteNode):
+        return _compared_with_remote(obs, memory, source, result)
     if result.data.get("diverged"):
         detail = str(result.data.get("detail", ""))
         rejoin = evolve_rejoin(memory.rejoin, diverged=True, reason=detail, tries=0, not_before=0.0)
@@ -257,6 +276,27 @@ def _compared(obs: Observation, memory: Memory, result: JobResult) -> Memory:
         later = evolve_rejoin(memory.rejoin, not_before=obs.now + REJOIN_PAUSE_MAX_S)
         return evolve(memory, rejoin=later)
     return evolve(memory, rejoin=_settled(memory, memory.last_epoch))
+
+
+def _compared_with_remote(obs: Observation, memory: Memory, remote: RemoteNode, result: JobResult) -> Memory:
+    """It may fail over at any time, under one leader here: a verdict holds until the stream ends."""
+    detail = str(result.data.get("detail", ""))
+    if result.data.get("diverged"):
+        unseen = bool(result.data.get("unseen"))
+        rejoin = evolve_rejoin(
+            memory.rejoin, diverged=True, unseen=unseen, reason=detail, tries=0, not_before=0.0
+        )
+        note = f"diverged from the {remote}: {detail}"
+        return evolve(memory, rejoin=rejoin, remote_fits=None, note=note)
+    if result.data.get("unknown"):
+        return evolve(memory, note=f"the {remote}: {detail}")
+    return evolve(memory, rejoin=_settled(memory, memory.last_epoch), remote_fits=remote, note=None)
+
+
+def _archived(obs: Observation, memory: Memory, result: JobResult) -> Memory:
+    """Tried once: what failed is in the log."""
+    control = obs.instance.control
+    return evolve(memory, archived=control.checkpoint_lsn if isinstance(control, ControlData) else None)
 
 
 def _stopped(obs: Observation, memory: Memory, result: JobResult) -> Memory:
@@ -284,6 +324,7 @@ _HANDLERS: dict[str, Callable[[Observation, Memory, JobResult], Memory]] = {
     "clone": _cloned,
     "rewind": _rewound,
     "compare histories": _compared,
+    "archive": _archived,
     "stop": _stopped,
 }
 

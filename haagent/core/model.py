@@ -19,6 +19,7 @@ from haagent.core.actions import Action
 from haagent.core.restart import ALWAYS, RestartWish, ScheduledRestart
 from haagent.core.settings import Settings
 from haagent.core.slot_memory import SlotMemory
+from haagent.core.standby_cluster import RemoteNode
 from haagent.core.vitals import Remedies, Vitals
 from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, Lsn, TimelineSwitch
 
@@ -304,6 +305,18 @@ class Observation:
     #: A write of this agent, or of one before it, to `/sync` as it is now may still arrive.
     sync_in_doubt: bool = False
 
+    @property
+    def serves_as_leader(self) -> bool:
+        """What the holder of the key is to be: a primary, in a standby cluster a standby."""
+        follows = self.settings.standby_cluster is not None and self.instance.serves_as_standby
+        return follows or self.instance.serves_as_primary
+
+    @property
+    def leads_standby_cluster(self) -> bool:
+        """This member holds a proven lease of a standby cluster: it follows the other one for all."""
+        holds = self.lease.holds(self.now) or (self.lease.disarmed and self.lease.epoch is not None)
+        return self.settings.standby_cluster is not None and holds and not self.instance.serves_as_primary
+
 
 def unreadable(cluster: ClusterSnapshot, key: str) -> str | None:
     """Why the value of this key cannot be understood; None when it can, or is absent.
@@ -425,6 +438,12 @@ class Memory:
     clean_release: bool = False
     #: An operator had this data directory built anew, and it does not serve yet.
     reinitializing: bool = False
+    #: The node of the other cluster whose history was compared with ours, and fits (standby clusters).
+    remote_fits: RemoteNode | None = None
+    #: It is not asked again before this.
+    remote_not_before: float = 0.0
+    #: The last segment of the primary that stopped here is in its archive: location of its checkpoint.
+    archived: Lsn | None = None
     #: Slot name -> when its member was last seen (contract 6.2, member_slots_ttl); also of those given up.
     slots_seen: Mapping[str, float] = field(default_factory=dict)
     sync: SyncSeen = SyncSeen()

@@ -8,7 +8,7 @@ from dcs.records import Member
 from haagent.core import logical_slots, vitality
 from haagent.core.candidate import local_checks
 from haagent.core.model import Memory, Observation, Unavailable
-from haagent.core.roles import DEMOTED, PRIMARY, PROMOTED, REPLICA, UNINITIALIZED
+from haagent.core.roles import DEMOTED, PRIMARY, PROMOTED, REPLICA, STANDBY_LEADER, UNINITIALIZED
 from postgres_ctl.facts import ControlData, DataDirState, InstanceSample
 
 _JOB_STATES = {
@@ -65,6 +65,8 @@ def role_text(obs: Observation) -> str:
     if obs.instance.data_dir is DataDirState.MISSING_OR_EMPTY and not obs.instance.alive:
         return UNINITIALIZED
     epoch = obs.lease.epoch
+    if obs.leads_standby_cluster:
+        return STANDBY_LEADER
     if obs.job is not None and obs.job.kind == "promote":
         return PROMOTED
     if obs.instance.serves_as_primary:

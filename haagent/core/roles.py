@@ -60,9 +60,11 @@ def same_member(one: str | None, other: str | None) -> bool:
     return one is not None and one == other
 
 
-def overlay_role(primary: bool) -> str:
+def overlay_role(primary: bool, leads_standby_cluster: bool = False) -> str:
     """Whose overlay of the configuration counts (contract 5.2): promoted is primary, demoted is replica."""
-    return PRIMARY if primary else REPLICA
+    if primary:
+        return PRIMARY
+    return STANDBY_LEADER if leads_standby_cluster else REPLICA
 
 
 def shown_role(role: str, in_recovery: bool | None, standby_cluster: bool) -> str:

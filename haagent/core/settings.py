@@ -23,6 +23,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any
 
+from haagent.core import standby_cluster
 from haagent.core.slot_config import (
     IGNORE_KEY,
     SLOT_KEYS,
@@ -31,6 +32,7 @@ from haagent.core.slot_config import (
     ignored_slots,
     permanent_slots,
 )
+from haagent.core.standby_cluster import StandbyCluster
 
 Scalar = str | int | float | bool
 
@@ -167,6 +169,8 @@ class Settings:
     parameters: Mapping[str, Scalar] = field(default_factory=lambda: _EMPTY)
     #: The `postgresql` section as it stands in the DCS.
     postgresql: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
+    #: The cluster follows another one (contract 6.7); None: it does not.
+    standby_cluster: StandbyCluster | None = None
     #: Safety keys that are switched on but not built here: this member must not promise them.
     unsupported: tuple[str, ...] = ()
 
@@ -277,6 +281,7 @@ def parse_settings(
     timings = _timings(top, _minima(minimum_ttl_s, patroni_in_cluster), warnings)
     wrong_slots = _slot_problems(data)
     warnings.extend(f"{problem}: ignored" for problem in wrong_slots)
+    followed, _ = standby_cluster.parse(data.get("standby_cluster"))
     settings = Settings(
         ttl_s=timings[0],
         loop_wait_s=timings[1],
@@ -288,7 +293,7 @@ def parse_settings(
         ),
         primary_stop_timeout_s=top.whole(top.first_of("primary_stop_timeout", "master_stop_timeout"), 0, 0),
         primary_race_backoff_s=top.whole("primary_race_backoff", 0, 0),
-        synchronous_mode=top.sync_mode("synchronous_mode"),
+        synchronous_mode=_off_in(followed, top.sync_mode("synchronous_mode")),
         synchronous_mode_strict=top.flag("synchronous_mode_strict", False),
         synchronous_node_count=top.whole("synchronous_node_count", 1, 1),
         maximum_lag_on_syncnode_bytes=top.whole("maximum_lag_on_syncnode", -1, -1, maximum=_LARGEST),
@@ -306,8 +311,10 @@ def parse_settings(
         ),
         parameters=_parameters(inner.section("parameters"), warnings),
         postgresql=MappingProxyType(dict(postgresql)),
-        unsupported=tuple(problem.key for problem in _unbuilt(data)),
+        standby_cluster=followed,
+        unsupported=tuple(problem.key for problem in (*_unbuilt(data), *_no_section(data))),
     )
+    warnings.extend(f"{problem}: ignored" for problem in _standby_cluster_problems(data))
     warnings.extend(f"{problem}" for problem in _unbuilt(data))
     return settings, tuple(warnings)
 
@@ -357,7 +364,7 @@ KNOWN_DYNAMIC = (
     *_TIMING_KEYS, "maximum_lag_on_failover", "check_timeline", "pause", "postgresql", "primary_race_backoff",
     "primary_start_timeout", "master_start_timeout", "primary_stop_timeout", "master_stop_timeout",
     "max_timelines_history", "member_slots_ttl", "synchronous_mode", "synchronous_mode_strict",
-    "synchronous_node_count", "maximum_lag_on_syncnode", *SLOT_KEYS, IGNORE_KEY,
+    "synchronous_node_count", "maximum_lag_on_syncnode", "standby_cluster", *SLOT_KEYS, IGNORE_KEY,
 )  # fmt: skip
 
 
@@ -373,7 +380,6 @@ def _is_empty(value: object) -> bool:
 SAFETY_DYNAMIC: Mapping[str, tuple[Callable[[object], bool], str]] = MappingProxyType(
     {
         "failsafe_mode": (_is_off, "must be off: failsafe mode is not built yet"),
-        "standby_cluster": (_is_empty, "must be absent: standby clusters are not built yet"),
     }
 )
 
@@ -400,6 +406,24 @@ def _unreadable_modes(data: Mapping[str, Any]) -> list[Problem]:
     ]
 
 
+def _off_in(followed: StandbyCluster | None, mode: SyncMode) -> SyncMode:
+    """Nothing is committed in a standby cluster (contract 6.1)."""
+    return mode if followed is None else SyncMode.OFF
+
+
+def _standby_cluster_problems(data: Mapping[str, Any]) -> list[Problem]:
+    _, faults = standby_cluster.parse(data.get("standby_cluster"))
+    return [
+        Problem(f"standby_cluster.{key}" if key else "standby_cluster", value, allowed)
+        for key, value, allowed in faults
+    ]
+
+
+def _no_section(data: Mapping[str, Any]) -> list[Problem]:
+    """Whether this is meant to be a standby cluster cannot be told: nobody is promoted meanwhile."""
+    return [problem for problem in _standby_cluster_problems(data) if problem.key == "standby_cluster"]
+
+
 def nearest(name: object, known: Iterable[str]) -> str | None:
     """The known name that `name` most likely was meant to be; None when none is close."""
     found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.7)
@@ -420,10 +444,10 @@ def validate_dynamic(
     `timings_must_fit`: a local file whose timings break the rules is refused; what comes through the
     DCS is adjusted like every agent does, with a warning.
     """
-    wrong_slots = _slot_problems(data)
-    problems = _unbuilt(data) + _unreadable_modes(data) + wrong_slots
+    wrong_values = _slot_problems(data) + _standby_cluster_problems(data)
+    problems = _unbuilt(data) + _unreadable_modes(data) + wrong_values
     settings, parse_warnings = parse_settings(data, minimum_ttl_s, patroni_in_cluster=False)
-    said = {str(problem) for problem in problems} | {f"{problem}: ignored" for problem in wrong_slots}
+    said = {str(problem) for problem in problems} | {f"{problem}: ignored" for problem in wrong_values}
     warnings = [w for w in parse_warnings if w not in said]
     timing_problems = _timing_problems(data, settings, minimum_ttl_s) if timings_must_fit else []
     if timing_problems:
@@ -433,7 +457,13 @@ def validate_dynamic(
 
 def _unknown_dynamic(data: Mapping[str, Any]) -> list[str]:
     known = (*KNOWN_DYNAMIC, *SAFETY_DYNAMIC)
-    return [unknown_key(str(key), key, known) for key in data if key not in known]
+    return [
+        *(unknown_key(str(key), key, known) for key in data if key not in known),
+        *(
+            unknown_key(f"standby_cluster.{name}", name, standby_cluster.KNOWN)
+            for name in standby_cluster.unknown(data.get("standby_cluster"))
+        ),
+    ]
 
 
 def _timing_problems(data: Mapping[str, Any], settings: Settings, minimum_ttl_s: float) -> list[Problem]:

@@ -80,13 +80,13 @@ def _permanent(obs: Observation, cluster: ClusterSnapshot) -> dict[str, Permanen
 
 
 def in_standby_cluster(obs: Observation) -> bool:
-    return "standby_cluster" in obs.settings.unsupported
+    return obs.settings.standby_cluster is not None
 
 
 def feedback_parameters(settings: Settings, tags: Tags) -> dict[str, str]:
     """Parameters that logical slots on standbys need: the leader has to hear what they still need."""
     logical = settings.use_slots and any(s.type != PHYSICAL for s in settings.permanent_slots.values())
-    needed = logical and not tags.nostream and "standby_cluster" not in settings.unsupported
+    needed = logical and not tags.nostream and settings.standby_cluster is None
     return {"hot_standby_feedback": "on"} if needed else {}
 
 
@@ -107,10 +107,15 @@ def _leads(cluster: ClusterSnapshot, name: str) -> bool:
     return cluster.leader is not None and cluster.leader.name == name
 
 
+def _serves_all(obs: Observation) -> bool:
+    """A primary, or the one that a standby cluster streams from."""
+    return obs.instance.serves_as_primary or obs.leads_standby_cluster
+
+
 def _should_stream_from_here(obs: Observation, cluster: ClusterSnapshot, member: Member) -> bool:
     """Now, by its tags and by who leads: then its slot here is in use, or soon will be."""
     source = cascade_source(cluster, member.name, member.tags)
-    if obs.instance.serves_as_primary:
+    if _serves_all(obs):
         return source in (None, obs.me.name)
     return source == obs.me.name and not _leads(cluster, member.name)
 
@@ -169,9 +174,7 @@ def _may_drop_unknown(obs: Observation, memory: Memory, cluster: ClusterSnapshot
 
 def _idles(obs: Observation, cluster: ClusterSnapshot, slot: Slot) -> bool:
     """Nobody is expected to use it here, so what it holds back would stay so."""
-    settled = cluster.leader is not None and (
-        cluster.leader.name != obs.me.name or obs.instance.serves_as_primary
-    )
+    settled = cluster.leader is not None and (cluster.leader.name != obs.me.name or _serves_all(obs))
     member = _member_of(cluster, slot.name)
     if member is None:  # a permanent one: its consumer comes to the leader
         return settled and not obs.instance.serves_as_primary
@@ -244,8 +247,8 @@ def positions(obs: Observation, memory: Memory, sample: InstanceSample) -> dict[
         and want[s.name].is_like(s)
         and (kept or s.name in obs.settings.permanent_slots)
     }
-    if kept and obs.settings.use_slots and sample.flush_lsn is not None:
-        told[slot_name(obs.me.name)] = sample.flush_lsn.value
+    if kept and obs.settings.use_slots and sample.position.value:
+        told[slot_name(obs.me.name)] = sample.position.value
     return told
 
 

@@ -952,10 +952,10 @@ def test_remove_takes_the_cluster_out_of_the_store(cluster: Cluster, store: Path
 # --- standby clusters ---------------------------------------------------------------------------
 
 
-def test_demote_cluster_is_refused_while_haagent_cannot_follow(cluster: Cluster) -> None:
-    result = cluster.run("demote-cluster", "--host", "10.0.0.9", "--port", "5432", "--force")
+def test_demote_cluster_is_refused_where_it_cannot_be(cluster: Cluster) -> None:
+    result = cluster.run("demote-cluster", "--host", "10.0.0.9,", "--port", "5432", "--force")
     assert (result.code, result.out) == (1, "")
-    assert re.match("Error: standby_cluster.*standby clusters are not built yet", result.err)
+    assert re.match("Error: standby_cluster.host '10.0.0.9,' must be a host", result.err)
     assert cluster.config() == CONFIG
     assert not any(node.seen for node in cluster.nodes.values())
     nothing = cluster.run("demote-cluster", "--force")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dcs import codec
 from dcs.api import KeyEvent
 from haagent.core.restart import ALWAYS
+from tests.simulation import remote
 from tests.simulation.plan import Fault, may_lead
 from tests.simulation.schedules import schedule_restart, schedule_switchover, set_clock
 from tests.simulation.store import SQUATTER
@@ -421,6 +422,13 @@ def settings(world: World, fault: Fault) -> Undo:
     return partial(patch, world, before)
 
 
+def promote_cluster(world: World, fault: Fault) -> Undo:
+    """For a while: then it is demoted again, whatever it wrote meanwhile."""
+    world.promoted_by_hand = True
+    patch(world, {"standby_cluster": None})
+    return partial(patch, world, {"standby_cluster": dict(remote.SECTION)})
+
+
 def patch(world: World, change: dict[str, Any]) -> None:
     """Through the first member whose REST answers; directly in the store when none does."""
 
@@ -477,4 +485,7 @@ FAULTS: dict[str, Callable[[World, Fault], Undo | None]] = {
     "schedule-switchover": schedule_switchover,
     "schedule-restart": schedule_restart,
     "set-clock": set_clock,
+    "promote-cluster": promote_cluster,
+    "remote-failover": remote.fail_over,
+    "cut-remote": remote.cut_off,
 }  # fmt: skip

@@ -476,10 +476,22 @@ class SimGuardianLink:
         return answer if isinstance(answer, types.Refused | types.NoAnswer) else types.Done()
 
     def arm(
-        self, handle: types.Handle, fence_at: float, hard_at: float, deadline_s: float
+        self,
+        handle: types.Handle,
+        fence_at: float,
+        hard_at: float,
+        deadline_s: float,
+        spares_standby: bool = False,
     ) -> types.Armed | types.ArmRefused | types.NoAnswer:
         named = {"session": handle[0], "epoch": handle[1]}
-        answer = self.ask("arm", deadline_s, handle=named, fence_at=fence_at, hard_at=hard_at)
+        answer = self.ask(
+            "arm",
+            deadline_s,
+            handle=named,
+            fence_at=fence_at,
+            hard_at=hard_at,
+            spares_standby=spares_standby,
+        )
         if isinstance(answer, types.NoAnswer):
             return answer
         if isinstance(answer, types.Refused):

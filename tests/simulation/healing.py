@@ -16,11 +16,14 @@ from haagent.core.candidate import standing
 from haagent.core.model import Unavailable
 from haagent.core.restart import ALWAYS
 from tests.simulation.plan import may_lead
+from tests.simulation.remote import put_back
+from tests.simulation.wal import in_common
 
 if TYPE_CHECKING:
     from haagent.agent import Agent
     from tests.simulation.node import Node
     from tests.simulation.postgres import Server
+    from tests.simulation.remote import Remote
     from tests.simulation.world import World
 
 #: How long a cluster may take to be whole again once everything has healed, seconds: a lease and a race, the
@@ -75,8 +78,11 @@ def not_whole(world: World) -> str:
     if holder is None:
         return "one-primary: nobody holds the leader key"
     primary = world.server_of(holder.name)
-    if primary is None or not primary.writable_now:
+    if primary is None or (world.remote is None and not primary.writable_now):
         return f"one-primary: {holder.name} holds the key and is not writable"
+    if world.remote is not None and not _follows(primary, world.remote):
+        note = world.nodes[holder.name].agent.memory.note if world.nodes[holder.name].agent_is_up else ""
+        return f"follows-remote: {holder.name} does not stream from it ({primary!r}, {note})"
     guardian = world.nodes[holder.name].guardian_logic
     if guardian is None or guardian.lease.disarmed:
         return f"one-primary: {holder.name} leads without a fence"
@@ -90,6 +96,15 @@ def not_whole(world: World) -> str:
     if world.unanswered:
         return f"answered: {world.unanswered} operator requests have no answer"
     return ""
+
+
+def _follows(leader: Server, remote: Remote) -> bool:
+    """The standby leader streams from the remote primary, and has nothing that this has not."""
+    upstream, link = remote.server, leader.receiver.link
+    if upstream is None or link is None or not link.open or link.upstream is not upstream:
+        return False
+    mine, theirs = leader.dd.records, upstream.dd.records
+    return in_common(mine, theirs) == len(mine) and leader.dd.timeline == upstream.dd.timeline
 
 
 def _streams(server: Server, primary: Server) -> bool:
@@ -199,6 +214,8 @@ def _a_switchover(world: World) -> _Wish | None:
 def resume(world: World) -> None:
     """A pause whose end nobody could be told ends now; also one that a member writes again, which knew of it
     when somebody deleted `config`."""
+    if world.remote is not None:
+        put_back(world)
     try:
         data = json.loads(world.store.raw_get(codec.CONFIG) or "null")
     except ValueError:

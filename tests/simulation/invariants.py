@@ -14,6 +14,7 @@ guardian frozen, a store that broke its promise) is excused here, by name, and n
     rule7.histories-not-mixed
     rule8.old-sessions-end       rule9.paused-hands-off      rule10.nothing-new        agent.fault
     liveness.one-primary         liveness.all-stream         liveness.answered          schedule.as-asked
+    standby-cluster.read-only    liveness.follows-remote
 
 Rule 4 (synchronous modes) gets its checks with those modes.
 """
@@ -127,6 +128,9 @@ class Invariants(Truth):
         self.published_timeline = 0
         #: Member: pid of the server that a restart is scheduled for.
         self.to_restart: dict[str, int | None] = {}
+        #: Since when the cluster follows another one, by the store; None while it does not.
+        self.follows_since = self.engine.now if world.plan.follows else None
+        self._configured = False
         #: WAL of the server whose position was published last.
         self._published: list[Record] = []
         self.moves = 0
@@ -158,6 +162,7 @@ class Invariants(Truth):
 
     def _read_config(self) -> None:
         data = _json(self.store.raw_get("config"))
+        self._read_section(data)
         paused = data.get("pause") is True
         if paused != self.paused:
             self.paused = paused
@@ -166,6 +171,18 @@ class Invariants(Truth):
         limit = data.get("maximum_lag_on_failover", 1048576)
         if isinstance(limit, int) and (not self.limits or self.limits[-1][1] != limit):
             self.limits.append((self.engine.now, limit))
+
+    def _read_section(self, data: Mapping[str, Any]) -> None:
+        """`standby_cluster` appears, or is gone. What was acknowledged before is the operator's to lose."""
+        if not self.world.plan.follows or not data:
+            return
+        there, made = bool(data.get("standby_cluster")), not self._configured
+        self._configured = True
+        if not there and made and not self.world.promoted_by_hand:
+            self.violated("standby-cluster.read-only", "the configuration was made without its section")
+        if there and self.follows_since is None:
+            self.acknowledged_records.clear()
+        self.follows_since = (self.follows_since or self.engine.now) if there else None
 
     def _read_request(self) -> None:
         """A manual failover waives lag, timeline and who is ahead (rule 6)."""
@@ -240,6 +257,8 @@ class Invariants(Truth):
         tags = node.tags
         if tags.get("nofailover") or tags.get("failover_priority", 1) <= 0:
             self.violated("rule6.told-not-to", f"{new.name} took the key with tags {dict(tags)}")
+        if self.follows_since is not None:
+            return  # it promotes nothing: whom it follows has everything
         since = max(gone.since, self.engine.now - _ANSWER_S)
         for (asker, peer), answer in self.answers.items():
             if asker != new.name or answer.at < since:
@@ -281,6 +300,8 @@ class Invariants(Truth):
     # --- servers ----------------------------------------------------------------------------------
 
     def writable(self, server: Server) -> None:
+        if server.member not in self.world.nodes:
+            return
         self.world.trace(server.member, "postgres", "is writable")
         self.writable_servers[server] = self.engine.now
         if not self._holds(server) and not self._excused(server) and server not in self.unleased:
@@ -288,15 +309,25 @@ class Invariants(Truth):
             self.violated("rule2.promote-after-key", text)
         if server not in self._were_writable:  # not one that only goes on: thawed, or answering again
             self._were_writable.add(server)
+            self._reads_only(server)
             self._line = server.dd.records
             self._restarted(server)
         self.look()
 
     def not_writable(self, server: Server) -> None:
+        if server.member not in self.world.nodes:
+            return
         self.world.trace(server.member, "postgres", "is not writable any more")
         self.writable_servers.pop(server, None)
         if server.gone and not server.connections:
             self.unleased.pop(server, None)
+
+    def _reads_only(self, server: Server) -> None:
+        """What was begun before the section came has ended, or been stopped, by then."""
+        since, ttl_s = self.follows_since, max(10.0, self.world.plan.ttl_s)
+        if since is not None and self.engine.now > since + 4 * ttl_s + 10.0:
+            text = f"{server!r} became writable; the section is there since {since:.3f}"
+            self.violated("standby-cluster.read-only", text)
 
     def _restarted(self, server: Server) -> None:
         """Rule 6, H14: a primary that lost WAL does not come back below what was published.
@@ -371,6 +402,8 @@ class Invariants(Truth):
         if self.world.key_deleted_by_hand:
             self.acknowledged_records.clear()
             return
+        if server.member not in self.world.nodes or self.follows_since is not None:
+            return
         two = len(self.writable_servers) > 1 and "pause" in map(self.unleased.get, self.writable_servers)
         if not two and (self._holds(server) or not self._unreliable(server)):
             self.acknowledged_records.append(record)
@@ -389,6 +422,8 @@ class Invariants(Truth):
             self.violated("rule6.told-not-to", f"{server.member} promoted, and pre_promote did not agree")
 
     def promoted(self, server: Server, timeline: int, count: int) -> None:
+        if server.member not in self.world.nodes:
+            return
         self.world.trace(server.member, "postgres", f"promoted to timeline {timeline}")
         self._asked_first(server)
         lost = self._missing_on(server)
@@ -417,11 +452,14 @@ class Invariants(Truth):
         return lost
 
     def discarded(self, host: SimHost, records: tuple[Record, ...], why: str) -> None:
+        if host.name not in self.world.nodes:
+            return
         if why in ("wiped", "rewound"):
             self.world.trace(host.name, "disk", f"{why}: {len(records)} records")
             server = host.server
             serves = server is not None and not server.gone and not server.in_recovery
-            if serves or (self.holder is not None and self.holder.name == host.name):
+            leads = self.holder is not None and self.holder.name == host.name
+            if serves or (leads and self.follows_since is None):
                 text = f"{host.name} was {why}, and the key is held by {self._held_by()} ({server!r})"
                 self.violated("rule7.never-the-primary", text)
         data = tuple(record for record in records if record.kind == DATA)
@@ -435,6 +473,7 @@ class Invariants(Truth):
     def _other_copy(self, host: SimHost, gone: tuple[Record, ...]) -> bool:
         """Somebody else has a good directory with every acknowledged record that went."""
         others = [n.host.dd for n in self.world.nodes.values() if n.host is not host]
+        others += [far.dd for far in self.world.remote.hosts] if self.world.remote is not None else []
         good = [dd for dd in others if dd.state == "valid" and not dd.damaged and not dd.mixed]
         promised = reversed(self.acknowledged_records)
         last = next((r for r in promised if r.index < len(gone) and gone[r.index] is r), None)
@@ -452,6 +491,7 @@ class Invariants(Truth):
             wrong = done_as_asked(node, agent.last_observation, actions, self.to_restart.get(node.name))
             if wrong is not None:
                 self.violated("schedule.as-asked", f"{wrong} ({rule})")
+        self._decided_by_the_section(node, rule, actions)
         # What was decided before may still be under way.
         broken, obs = node.decide_broken_since, agent.last_observation
         if broken is not None and obs is not None and obs.now >= broken:
@@ -468,6 +508,15 @@ class Invariants(Truth):
             self.violated(
                 "rule9.paused-hands-off", f"{node.name} did {rule} ({', '.join(actions)}) in a pause"
             )
+
+    def _decided_by_the_section(self, node: Node, rule: str, actions: list[str]) -> None:
+        """Nobody who has read the section makes a server writable."""
+        cluster = getattr(node.agent.last_observation, "cluster", None)
+        config = getattr(cluster, "config", None)
+        section = config.data.get("standby_cluster") if config is not None else None
+        if section and {"Promote", "StartPrimary"}.intersection(actions):
+            text = f"{node.name} did {rule} and knew of the section"
+            self.violated("standby-cluster.read-only", text)
 
     def peer_answered(self, asker: str, peer: str, sent_at: float, body: Mapping[str, Any]) -> None:
         """`peer`'s REST answered; what it really has is kept with it."""

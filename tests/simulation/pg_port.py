@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from haagent.ports import Session
 from postgres_ctl.api import Cancellation, ConnectionTarget
+from postgres_ctl.archiving import ArchiveSpec
 from postgres_ctl.basebackup import CloneSpec
 from postgres_ctl.bootstrap import InitdbSpec
 from postgres_ctl.config_files import RecoveryConfig, ServerConfig
@@ -244,6 +245,23 @@ class SimPostgres:
         server = self.reach((target.host, target.port), deadline_s)
         self.process.boundary("pg.identify", "after")
         return SystemIdentity(server.dd.system_id, server.timeline, Lsn(end_of(server.dd.durable)))
+
+    def is_in_recovery(self, target: ConnectionTarget, deadline_s: float) -> bool:
+        self.before("pg.identify", deadline_s)
+        server = self.reach((target.host, target.port), deadline_s)
+        self.process.boundary("pg.identify", "after")
+        return server.in_recovery
+
+    def checkpoint_timeline(self, target: ConnectionTarget, deadline_s: float) -> int:
+        self.before("pg.identify", deadline_s)
+        server = self.reach((target.host, target.port), deadline_s)
+        self.process.boundary("pg.identify", "after")
+        return server.dd.control.timeline
+
+    def archive_last(
+        self, spec: ArchiveSpec, checkpoint: Lsn, deadline_s: float, cancel: Cancellation
+    ) -> str | None:
+        return None  # nothing is archived here
 
     def timeline_history(
         self, target: ConnectionTarget, timeline: int, deadline_s: float

@@ -126,7 +126,7 @@ def _copy(dd: DataDir, source: DataDir, count: int, start: Control) -> None:
     dd.control = Control(
         ControlState.IN_ARCHIVE_RECOVERY, start.checkpoint, start.redo, start.timeline, count, dd.timeline
     )
-    dd.dynamic = dict(source.dynamic) if source.dynamic is not None else None
+    dd.dynamic = None  # of the source's life, removed from the copy
 
 
 def require_unused(host: SimHost, dd: DataDir) -> None:

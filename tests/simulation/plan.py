@@ -85,6 +85,11 @@ class Plan:
     def ttl_s(self) -> float:
         return float(self.dynamic.get("ttl", 30))
 
+    @property
+    def follows(self) -> bool:
+        """A standby cluster."""
+        return bool(self.dynamic.get("standby_cluster"))
+
     def to_json(self) -> str:
         """Readable, stable."""
         return json.dumps(asdict(self), indent=1, sort_keys=True)
@@ -477,6 +482,13 @@ def _with_illness(plan: Plan) -> Plan:
 
 def draw_plan(seed: int) -> Plan:
     """The plan of `seed`."""
+    from tests.simulation.remote import FOLLOWS, following
+
+    return following(_plan_of_one(seed)) if seed >= FOLLOWS else _plan_of_one(seed)
+
+
+def _plan_of_one(seed: int) -> Plan:
+    """Of a cluster that follows nobody."""
     plan, rare = _with_illness(_with_schedules(common_plan(seed))), Draw(seed, "rare")
     if rare.rng.random() >= RARE_SHARE:
         return plan

@@ -24,6 +24,7 @@ from typing import Any
 
 from tests.simulation import found
 from tests.simulation.plan import KINDS, LATER, RARE, Plan, draw_plan
+from tests.simulation.remote import FOLLOWS
 from tests.simulation.world import Result, World
 
 #: Rules that no plan reaches, and why: each is tested in tests/unit.
@@ -34,6 +35,8 @@ UNREACHED = {
 }
 #: Schedules a worker does between two reports.
 BATCH = 10
+#: One batch of so many is of standby clusters.
+FOLLOWING_EVERY = 8
 
 
 def run_seed(seed: int, traced: bool = False) -> Result:
@@ -135,11 +138,13 @@ def known_rules() -> list[str]:
 
 
 def batches(first: int, step: int, count: int | None) -> Iterator[range]:
-    """Seeds `first`, `first + 1`, ... in batches; without end when `count` is None."""
-    done = 0
+    """Seeds `first`, `first + 1`, ... in batches, some of them those of standby clusters; without end when
+    `count` is None."""
+    done = number = 0
     while count is None or done < count:
-        size = step if count is None else min(step, count - done)
-        yield range(first + done, first + done + size)
+        size, number = step if count is None else min(step, count - done), number + 1
+        start = first + done + (FOLLOWS if number % FOLLOWING_EVERY == 0 else 0)
+        yield range(start, start + size)
         done += size
 
 

@@ -26,7 +26,12 @@ class Guardian:
         self.deadlines: list[float] = []
 
     def arm(
-        self, handle: types.Handle, fence_at: float, hard_at: float, deadline_s: float
+        self,
+        handle: types.Handle,
+        fence_at: float,
+        hard_at: float,
+        deadline_s: float,
+        spares_standby: bool = False,
     ) -> types.Armed | types.ArmRefused | types.NoAnswer:
         self.deadlines.append(fence_at)
         return types.NoAnswer("frozen") if self.frozen else types.Armed(fence_at, hard_at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -46,13 +47,18 @@ class Land:
         self.truths: list[Truth] = []
         self._addresses: dict[tuple[str, int], SimHost] = {}
         self._systems = 0
+        #: Lists of hosts under one name: whom they stand for now.
+        self.lists: dict[tuple[str, int], Callable[[], SimHost]] = {}
 
     def add(self, host: SimHost) -> None:
         self.hosts[host.name] = host
         self._addresses[host.address] = host
 
     def host_at(self, address: tuple[str, int] | None) -> SimHost | None:
-        return self._addresses.get(address) if address is not None else None
+        if address is None:
+            return None
+        chosen = self.lists.get(address)
+        return chosen() if chosen is not None else self._addresses.get(address)
 
     def connected(self, one: str, other: str) -> bool:
         """Both ways."""

@@ -29,9 +29,10 @@ from tests.simulation.node import Node
 from tests.simulation.plan import Fault, Plan
 from tests.simulation.postgres import Land, Server
 from tests.simulation.quick import quicken
+from tests.simulation.remote import Remote
 from tests.simulation.store import SimStore
 from tests.simulation.trace import Trace
-from tests.simulation.wal import CHECKPOINT, SHUTDOWN, Control
+from tests.simulation.wal import CHECKPOINT, SHUTDOWN, Control, DataDir
 
 quicken()
 
@@ -76,6 +77,8 @@ class World:
         #: Whom an operator last asked to lead.
         self.candidate, self._candidate_until = plan.names[-1], 0.0
         self.key_deleted_by_hand = False
+        #: An operator removed `standby_cluster` once.
+        self.promoted_by_hand = False
         #: Until when two servers may be writable since then.
         self.two_until = 0.0
         #: Key -> what nonsense was written there last, and what had been there before any.
@@ -88,6 +91,7 @@ class World:
         for name in plan.names:
             clock = HostClock(self.engine, *plan.clocks.get(name, (0.0, 1.0)))
             self.nodes[name] = Node(self, name, plan.tags.get(name, {}), clock)
+        self.remote = Remote(self) if plan.follows else None
         if not plan.fresh:
             _prepare(self)
         self.invariants = Invariants(self)
@@ -331,6 +335,9 @@ class _FaultLog(logging.Handler):
 
 def _prepare(world: World) -> None:
     """Equal data directories, `pg0` the last primary, and what its agents left in the store."""
+    if world.remote is not None:
+        _prepare_copies(world, world.remote)
+        return
     first, *others = world.nodes.values()
     dd = first.host.dd
     dd.system_id, dd.state = world.land.new_system_id(), "valid"
@@ -345,6 +352,21 @@ def _prepare(world: World) -> None:
         copy.system_id, copy.state, copy.standby_signal = dd.system_id, "valid", True
         copy.records, copy.durable = list(dd.records), dd.durable
         copy.control = Control(ControlState.SHUT_DOWN_IN_RECOVERY, last, last, 1, len(dd.records), 1)
+    _left_in_the_store(world, dd)
+
+
+def _prepare_copies(world: World, remote: Remote) -> None:
+    """All of them copies of the remote primary, shut down."""
+    dd = remote.primary.dd
+    for node in world.nodes.values():
+        copy = node.host.dd
+        copy.system_id, copy.state, copy.standby_signal = dd.system_id, "valid", True
+        copy.records, copy.durable = list(dd.records), len(dd.records)
+        copy.control = Control(ControlState.SHUT_DOWN_IN_RECOVERY, 0, 0, 1, len(dd.records), 1)
+    _left_in_the_store(world, dd)
+
+
+def _left_in_the_store(world: World, dd: DataDir) -> None:
     store = world.store
     store.raw_put(codec.INITIALIZE, dd.system_id)
     store.raw_put(codec.CONFIG, json.dumps(dict(world.plan.dynamic), sort_keys=True))

@@ -277,7 +277,7 @@ def test_every_problem_is_told_at_once(loads: Loader) -> None:
         ),
         ({"failsafe_mode": True}, "failsafe_mode True must be off"),
         ({"bootstrap": {"dcs": {"synchronous_mode": "quora"}}}, "bootstrap.dcs.synchronous_mode 'quora'"),
-        ({"bootstrap": {"dcs": {"standby_cluster": {"host": "a"}}}}, "bootstrap.dcs.standby_cluster"),
+        ({"bootstrap": {"dcs": {"standby_cluster": {"port": 0.5}}}}, "dcs.standby_cluster.port 0.5"),
         ({"bootstrap": {"method": "pgbackrest", "pgbackrest": {}}}, "bootstrap.method 'pgbackrest'"),
         ({"postgresql": {"pre_promote": "x 'y"}}, 'pre_promote "x \'y" must be a command line'),
         ({"postgresql": {"callbacks": {"on_stop": "'x"}}}, 'callbacks.on_stop "\'x" must be a command line'),

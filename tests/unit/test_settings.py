@@ -17,6 +17,7 @@ from haagent.core.settings import (
     parse_settings,
     validate_dynamic,
 )
+from haagent.core.standby_cluster import RemoteNode
 
 
 def parse(data: dict[str, Any], minimum_ttl_s: float = 3, patroni: bool = False) -> Settings:
@@ -137,7 +138,6 @@ def test_parameters_that_are_no_single_value_are_left_out() -> None:
     ("key", "on"),
     [
         ("failsafe_mode", "true"),
-        ("standby_cluster", {"host": "10.0.0.1"}),
     ],
 )
 def test_a_safety_promise_that_is_not_built_is_refused(key: str, on: object) -> None:
@@ -179,6 +179,70 @@ def test_synchronous_mode(value: object, mode: str) -> None:
 def test_a_synchronous_mode_nobody_can_read_is_refused() -> None:
     problems, _ = validate_dynamic({"synchronous_mode": "quora", "synchronous_mode_strict": "often"}, 3)
     assert [p.key for p in problems] == ["synchronous_mode", "synchronous_mode_strict"]
+
+
+@pytest.mark.parametrize("section", [{}, None, {"primary_slot_name": "a"}, {"host": "", "port": None}])
+def test_an_empty_section_is_no_standby_cluster(section: object) -> None:
+    data = {"standby_cluster": section}
+    assert validate_dynamic(data, 3) == ([], [])
+    assert parse(data).standby_cluster is None
+
+
+def test_what_a_standby_cluster_follows() -> None:
+    section = {
+        "host": "10.0.0.1, 10.0.0.2", "port": "6543", "primary_slot_name": "West-1",
+        "create_replica_methods": ["fetch", "basebackup"], "restore_command": "cp /a/%f %p",
+        "archive_cleanup_command": "clean %r", "recovery_min_apply_delay": 500,
+    }  # fmt: skip
+    assert validate_dynamic({"standby_cluster": section}, 3) == ([], [])
+    found = parse({"standby_cluster": section}).standby_cluster
+    assert found is not None
+    assert found.remote == RemoteNode("10.0.0.1,10.0.0.2", 6543)
+    assert (found.primary_slot_name, found.create_replica_methods) == ("west_1", ("fetch", "basebackup"))
+    archive = {"restore_command": "cp /a/%f %p", "archive_cleanup_command": "clean %r"}
+    assert found.recovery_settings(found.remote.address) == {**archive, "recovery_min_apply_delay": "500"}
+    assert found.recovery_settings(("10.0.0.9", 5432)) == archive
+    assert found.slot_for(found.remote.address, "pg1") == "west_1"
+    assert found.slot_for(("10.0.0.9", 5432), "pg1") == "pg1"
+
+
+def test_an_archive_alone_is_followed_too() -> None:
+    found = parse({"standby_cluster": {"restore_command": "cp /a/%f %p"}}).standby_cluster
+    assert found is not None
+    assert found.remote is None
+    assert parse({"standby_cluster": {"port": 5433}}).standby_cluster is not None
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ({"host": ["a"]}, "standby_cluster.host"),
+        ({"host": "a,,b"}, "standby_cluster.host"),
+        ({"host": "a b"}, "standby_cluster.host"),
+        ({"host": "a", "port": 70000}, "standby_cluster.port"),
+        ({"host": "a", "port": True}, "standby_cluster.port"),
+        ({"host": "a", "primary_slot_name": 1}, "standby_cluster.primary_slot_name"),
+        (
+            {"host": "a", "restore_command": 1},
+            "standby_cluster.restore_command",
+        ),
+        ({"host": "a", "create_replica_methods": [1]}, "standby_cluster.create_replica_methods"),
+        ({"host": "a", "recovery_min_apply_delay": "soon"}, "standby_cluster.recovery_min_apply_delay"),
+        ("east", "standby_cluster"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(section: object, key: str) -> None:
+    problems, warnings = validate_dynamic({"standby_cluster": section}, 3)
+    assert ([problem.key for problem in problems], warnings) == ([key], [])
+    settings, said = parse_settings({"standby_cluster": section}, 3, False)
+    assert any(text.startswith(key) for text in said)
+    # Whatever is wrong inside, nobody may be promoted.
+    assert settings.standby_cluster is not None or settings.unsupported == ("standby_cluster",)
+
+
+def test_an_unknown_key_of_the_section_warns() -> None:
+    _, warnings = validate_dynamic({"standby_cluster": {"host": "a", "prot": 1}}, 3)
+    assert warnings == ["standby_cluster.prot: unknown key, ignored (did you mean port?)"]
 
 
 def test_unknown_keys_warn_with_the_nearest_name() -> None:

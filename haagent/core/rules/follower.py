@@ -12,6 +12,7 @@ from haagent.core.actions import (
     Follow,
     RetryStream,
     Rewind,
+    Source,
     StartStandby,
     StopInstance,
 )
@@ -20,7 +21,7 @@ from haagent.core.memory import evolve_rejoin
 from haagent.core.model import Decision, Memory, Observation, PeerSilent, evolve
 from haagent.core.rules import common
 from haagent.core.sync_leader import on_a_standby
-from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, slot_name
+from postgres_ctl.facts import ControlData, DataDirState, slot_name
 
 #: A clone waits this long for its slot on the leader before it goes on without, seconds.
 SLOT_WAIT_S = 5.0
@@ -81,7 +82,7 @@ def no_data(obs: Observation, memory: Memory) -> Decision | None:
         reason = "the data directory is not empty and holds no PostgreSQL cluster: not touched"
         return common.wait("clone.foreign", reason, evolve(memory, note=reason))
     if obs.instance.unfinished == "rewind" and obs.instance.data_dir is DataDirState.VALID:
-        return _rewind_again(obs, memory)
+        return rewind_again(obs, memory)
     # To wipe an empty directory forgets a rewind that was interrupted there.
     leftovers = obs.instance.data_dir is not DataDirState.MISSING_OR_EMPTY
     return _clone(obs, memory, wipe=leftovers or obs.instance.unfinished is not None)
@@ -89,14 +90,16 @@ def no_data(obs: Observation, memory: Memory) -> Decision | None:
 
 def _clone(obs: Observation, memory: Memory, wipe: bool) -> Decision:
     """Rule 7: only while the leader runs as primary, so another good copy exists."""
-    key = common.leader(obs)
+    key, remote = common.leader(obs), common.remote_node(obs)
     assert key is not None
     if obs.now < memory.rejoin.not_before:
         return common.wait(
             "clone.pause", memory.note or "waiting to clone", memory, memory.rejoin.not_before - obs.now
         )
+    if remote is not None and common.owns_key(obs):
+        return Decision("clone.begin", f"cloning from the {remote}", memory, (Clone(remote, remote, wipe),))
     member = common.view(obs).member(key.name)
-    usable = member is not None and member.conn_url is not None and member.role == "primary"
+    usable = member is not None and member.conn_url is not None and common.serves(obs, member)
     if not usable or (wipe and not common.leader_is_ready(obs)):
         return common.wait("clone.no-leader", f"waiting for leader {key.name} to run as primary", memory, 1.0)
     since = memory.slot_wait_since if memory.slot_wait_since is not None else obs.now
@@ -125,14 +128,14 @@ def stopped(obs: Observation, memory: Memory) -> Decision | None:
     key = common.leader(obs)
     assert key is not None
     if _needs_rewind(obs, memory, key.epoch):
-        return _mend(obs, memory, key.name)
+        return mend(obs, memory, common.whose_line(obs))
     successor = common.view(obs).member(key.name)
-    if memory.clean_release and successor is not None and successor.role != "primary":
+    if memory.clean_release and successor is not None and not common.serves(obs, successor):
         # The machine may be shared: the promotion goes first, clients wait for it.
         return common.wait("follow.released", f"waiting for {key.name} to be promoted", memory, 0.5)
     if memory.start_failures >= common.QUICK_STARTS and _compare_now(obs, memory):
         reason = f"does not start: comparing histories with {key.name}"
-        return Decision("follow.compare", reason, memory, (CheckDivergence(key.name),))
+        return Decision("follow.compare", reason, memory, (CheckDivergence(common.whose_line(obs)),))
     pause_s = common.start_pause_s(obs, memory)
     if pause_s > 0:
         return common.wait("follow.start-pause", memory.note or "does not start", memory, pause_s)
@@ -149,12 +152,12 @@ def _needs_rewind(obs: Observation, memory: Memory, epoch: int) -> bool:
     return common.was_primary(obs)
 
 
-def _mend(obs: Observation, memory: Memory, source: str) -> Decision:
+def mend(obs: Observation, memory: Memory, source: Source) -> Decision:
     """An ex-primary, or a standby known to have diverged: pg_rewind, a clone, or a try as it is."""
     if obs.now < memory.rejoin.not_before:
         pause = memory.rejoin.not_before - obs.now
         return common.wait("rejoin.pause", memory.note or "waiting to rejoin", memory, pause)
-    if not common.leader_is_ready(obs):
+    if not common.is_ready(obs, source):
         return common.wait("rejoin.wait", f"waiting for {source} to be ready for pg_rewind", memory, 1.0)
     failed = memory.rejoin.tries >= REWIND_TRIES
     useless = memory.rejoin.unseen
@@ -170,7 +173,7 @@ def _mend(obs: Observation, memory: Memory, source: str) -> Decision:
     return _try_as_it_is(obs, memory, source)
 
 
-def _rewind(obs: Observation, memory: Memory, source: str) -> Decision:
+def _rewind(obs: Observation, memory: Memory, source: Source) -> Decision:
     """pg_rewind wants a server that was shut down in good order: a crashed one runs once more first.
 
     As a standby, which writes nothing of its own behind WAL that the disk has lost (H14). What fits the
@@ -188,7 +191,7 @@ def _may_discard(obs: Observation) -> bool:
     return obs.settings.remove_data_directory_on_diverged_timelines
 
 
-def _try_as_it_is(obs: Observation, memory: Memory, source: str) -> Decision:
+def _try_as_it_is(obs: Observation, memory: Memory, source: Source) -> Decision:
     """pg_rewind cannot run here: start, and let the comparison of histories find a divergence."""
     epoch = memory.last_epoch
     settled = evolve(memory, rejoin=evolve_rejoin(memory.rejoin, as_it_is_epoch=epoch))
@@ -201,21 +204,18 @@ def _stay_out(memory: Memory, reason: str) -> Decision:
     return common.wait("rejoin.stay-out", note, evolve(memory, note=note))
 
 
-def _rewind_again(obs: Observation, memory: Memory) -> Decision:
+def rewind_again(obs: Observation, memory: Memory) -> Decision:
     """pg_rewind was interrupted: the directory is half of two histories until it is done again."""
-    key = common.leader(obs)
-    assert key is not None
+    source = common.whose_line(obs)
     if obs.now < memory.rejoin.not_before:
         pause = memory.rejoin.not_before - obs.now
         return common.wait("rejoin.pause", memory.note or "waiting to rejoin", memory, pause)
-    if not common.leader_is_ready(obs):
-        return common.wait("rejoin.wait", f"waiting for {key.name} to be ready for pg_rewind", memory, 1.0)
+    if not common.is_ready(obs, source):
+        return common.wait("rejoin.wait", f"waiting for {source} to be ready for pg_rewind", memory, 1.0)
     failed = memory.rejoin.tries >= REWIND_TRIES
     if failed and obs.settings.remove_data_directory_on_rewind_failure:
         return _clone(obs, memory, wipe=True)
-    return Decision(
-        "rejoin.rewind-again", "pg_rewind was interrupted: once more", memory, (Rewind(key.name),)
-    )
+    return Decision("rejoin.rewind-again", "pg_rewind was interrupted: once more", memory, (Rewind(source),))
 
 
 # --- running ------------------------------------------------------------------------------------
@@ -228,11 +228,11 @@ def not_answering(obs: Observation, memory: Memory) -> Decision | None:
     if not common.other_leads(obs) or not obs.instance.alive or obs.instance.answers:
         return None
     if memory.rejoin.diverged:
-        return _leave_diverged(obs, memory)
+        return leave_diverged(obs, memory)
     key = common.leader(obs)
     assert key is not None
     source = common.upstream(obs)
-    target = _address(obs, source)
+    target = common.address_of(obs, source)
     if source is not None and target is None:
         reason = f"PostgreSQL does not answer, and leader {source} has published no address yet"
         return common.wait("follow.no-answer", reason, memory, 1.0)
@@ -243,7 +243,7 @@ def not_answering(obs: Observation, memory: Memory) -> Decision | None:
         return Decision("follow.leader-unseen", reason, memory, (Follow(source),), 1.0)
     if _compare_now(obs, memory):
         reason = f"PostgreSQL does not answer: comparing histories with {key.name}"
-        return Decision("follow.compare", reason, memory, (CheckDivergence(key.name),))
+        return Decision("follow.compare", reason, memory, (CheckDivergence(common.whose_line(obs)),))
     return common.wait("follow.no-answer", "PostgreSQL is starting, or does not answer", memory, 1.0)
 
 
@@ -251,6 +251,8 @@ def _compare_now(obs: Observation, memory: Memory) -> bool:
     """Nothing is known yet of how our history and this leader's fit, and it can be asked."""
     key = common.leader(obs)
     assert key is not None
+    if obs.settings.standby_cluster is not None:
+        return common.may_ask_remote(obs, memory)
     settled = memory.rejoin.settled_epoch == key.epoch
     return not settled and obs.now >= memory.rejoin.not_before and common.leader_is_ready(obs)
 
@@ -262,13 +264,9 @@ def wrong_upstream(obs: Observation, memory: Memory) -> Decision | None:
     key = common.leader(obs)
     assert key is not None
     source = common.upstream(obs)
-    target = _address(obs, source)
-    if source is not None and target is None:
+    if source is not None and common.address_of(obs, source) is None:
         return common.wait("follow.no-address", f"leader {source} has published no address yet", memory, 1.0)
-    sample = obs.instance.sample
-    slot = slot_name(obs.me.name) if obs.settings.use_slots else None
-    same_slot = not isinstance(sample, InstanceSample) or (sample.primary_slot_name or None) == slot
-    if obs.instance.follows == target and same_slot:
+    if common.follows(obs, source):
         return None
     if obs.instance.storage_hangs:
         return _storage_hangs(memory, source)
@@ -278,18 +276,13 @@ def wrong_upstream(obs: Observation, memory: Memory) -> Decision | None:
     return Decision("follow.leader", reason, memory, (Follow(source),), 1.0, line=line)
 
 
-def _address(obs: Observation, name: str | None) -> tuple[str, int] | None:
-    member = common.view(obs).member(name) if name is not None else None
-    return member.host_port if member is not None else None
-
-
-def _following(leader_name: str, source: str | None) -> str:
+def _following(leader_name: str, source: Source | None) -> str:
     if source is None:
         return "following nobody: nostream"
     return f"following new leader {source}" if source == leader_name else f"following {source}: replicatefrom"
 
 
-def _storage_hangs(memory: Memory, source: str | None) -> Decision:
+def _storage_hangs(memory: Memory, source: Source | None) -> Decision:
     """An earlier write is under way: another one would only wait behind it."""
     reason = f"the storage does not answer: cannot follow {source or 'nobody'} yet"
     return common.wait("follow.storage-hangs", reason, memory, 1.0)
@@ -302,15 +295,15 @@ def diverged(obs: Observation, memory: Memory) -> Decision | None:
     key = common.leader(obs)
     assert key is not None
     if memory.rejoin.diverged:
-        return _leave_diverged(obs, memory)
+        return leave_diverged(obs, memory)
     since = memory.not_streaming_since
     if since is None or obs.now < since + STREAM_WAIT_S or not _compare_now(obs, memory):
         return None
     reason = f"not streaming: comparing histories with {key.name}"
-    return Decision("follow.compare", reason, memory, (CheckDivergence(key.name),))
+    return Decision("follow.compare", reason, memory, (CheckDivergence(common.whose_line(obs)),))
 
 
-def _leave_diverged(obs: Observation, memory: Memory) -> Decision:
+def leave_diverged(obs: Observation, memory: Memory) -> Decision:
     possible = _control_allows(obs) or _may_discard(obs)
     if not possible:
         return _stay_out(memory, memory.rejoin.reason or "diverged from the leader")

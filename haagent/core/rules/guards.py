@@ -46,7 +46,8 @@ def replica_without_cluster(obs: Observation, memory: Memory) -> Decision | None
         or not obs.instance.serves_as_standby
     ):
         return None
-    known = memory.last_leader is not None or common.left_by_a_leader(obs.cluster) is not None
+    known = memory.last_leader is not None or obs.settings.standby_cluster is not None
+    known = known or common.left_by_a_leader(obs.cluster) is not None
     if obs.instance.follows is None or known:
         return None
     reason = f"{obs.me.name} is a replica without a known cluster: start the primary's agent first"

@@ -88,7 +88,7 @@ def _start_or_hand_over(obs: Observation, memory: Memory, guard: Guard) -> Decis
     no_time = in_place and obs.settings.primary_start_timeout_s <= 0
     ill = illness(obs)
     if memory.start_failures >= START_TRIES or no_time or (ill is not None and ill.of_the_disk):
-        successor = _look_for_successor(obs, memory)
+        successor = look_for_successor(obs, memory)
         if successor is not None:
             return successor
     pause_s = common.start_pause_s(obs, memory)
@@ -131,7 +131,7 @@ def _restart(memory: Memory, guard: Guard) -> Decision:
     return Decision("leader.restart-again", reason, memory, (StartPrimary(guard),))
 
 
-def _look_for_successor(obs: Observation, memory: Memory) -> Decision | None:
+def look_for_successor(obs: Observation, memory: Memory) -> Decision | None:
     """Somebody must be there to take over before we let go of the key; None when nobody is."""
     ask = unanswered(obs, memory, common.view(obs)) or _silent_before(obs, memory)
     if ask:
@@ -253,7 +253,7 @@ def maintenance(obs: Observation, memory: Memory) -> tuple[Action, ...]:
     slot_change = slots.plan(obs, memory)
     return (
         *watchdog.change(obs),
-        *_initialise(obs, cluster),
+        *initialise(obs, cluster),
         *_unfenced(obs, cluster),
         *((slot_change,) if slot_change is not None else ()),
         *logical_slots.tend(obs, memory),
@@ -265,7 +265,7 @@ def maintenance(obs: Observation, memory: Memory) -> tuple[Action, ...]:
     )
 
 
-def _initialise(obs: Observation, cluster: ClusterSnapshot) -> tuple[Action, ...]:
+def initialise(obs: Observation, cluster: ClusterSnapshot) -> tuple[Action, ...]:
     mine, known = obs.instance.system_identifier, cluster.initialize
     broken = known is None or not known.isdigit() or len(known) < 10
     write: tuple[Action, ...] = (PutInitialize(mine),) if broken and mine is not None else ()

@@ -29,11 +29,19 @@ def dcs_unreachable(obs: Observation, memory: Memory) -> Decision | None:
         )
     known = memory.last_leader is not None and obs.instance.stopped and common.has_data(obs)
     if known and common.start_pause_s(obs, memory) == 0:
-        reason = "DCS is not accessible: starting read-only, following nobody"
-        return Decision(
-            "outage.start-readonly", reason, memory, (StartStandby(None),), line="DCS is not accessible"
-        )
+        return _start_readonly(obs, memory)
     return common.wait("outage.wait", f"DCS is not accessible: {cause}", memory)
+
+
+def _start_readonly(obs: Observation, memory: Memory) -> Decision:
+    """Following nobody; the standby leader goes on with what it followed."""
+    remote = common.remote_node(obs) if memory.last_leader == obs.me.name else None
+    source = remote if common.may_follow(memory, remote) and not memory.rejoin.diverged else None
+    named = "nobody" if source is None else f"the {source}"
+    reason = f"DCS is not accessible: starting read-only, following {named}"
+    return Decision(
+        "outage.start-readonly", reason, memory, (StartStandby(source),), line="DCS is not accessible"
+    )
 
 
 def _leading(obs: Observation, memory: Memory, cause: str) -> Decision:
@@ -41,6 +49,10 @@ def _leading(obs: Observation, memory: Memory, cause: str) -> Decision:
     crashed = obs.instance.stopped and common.has_data(obs) and common.was_primary(obs)
     watched = obs.instance.last_exit is not None and obs.instance.last_exit.watched
     may_start = memory.handover is None and common.start_pause_s(obs, memory) == 0
+    if obs.settings.standby_cluster is not None:
+        may_start = False
+        if obs.instance.stopped and common.has_data(obs) and common.start_pause_s(obs, memory) == 0:
+            return _start_readonly(obs, memory)
     if crashed and watched and may_start and not watchdog.missing(obs):
         action = StartPrimary(Guard(epoch=common.epoch_of(obs), pid=0))
         reason = "starting primary after failure"

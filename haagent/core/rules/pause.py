@@ -12,7 +12,7 @@ from haagent.core.actions import (
     TakeLeader,
 )
 from haagent.core.model import Decision, Memory, Observation, unreadable
-from haagent.core.rules import common, leading, sync
+from haagent.core.rules import common, leading, standby_cluster, sync
 from haagent.core.rules.requests import operator_request, restart_is_wanted, scheduled_restart
 from haagent.core.rules.switchover import on_the_primary
 from haagent.core.schedule import request_in_force
@@ -41,6 +41,8 @@ def _needs_the_fence(obs: Observation, memory: Memory) -> bool:
     """The guardian starts and promotes a server only under an armed fence, in a pause as well."""
     if not common.owns_key(obs):
         return False
+    if standby_cluster.is_holder(obs):
+        return True  # it stops no standby there, and nobody has to be told that it is off
     restart = _is_to_restart(obs) and obs.instance.serves_as_primary
     request = request_in_force(obs, common.view(obs))
     named = request.candidate if request is not None else None
@@ -83,6 +85,9 @@ def _leading(obs: Observation, memory: Memory) -> Decision | None:
     if request is not None and request.candidate is None:
         text = "Switchover is possible only to a specific candidate in a paused state"
         return Decision("pause.clear", text, memory, (ClearFailover(request.version, text, 400),))
+    if standby_cluster.is_holder(obs):
+        kept = "PAUSE: the key of the standby cluster is kept"
+        return standby_cluster.paused(obs, memory) or common.wait("pause.standby-leader", kept, memory)
     manual = on_the_primary(obs, memory)
     if manual is not None:
         return manual

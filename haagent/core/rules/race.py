@@ -6,9 +6,12 @@ from dcs.records import ClusterSnapshot
 from haagent.core import slots, watchdog
 from haagent.core.actions import (
     AskPeers,
+    CheckDivergence,
+    Clone,
     CreateInitialize,
     DeleteInitialize,
     Exit,
+    Follow,
     Initdb,
     PutInitialConfig,
     PutInitialize,
@@ -24,7 +27,8 @@ from postgres_ctl.facts import DataDirState
 
 #: Refusals whose words are those of contract 7.3.
 _SAID_BY_PATRONI = ("peer.ahead", "peer.priority")
-#: A released primary gives its successor this long to appear before it starts read-only, seconds.
+#: A successor gets so long to appear before a released primary starts read-only, or a member of a standby
+#: cluster follows the remote node; seconds.
 SUCCESSOR_S = 2.0
 
 
@@ -57,11 +61,35 @@ def _race_for_new_cluster(obs: Observation, memory: Memory) -> Decision:
         return common.wait("bootstrap.known-cluster", reason, evolve(memory, note=reason))
     if free and allowed and obs.instance.unfinished is None:
         won = evolve(memory, bootstrap="won")
+        remote = common.remote_node(obs)
+        if obs.settings.standby_cluster is not None and remote is None:
+            reason = "a standby cluster needs a copy of the other one, and no node to copy is configured"
+            return common.wait("bootstrap.no-remote", reason, evolve(memory, note=reason))
+        if remote is not None:
+            reason = f"trying to bootstrap a new standby cluster from the {remote}"
+            copy = Clone(remote, remote)
+            return Decision("bootstrap.race-remote", reason, won, (CreateInitialize(), copy))
         return Decision(
             "bootstrap.race", "trying to bootstrap a new cluster", won, (CreateInitialize(), Initdb())
         )
+    cloned = _copy_of_remote(obs, memory) if allowed and not free else None
+    if cloned is not None:
+        return cloned
     abandoned = _abandoned(obs, memory) if allowed else None
     return abandoned or common.wait("bootstrap.wait", "waiting for leader to bootstrap", memory)
+
+
+def _copy_of_remote(obs: Observation, memory: Memory) -> Decision | None:
+    """Nobody has led this standby cluster for a while, perhaps nobody has its data any more: the other one
+    has."""
+    remote, known = common.remote_node(obs), common.view(obs).initialize or ""
+    since = memory.leader_missing_since
+    waited = since is not None and obs.now > since + obs.settings.ttl_s
+    if remote is None or not known.isdigit() or not waited or obs.now < memory.rejoin.not_before:
+        return None
+    wipe = obs.instance.data_dir is not DataDirState.MISSING_OR_EMPTY or obs.instance.unfinished is not None
+    reason = f"nobody leads, and there is no data here: cloning from the {remote}"
+    return Decision("race.clone-remote", reason, memory, (Clone(remote, remote, wipe),))
 
 
 def _trace_of_a_cluster(cluster: ClusterSnapshot, memory: Memory) -> str | None:
@@ -93,7 +121,7 @@ def _finish_bootstrap(obs: Observation, memory: Memory, stage: str) -> Decision:
     if mine is None:
         reason = "the new cluster is made, but its pg_control cannot be read"
         return common.wait("bootstrap.unreadable", reason, memory, 1.0)
-    actions = (PutInitialize(mine), PutInitialConfig(), TakeLeader())
+    actions = (PutInitialize(mine), PutInitialConfig(), *common.keep_numbers_apart(obs), TakeLeader())
     return Decision("bootstrap.take", "initialized a new cluster, taking the key", memory, actions, 0.0)
 
 
@@ -165,7 +193,9 @@ def stopped_without_leader(obs: Observation, memory: Memory) -> Decision | None:
         return common.wait("race.start-pause", memory.note or "PostgreSQL does not start", memory, pause_s)
     join = (PutInitialize(mine, only_if_absent=True),) if mine and cluster.initialize is None else ()
     reason = "nobody leads: starting read-only"
-    return Decision("race.start-readonly", reason, memory, (*join, StartStandby(None)))
+    source = common.upstream(obs)
+    start = StartStandby(source if common.may_follow(memory, source) else None)
+    return Decision("race.start-readonly", reason, memory, (*join, start))
 
 
 def _only_a_new_guardian_helps(obs: Observation, memory: Memory, judged: Standing) -> bool:
@@ -187,9 +217,8 @@ def standby_races(obs: Observation, memory: Memory) -> Decision | None:
             "race.ask", "asking the other members", memory, (AskPeers(judged.ask),), common.SOON_S
         )
     if judged.may_lead:
-        return Decision(
-            "race.take", "nobody leads and every rule lets me: taking the key", memory, (TakeLeader(),), 0.0
-        )
+        reason = "nobody leads and every rule lets me: taking the key"
+        return Decision("race.take", reason, memory, (*common.keep_numbers_apart(obs), TakeLeader()), 0.0)
     if _only_a_new_guardian_helps(obs, memory, judged):
         reason = (
             "the store is older than epochs this member has led in, and nobody else leads: a new guardian"
@@ -199,6 +228,9 @@ def standby_races(obs: Observation, memory: Memory) -> Decision | None:
         )
     why = "; ".join(f"{r.rule}: {r.detail}" for r in judged.refusals)
     told = [r.detail if r.rule in _SAID_BY_PATRONI else f"{r.rule}: {r.detail}" for r in judged.refusals]
+    remote = _follow_remote(obs, memory)
+    if remote is not None:
+        return remote
     change = slots.plan(obs, memory)
     return Decision(
         "race.refused",
@@ -210,3 +242,19 @@ def standby_races(obs: Observation, memory: Memory) -> Decision | None:
         line="\n".join((*told, "following a different leader because I am not allowed to promote")),
         heartbeat=True,
     )
+
+
+def _follow_remote(obs: Observation, memory: Memory) -> Decision | None:
+    """While nobody leads a standby cluster, everybody follows the other one (contract 6.7)."""
+    remote = common.upstream(obs)
+    if obs.settings.pause or remote is None or common.follows(obs, remote) or obs.instance.storage_hangs:
+        return None
+    if obs.now < (memory.leader_missing_since or obs.now) + SUCCESSOR_S:
+        return None  # somebody is about to lead, and will be followed
+    if common.may_follow(memory, remote):
+        reason = f"nobody leads: following the {remote}"
+        return Decision("race.follow-remote", reason, memory, (Follow(remote),), 1.0)
+    if not common.may_ask_remote(obs, memory):
+        return None
+    reason = f"nobody leads: comparing histories with the {remote}"
+    return Decision("race.compare", reason, memory, (CheckDivergence(remote),))

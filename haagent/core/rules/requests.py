@@ -48,17 +48,20 @@ def _restart(obs: Observation, memory: Memory, request: OperatorRequest) -> Deci
         return _refuse(request, "postgres is still starting", memory)
     if not restart_is_wanted(obs, request.wish):
         return _refuse(request, "restart conditions are not satisfied", memory)
-    job = _restart_job(obs, request.id, request.wish)
+    job = _restart_job(obs, memory, request.id, request.wish)
     if job is None:
         text = "restart failed: a primary without a proven lease is not started again"
         return _refuse(request, text, memory)
     return Decision("request.restart", "restarting PostgreSQL on request", memory, (job,))
 
 
-def _restart_job(obs: Observation, request_id: int | None, wish: RestartWish) -> Restart | None:
+def _restart_job(
+    obs: Observation, memory: Memory, request_id: int | None, wish: RestartWish
+) -> Restart | None:
     """None of a primary that may not be started again: its lease is not proven."""
     if not obs.instance.serves_as_primary:
-        source = common.upstream(obs) if common.other_leads(obs) else None
+        source = common.upstream(obs) if common.other_leads(obs) or common.owns_key(obs) else None
+        source = source if common.may_follow(memory, source) else None
         return Restart(request_id, None, source, wish.timeout_s)
     if not (common.owns_key(obs) and obs.lease.holds(obs.now)):
         return None
@@ -118,7 +121,7 @@ def scheduled_restart(obs: Observation, memory: Memory) -> Decision | None:
 
 def _settled(obs: Observation) -> bool:
     """Somebody leads: a restart in the middle of an election would only delay it (contract 2.2)."""
-    return common.other_leads(obs) or (common.owns_key(obs) and obs.instance.serves_as_primary)
+    return common.other_leads(obs) or (common.owns_key(obs) and obs.serves_as_leader)
 
 
 def _drop(rule: str, why: str, memory: Memory) -> Decision:
@@ -128,7 +131,7 @@ def _drop(rule: str, why: str, memory: Memory) -> Decision:
 def _begin(obs: Observation, memory: Memory, planned: ScheduledRestart) -> Decision | None:
     if not restart_is_wanted(obs, planned.wish):
         return _drop("restart.unwanted", "restart conditions are not satisfied", memory)
-    job = _restart_job(obs, None, planned.wish)
+    job = _restart_job(obs, memory, None, planned.wish)
     if job is None:
         return None  # in this window the lease may be proven again
     return Decision(

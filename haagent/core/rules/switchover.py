@@ -80,13 +80,13 @@ def _begin_scheduled(obs: Observation, memory: Memory, request: FailoverRequest,
     return Decision("switchover.due", reason, memory, (action,), 0.0)
 
 
-def _candidates(obs: Observation, request: FailoverRequest) -> tuple[str, ...]:
+def candidates(obs: Observation, request: FailoverRequest) -> tuple[str, ...]:
     if request.candidate is not None:
         return (request.candidate,)
     return tuple(m.name for m in common.view(obs).members if m.name != obs.me.name and m.api_url)
 
 
-def _stale(obs: Observation, name: str) -> bool:
+def stale(obs: Observation, name: str) -> bool:
     peer = obs.peers.get(name)
     member = common.view(obs).member(name)
     can_be_asked = member is not None and member.api_url is not None
@@ -94,7 +94,7 @@ def _stale(obs: Observation, name: str) -> bool:
 
 
 def _check_candidate(obs: Observation, memory: Memory, request: FailoverRequest) -> Decision:
-    ask = tuple(n for n in _candidates(obs, request) if _stale(obs, n))
+    ask = tuple(n for n in candidates(obs, request) if stale(obs, n))
     if ask:
         return Decision("switchover.ask", f"asking {', '.join(ask)}", memory, (AskPeers(ask),), common.SOON_S)
     forced = not request.is_switchover
@@ -105,14 +105,14 @@ def _check_candidate(obs: Observation, memory: Memory, request: FailoverRequest)
         else "no good candidates have been found"
     )
     if refusal is not None or name is None:
-        return _wait_for_candidate(obs, memory, request, refusal or "")
+        return wait_for_candidate(obs, memory, request, refusal or "")
     guard = Guard(epoch=common.epoch_of(obs), pid=obs.instance.pid)
     reason = f"handing over, {name} is fit: checkpoint first, so that the stop is quick"
     began = begin_handover(obs, memory, request.version, name)
     return Decision("switchover.begin", reason, began, (Checkpoint(guard, background=False),))
 
 
-def _wait_for_candidate(obs: Observation, memory: Memory, request: FailoverRequest, refusal: str) -> Decision:
+def wait_for_candidate(obs: Observation, memory: Memory, request: FailoverRequest, refusal: str) -> Decision:
     """A candidate that does not stream yet is waited for, at most loop_wait; nothing was stopped."""
     seen = memory.request_seen
     since = seen[1] if seen is not None and seen[0] == request.version else obs.now
@@ -122,7 +122,7 @@ def _wait_for_candidate(obs: Observation, memory: Memory, request: FailoverReque
     waiting = evolve(memory, request_seen=(request.version, since))
     reason = f"waiting for the candidate: {refusal}"
     # A candidate that was just starting may answer now, long before its silence grows old.
-    silent = tuple(n for n in _candidates(obs, request) if isinstance(obs.peers.get(n), PeerSilent))
+    silent = tuple(n for n in candidates(obs, request) if isinstance(obs.peers.get(n), PeerSilent))
     ask = (AskPeers(silent),) if silent else ()
     return Decision("switchover.wait", reason, waiting, ask, common.SOON_S, heartbeat=True)
 
@@ -148,13 +148,13 @@ def _before_the_stop(
         return Decision("switchover.withdrawn", "the request is gone: staying primary", gone, (), 0.0)
     if handover.stopping_since is not None:
         return _clear(memory, request, 503, "Switchover failed: PostgreSQL could not be stopped")
-    if _stale(obs, handover.candidate):
+    if stale(obs, handover.candidate):
         return Decision(
             "switchover.ask", "asking again", memory, (AskPeers((handover.candidate,)),), common.SOON_S
         )
     refusal = handover_refusal(obs, common.view(obs), handover.candidate, forced=not request.is_switchover)
     if refusal is not None:
-        return _wait_for_candidate(obs, evolve(memory, handover=None), request, refusal)
+        return wait_for_candidate(obs, evolve(memory, handover=None), request, refusal)
     return _until_it_writes(obs, memory, handover, request) or _stop(obs, memory, handover)
 
 
