@@ -59,12 +59,12 @@ def clusters(
             "node_config": {"postgresql": {**LOOPBACK, **(postgresql or {})}},
             "ttl": 4,
         }
-        remote = Cluster(nodes=remote_nodes, etcd=etcd, scope="east", **settings)
+        slots = {"slots": {"west": {"type": "physical"}}}
+        remote = Cluster(nodes=remote_nodes, etcd=etcd, scope="east", dcs=slots, **settings)
         stack.callback(remote.close)
         for node in remote.nodes:
             node.address, node.sql_port = f"127.0.0.{node.index + 2}", remote.nodes[0].sql_port
         remote.start()
-        make_slot(remote.leader())
         follow = {"standby_cluster": section or section_for(remote)}
         ours = Cluster(nodes=nodes, etcd=etcd, scope="west", dcs=follow, **settings)
         stack.callback(ours.close)
@@ -77,12 +77,6 @@ def clusters(
             remote.close(failed=True)
             ours.close(failed=True)
             raise
-
-
-def make_slot(primary: Node) -> None:
-    """The slot that the standby cluster uses; on a new primary it may be there already."""
-    made = "SELECT pg_create_physical_replication_slot('west') WHERE NOT EXISTS "
-    primary.sql(made + "(SELECT FROM pg_replication_slots WHERE slot_name = 'west')")
 
 
 def section_for(remote: Cluster) -> dict[str, Any]:
@@ -173,7 +167,6 @@ def test_life_of_a_standby_cluster() -> None:
         # The remote cluster has another primary, on another timeline.
         assert east.rest("/switchover", "POST", {"leader": east.name}, timeout_s=60)[0] == 200
         east = remote.wait_streaming(1)
-        make_slot(east)
         east.sql("CREATE TABLE two (id int)")
         arrives(ours, b, "two")
         ours.wait_for(lambda: last_row(ours)[:1] == [1], 60, "the history is that of the remote cluster")

@@ -15,6 +15,7 @@ from haagent.core.model import Identity, Instance, Memory, Observation
 from haagent.core.settings import Settings
 from haagent.core.slot_config import PermanentSlot, SlotMatcher
 from haagent.core.slots import plan, positions, retained, to_retain, wanted
+from haagent.core.standby_cluster import RemoteNode, StandbyCluster
 from postgres_ctl.facts import InstanceSample, Lsn, Slot
 from tests.unit.core_facts import (
     DOWN,
@@ -244,7 +245,7 @@ def test_but_not_on_members_that_never_lead() -> None:
 def test_the_type_of_cluster_limits_them() -> None:
     told = permanent(replace(ARCHIVE, cluster_type="standby"), PermanentSlot("b", cluster_type="primary"))
     assert set_of(leading(primary(), settings=told), Memory()) == {"pg1", "pg2", "b"}
-    follows = replace(told, unsupported=("standby_cluster",))
+    follows = replace(told, standby_cluster=StandbyCluster(RemoteNode("east")))
     assert set_of(leading(primary(), settings=follows), Memory()) == {"pg1", "pg2", "archive"}
 
 

@@ -29,6 +29,7 @@ from haagent.core.slot_complaints import complaints
 from haagent.core.slot_config import PermanentSlot
 from haagent.core.slot_memory import SlotMemory
 from haagent.core.slots import feedback_parameters, feedback_slot, wanted
+from haagent.core.standby_cluster import RemoteNode, StandbyCluster
 from postgres_ctl.facts import InstanceSample, Lsn, Slot
 from tests.unit.core_facts import (
     NOW,
@@ -258,7 +259,9 @@ def test_hot_standby_feedback_is_on_where_logical_slots_are() -> None:
     assert feedback_parameters(WITH, tags()) == {"hot_standby_feedback": "on"}
     assert feedback_parameters(WITH, tags(nostream=True)) == {}
     assert feedback_parameters(SETTINGS, tags()) == {}
-    assert feedback_parameters(replace(WITH, unsupported=("standby_cluster",)), tags()) == {}
+    assert (
+        feedback_parameters(replace(WITH, standby_cluster=StandbyCluster(RemoteNode("east"))), tags()) == {}
+    )
 
 
 # --- what is said about a configuration -------------------------------------------------------------
