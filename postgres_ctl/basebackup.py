@@ -20,10 +20,11 @@ from postgres_ctl.tool_login import secrets_of, tool_login
 
 __all__ = ["CloneSpec", "CommandSpec", "clone", "clone_by_command", "copied_bytes", "wipe"]
 
-#: Options of `postgresql.basebackup` that are ours (contract 6.4).
+#: Options of `postgresql.basebackup` that are ours (contract 6.4), and those of newer versions whose copy is
+#: elsewhere or cannot be started.
 FORBIDDEN_OPTIONS = frozenset(
     {"pgdata", "format", "wal-method", "xlog-method", "gzip", "version", "help", "dbname", "host", "port"}
-    | {"username", "password", "no-password"}
+    | {"username", "password", "no-password", "target", "incremental"}
 )
 
 

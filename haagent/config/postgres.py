@@ -27,7 +27,7 @@ _PG_SAME = (
 )  # fmt: skip
 _BASEBACKUP_FORBIDDEN = (
     "pgdata", "format", "wal-method", "xlog-method", "gzip", "version", "dbname", "host", "port", "username",
-    "password", "compress",
+    "password", "compress", "target", "incremental",
 )  # fmt: skip
 _ROLE_KEYS = {
     role: tuple(key for key in KEYS.values() if key.section == f"postgresql.authentication.{role}")

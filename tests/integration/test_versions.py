@@ -7,6 +7,7 @@ newest; `make test-all` all of them, and with each the tests of every part that 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -58,6 +59,7 @@ def test_life_on_each_version(version: int) -> None:
         trigger_unknown = f"postgresql.recovery_conf.{TRIGGER}: unknown parameter, ignored" in b.log()
         assert trigger_unknown is (version >= 16)
         _numbers(cluster, a, b)
+        _synchronous(cluster, a, b)
         _pending_restart(cluster, a, b)
         _crash_and_adoption(cluster, a)
         # What comes waits for its end.
@@ -99,6 +101,16 @@ def _numbers(cluster: Cluster, primary: Node, standby: Node) -> None:
     asks = ("query", cluster.scope, "-U", "postgres", "-c", "select count(*) from numbers", "-r")
     assert [ctl(cluster, *asks, role) for role in ("leader", "replica")] == ["count\n1000\n"] * 2
     assert timeline(primary) == timeline(standby) == 1
+
+
+def _synchronous(cluster: Cluster, primary: Node, standby: Node) -> None:
+    assert primary.rest("/config", "PATCH", {"synchronous_mode": True})[0] == 200
+    state = "select sync_state from pg_stat_replication"
+    cluster.wait_for(lambda: standby.status("/sync") == 200, 60, "the standby is a synchronous one")
+    assert json.loads(cluster.stored()["sync"])["sync_standby"] == standby.name
+    assert primary.value(state) == "sync"
+    assert primary.rest("/config", "PATCH", {"synchronous_mode": None})[0] == 200
+    cluster.wait_for(lambda: primary.value(state) == "async", 60, "asynchronous again")
 
 
 def _pending_restart(cluster: Cluster, primary: Node, standby: Node) -> None:

@@ -282,6 +282,8 @@ def test_every_problem_is_told_at_once(loads: Loader) -> None:
         ({"postgresql": {"pre_promote": "x 'y"}}, 'pre_promote "x \'y" must be a command line'),
         ({"postgresql": {"callbacks": {"on_stop": "'x"}}}, 'callbacks.on_stop "\'x" must be a command line'),
         ({"postgresql": {"basebackup": ["format=t"]}}, "postgresql.basebackup 'format'"),
+        ({"postgresql": {"basebackup": [{"target": "server:/x"}]}}, "postgresql.basebackup 'target'"),
+        ({"postgresql": {"basebackup": ["incremental=/m"]}}, "postgresql.basebackup 'incremental'"),
         (
             {"postgresql": {"rewind": [{"source-server": "x"}]}},
             "postgresql.rewind 'source-server' is an option",
