@@ -125,6 +125,11 @@ class Dcs(Protocol):
     backend: str
     #: Shortest ttl this backend keeps reliably, seconds (design section 3).
     minimum_ttl_s: float
+    #: `move_leader` works; else a leader keeps the session it has when ttl changes.
+    moves_leader: bool
+
+    def guaranteed_s(self, ttl_s: float) -> float:
+        """How long a renewal keeps a session of `ttl_s` at least, seconds (Consul: half of it)."""
 
     def snapshot(self, deadline_s: float) -> ClusterSnapshot:
         """Linearizable read of the whole cluster. Raises DcsUnavailable, DcsLoginRefused."""
@@ -140,6 +145,12 @@ class Dcs(Protocol):
 
     def renew_leader(self, handle: LeaseHandle, name: str, deadline_s: float) -> RenewOutcome:
         """Keep the session alive, then prove that `leader` == name hangs on *our* session and epoch."""
+
+    def sealed(self, session: str) -> str:
+        """What another process of this member needs to continue the session. It may be a secret."""
+
+    def unsealed(self, sealed: str) -> str:
+        """The session of `sealed`, to be continued by the next renewal if it lives. Asks nobody."""
 
     def close_session(self, session: str, deadline_s: float) -> WriteOutcome:
         """End the session: its keys vanish at once. This IS a release: rule 2 applies (H4)."""
@@ -166,7 +177,8 @@ class Dcs(Protocol):
         """Write `key` unconditionally, without ttl (detaches it from any session)."""
 
     def compare_and_set(self, key: str, value: str, version: int, deadline_s: float) -> WriteOutcome:
-        """Write `key` only at `version` (0: only if absent)."""
+        """Write `key` only at `version` (0: only if absent). To write what is there already changes nothing,
+        and may keep the version."""
 
     def put_if_leader(
         self, handle: LeaseHandle, name: str, key: str, value: str, deadline_s: float

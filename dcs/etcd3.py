@@ -53,6 +53,7 @@ class Etcd3Dcs:
 
     backend = "etcd3"
     minimum_ttl_s = 3.0
+    moves_leader = True
 
     def __init__(self, options: Etcd3Options) -> None:
         self._gateway = Gateway(options)
@@ -85,6 +86,18 @@ class Etcd3Dcs:
         return build_snapshot(raw, _number(answer["header"], "revision"))
 
     # --- sessions ---------------------------------------------------------------------------------
+
+    @staticmethod
+    def guaranteed_s(ttl_s: float) -> float:
+        return ttl_s
+
+    @staticmethod
+    def sealed(session: str) -> str:
+        return session
+
+    @staticmethod
+    def unsealed(sealed: str) -> str:
+        return sealed
 
     def open_session(self, ttl_s: float, deadline_s: float) -> str:
         # Repeatable: a lease whose id got lost carries no key and runs out.

@@ -74,6 +74,7 @@ class TableDcs(ABC):
 
     backend: str
     minimum_ttl_s: float
+    moves_leader = True
 
     def __init__(self, base_path: str) -> None:
         self._prefix = base_path.rstrip("/") + "/"
@@ -102,6 +103,18 @@ class TableDcs(ABC):
         )
 
     # --- sessions ---------------------------------------------------------------------------------
+
+    @staticmethod
+    def guaranteed_s(ttl_s: float) -> float:
+        return ttl_s
+
+    @staticmethod
+    def sealed(session: str) -> str:
+        return session
+
+    @staticmethod
+    def unsealed(sealed: str) -> str:
+        return sealed
 
     def open_session(self, ttl_s: float, deadline_s: float) -> str:
         return self._transact(lambda t: t.add_session(ttl_s), deadline_s)

@@ -117,13 +117,14 @@ class LeaseKeeper:
     def use_guardian(self, fence: Fence, state: guardian.GuardianState) -> None:
         """A guardian was reached; continue the one tenure it keeps, if there is one (H5)."""
         self._tell_deadline(fence, state)
+        continued = "" if state.armed is None else self._dcs.unsealed(state.armed.handle.session)
         with self._changed:
             self._fence, self._guardian_ok = fence, True
             self._closed_epoch = max(self._closed_epoch, state.closed_epoch)
             self._disarmed = state.disarmed
             armed = state.armed
             if armed is not None and self._lease.epoch is None and armed.handle.epoch > state.closed_epoch:
-                held = core.taken(replace(self._lease, session=armed.handle.session), armed.handle.epoch)
+                held = core.taken(replace(self._lease, session=continued), armed.handle.epoch)
                 self._lease = replace(held, fence_at=armed.fence_at, hard_at=armed.hard_at)
                 self._acknowledged_fence_at = armed.fence_at
             else:
@@ -139,8 +140,8 @@ class LeaseKeeper:
             told = state.armed is not None or self._disarmed
             if told or due is None or lease.epoch is None or lease.epoch <= self._closed_epoch:
                 return
-            fence_at, hard_at = core.deadlines(0.0, self._settings.ttl_s, self._settings)
-            handle = guardian.Handle(lease.session or "", lease.epoch)
+            fence_at, hard_at = core.deadlines(0.0, self._settings.ttl_s, self._timings())
+            handle = guardian.Handle(self._dcs.sealed(lease.session or ""), lease.epoch)
         fence.arm(handle, due, due + hard_at - fence_at, GUARDIAN_ANSWER_S, self._spares_standby())
 
     def _spares_standby(self) -> bool:
@@ -153,7 +154,7 @@ class LeaseKeeper:
         Wakes the keeper only when the last permit had lapsed: else nobody waits for this one."""
         with self._changed:
             now, lapsed_at = self._now(), self._permit_until
-            self._permit_until = now + core.permit_life_s(self._settings)
+            self._permit_until = now + core.permit_life_s(self._timings())
             if lapsed_at <= now:
                 self._changed.notify_all()
 
@@ -161,6 +162,11 @@ class LeaseKeeper:
         with self._changed:
             self._settings = settings
             self._changed.notify_all()
+
+    def _timings(self) -> Settings:
+        """The settings, with what a renewal of our session really proves as the ttl (Consul: half of it)."""
+        life_s = min(self._settings.ttl_s, self._dcs.guaranteed_s(self._session_ttl_s))
+        return replace(self._settings, ttl_s=life_s) if life_s < self._settings.ttl_s else self._settings
 
     # --- facts ------------------------------------------------------------------------------------
 
@@ -367,7 +373,9 @@ class LeaseKeeper:
             return False
         if self._fence is None or now < lease.next_attempt_at:
             return False
-        return core.may_change_session(lease, now, self._settings)
+        if lease.epoch is not None and not self._dcs.moves_leader:
+            return False
+        return core.may_change_session(lease, now, self._dcs.guaranteed_s(self._settings.ttl_s))
 
     def _fulfil(self, wish: core.Wish) -> None:
         if isinstance(wish, core.OpenSession):
@@ -385,7 +393,7 @@ class LeaseKeeper:
             self._changed.notify_all()
 
     def _attempt_s(self) -> float:
-        return core.renew_attempt_s(self._settings)
+        return core.renew_attempt_s(self._timings())
 
     def _open_session(self) -> None:
         settings = self._settings
@@ -400,7 +408,7 @@ class LeaseKeeper:
             return
         with self._changed:
             self._session_ttl_s = settings.ttl_s
-            self._lease = core.opened(self._lease, session, self._now(), settings)
+            self._lease = core.opened(self._lease, session, self._now(), self._timings())
             if handle is not None:
                 self._lease = replace(self._lease, next_attempt_at=0.0)
         self._on_change()
@@ -424,7 +432,7 @@ class LeaseKeeper:
         if session is None:
             return
         outcome = self._dcs.renew_session(session, self._attempt_s())
-        now, settings = self._now(), self._settings
+        now, settings = self._now(), self._timings()
         self._measure("session", outcome, now)
         if isinstance(outcome, Renewed):
             self._transition(
@@ -462,7 +470,7 @@ class LeaseKeeper:
 
     def _proven(self, handle: LeaseHandle, proof: Renewed) -> None:
         """Arm first, believe afterwards: a deadline counts once the kernel holds it."""
-        settings = self._settings
+        settings = self._timings()
         fence_at, hard_at = core.deadlines(proof.sent_at, proof.guaranteed_s, settings)
         fence, disarmed = self._fence, self._disarmed
         answer: guardian.Armed | guardian.ArmRefused | guardian.NoAnswer
@@ -471,13 +479,8 @@ class LeaseKeeper:
         elif fence is None:
             answer = guardian.NoAnswer("no guardian")
         else:
-            answer = fence.arm(
-                guardian.Handle(handle.session, handle.epoch),
-                fence_at,
-                hard_at,
-                GUARDIAN_ANSWER_S,
-                self._spares_standby(),
-            )
+            kept = guardian.Handle(self._dcs.sealed(handle.session), handle.epoch)
+            answer = fence.arm(kept, fence_at, hard_at, GUARDIAN_ANSWER_S, self._spares_standby())
         first = self._lease.fence_at is None
         if isinstance(answer, guardian.Armed):
             self._accept(handle, proof, answer.fence_at)
@@ -499,7 +502,7 @@ class LeaseKeeper:
             self._guardian_ok = True
             if self._lease.epoch == handle.epoch:
                 self._lease = core.renewed(
-                    self._lease, proof.sent_at, proof.guaranteed_s, self._now(), self._settings
+                    self._lease, proof.sent_at, proof.guaranteed_s, self._now(), self._timings()
                 )
             self._changed.notify_all()
         if before is None or fence_at < before:

@@ -52,8 +52,8 @@ def system_ports(config: AgentConfig) -> Ports:
     dcs, peers = config.dcs, HttpPeers(config)
     return Ports(
         runtime=SystemRuntime(),
-        dcs=make_dcs(dcs.backend, dcs.section, config.namespace, config.scope),
-        keeper_dcs=make_dcs(dcs.backend, dcs.section, config.namespace, config.scope),
+        dcs=make_dcs(dcs.backend, dcs.section, config.namespace, config.scope, config.name),
+        keeper_dcs=make_dcs(dcs.backend, dcs.section, config.namespace, config.scope, config.name),
         postgres=SystemPostgres(),
         guardian=SystemGuardian(),
         peers=peers,

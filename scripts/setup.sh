@@ -52,6 +52,7 @@ missing_packages() {
     have_program systemd-analyze || echo systemd
     have_program dnsmasq || echo dnsmasq-base
     have_program haproxy || echo haproxy
+    [ -e /usr/share/java/zookeeper.jar ] || echo zookeeper
     have_program promtool || echo prometheus
 }
 
@@ -115,10 +116,35 @@ install_packages() {
     for name in "${names[@]}"; do
         case $name in
             etcd-server | etcd) disable etcd ;;
-            haproxy | prometheus) disable "$name" ;;
+            haproxy | prometheus | zookeeper) disable "$name" ;;
         esac
     done
     allow_service_starts
+}
+
+# Debian 12 has no Consul; the one of Debian 11 needs nothing but libc. It is unpacked beside the environment
+# and not installed. Where it cannot be had, the tests that need it say so and are left out.
+fetch_consul() {
+    local target folder site keys=/usr/share/keyrings/debian-archive-keyring.gpg
+    target=$(dirname "$VENV")/consul
+    if have_program consul || [ -x "$target/usr/bin/consul" ] || [ -e "$target/none" ]; then return; fi
+    mkdir -p "$target"
+    folder=$(mktemp -d)
+    mkdir -p "$folder"/state/lists/partial "$folder"/cache/archives/partial
+    site=$(apt-get indextargets --format '$(SITE)' 'Origin: Debian' 2>/dev/null | grep -v security | head -n 1)
+    echo "deb [signed-by=$keys] ${site:-http://deb.debian.org/debian} bullseye main" >"$folder/sources.list"
+    local -a private=(-o "Dir::State=$folder/state" -o "Dir::Cache=$folder/cache"
+        -o "Dir::Etc::SourceList=$folder/sources.list" -o Dir::Etc::SourceParts=/dev/null)
+    say "Consul for tests, from Debian 11"
+    if (cd "$folder" && apt-get "${private[@]}" -q update && apt-get "${private[@]}" -q download consul &&
+        dpkg -x consul_*.deb "$target") >"$folder/log" 2>&1; then
+        chmod -R a+rX "$target"
+    else
+        tail -n 3 "$folder/log" >&2
+        say "no Consul here: its tests are left out (remove $target/none to try again)"
+        touch "$target/none"
+    fi
+    rm -rf "$folder"
 }
 
 # --- 2. virtual environment ------------------------------------------------------------------------
@@ -196,6 +222,7 @@ mapfile -t missing < <(missing_packages)
 mkdir -p "$(dirname "$VENV")" || die "cannot create $(dirname "$VENV"); set HAAGENT_VENV to another place"
 exec 9>"$(dirname "$VENV")/.setup.lock"
 flock 9  # two checkouts, or make -j: one after the other
+fetch_consul
 make_venv
 check_postgres_can_execute
 install_haagent

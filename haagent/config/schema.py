@@ -317,7 +317,49 @@ def _dcs() -> Iterator[Key]:
     )  # fmt: skip
     yield Key(e + "srv", v.WORD, "Domain whose SRV records name the servers", reload=_START)
     yield Key(e + "srv_suffix", v.WORD, "Last part of the name of these records", reload=_START)
+    yield from _consul()
+    yield from _zookeeper()
     yield Key("local.path", v.PATH, "SQLite file that all agents of this machine share", reload=_START)
+
+
+def _consul() -> Iterator[Key]:
+    c = "consul."
+    yield Key(c + "host", v.WORD, "Consul's agent on this host, port 8500", "127.0.0.1:8500", reload=_START)
+    yield Key(c + "url", v.URL, "The same with its scheme, instead of host", reload=_START)
+    yield Key(c + "port", v.PORT, "Port of a host without one", reload=_START)
+    yield Key(c + "scheme", choice("http", "https"), "Scheme of host", "http", reload=_START)
+    yield Key(c + "token", v.TEXT, "ACL token", secret=True, reload=_START)
+    yield Key(c + "verify", v.FLAG, "Check Consul's certificate", True, reload=_START)
+    yield Key(c + "cacert", v.FILE, "Authorities for Consul's certificate", reload=_START)
+    yield Key(c + "cert", v.FILE, "Client certificate", reload=_START)
+    yield Key(c + "key", v.FILE, "Its private key", reload=_START)
+    yield Key(c + "dc", v.WORD, "Consul's data centre", reload=_START)
+    yield Key(
+        c + "consistency", choice("default", "consistent", "stale"),
+        "Of the watch only: what decides is always read consistently", "default", reload=_START,
+    )  # fmt: skip
+    yield Key(c + "checks", v.STRINGS, "Node checks that end the session when they fail", (), reload=_START)
+    yield Key(
+        c + "register_service", v.FLAG, "Register the member in Consul's catalogue", False, reload=_START
+    )
+    yield Key(c + "service_tags", v.STRINGS, "Tags of that service, beside its role", (), reload=_START)
+    yield Key(c + "service_check_interval", v.WORD, "How often Consul checks its health", "5s", reload=_START)
+    yield Key(
+        c + "service_check_tls_server_name", v.WORD, "Name in the certificate of the REST API", reload=_START
+    )
+
+
+def _zookeeper() -> Iterator[Key]:
+    z = "zookeeper."
+    yield Key(z + "hosts", v.ENDPOINTS, "All ZooKeeper servers, port 2181", reload=_START)
+    yield Key(z + "use_ssl", v.FLAG, "Connect with TLS", False, reload=_START)
+    yield Key(z + "cacert", v.FILE, "Authorities for ZooKeeper's certificate", reload=_START)
+    yield Key(z + "cert", v.FILE, "Client certificate", reload=_START)
+    yield Key(z + "key", v.FILE, "Its private key", reload=_START)
+    yield Key(z + "key_password", v.TEXT, "Password of the key", secret=True, reload=_START)
+    yield Key(z + "verify", v.FLAG, "Check ZooKeeper's certificate", True, reload=_START)
+    yield Key(z + "set_acls", v.ANY, "Principals with their permissions, of every key made", reload=_START)
+    yield Key(z + "auth_data", v.TEXTS, "Schemes with their credentials", secret=True, reload=_START)
 
 
 KEYS: dict[str, Key] = {
@@ -399,9 +441,9 @@ SECTIONS: frozenset[str] = frozenset(
 )
 
 #: DCS sections that work, with the shortest ttl each keeps reliably (seconds).
-BACKENDS = {"etcd3": 3.0, "local": 3.0}
+BACKENDS = {"consul": 10.0, "etcd3": 3.0, "zookeeper": 4.0, "local": 3.0}
 #: Not built yet: harmless beside one that works.
-BACKENDS_LATER = ("zookeeper", "consul", "kubernetes")
+BACKENDS_LATER = ("kubernetes",)
 #: Never: what to use instead.
 BACKENDS_REFUSED = {
     "etcd": "is the v2 API, which is not supported: name the section etcd3 (same keys)",

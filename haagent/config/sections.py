@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from dcs.consul_options import options_from_section as consul_options
+from dcs.errors import DcsConfigError
 from dcs.records import Tags, whole
+from dcs.zookeeper_options import options_from_section as zookeeper_options
 from haagent.config import values as v
 from haagent.config.check import Checked, allowed_options
 from haagent.config.schema import BACKENDS, BACKENDS_LATER, BACKENDS_REFUSED, KEYS
@@ -218,14 +221,19 @@ def dcs_section(checked: Checked) -> DcsSection | None:
         elif present:
             checked.warn(f"{name}: not supported yet: ignored")
         else:
-            checked.refuse(name, "", "is not built yet: use etcd3 or local")
-    if len(present) > 1:
-        checked.refuse(present[1], "", f"stands beside {present[0]}: only one DCS section may be there")
-    if not present and not others:
-        checked.refuse("etcd3", "", "is missing: one of the sections etcd3, local must be there")
-    if len(present) != 1:
+            checked.refuse(name, "", "is not built yet: use etcd3, consul, zookeeper or local")
+    if len(present) > 1 and present[-1] == "local":
+        checked.refuse("local", "", f"stands beside {present[0]}: only one DCS section may be there")
         return None
-    return _local(checked) if present[0] == "local" else _etcd3(checked)
+    for name in present[1:]:
+        checked.warn(f"{name}: ignored, as {present[0]} is there, which goes first")
+    if not present and not others:
+        checked.refuse(
+            "etcd3", "", "is missing: one of the sections etcd3, consul, zookeeper, local must be there"
+        )
+    if not present:
+        return None
+    return {"consul": _consul, "etcd3": _etcd3, "local": _local, "zookeeper": _zookeeper}[present[0]](checked)
 
 
 def _values_of(checked: Checked, section: str) -> Mapping[str, Any]:
@@ -236,6 +244,29 @@ def _values_of(checked: Checked, section: str) -> Mapping[str, Any]:
 
 def _local(checked: Checked) -> DcsSection:
     return DcsSection("local", _values_of(checked, "local"), (), BACKENDS["local"])
+
+
+def _consul(checked: Checked) -> DcsSection:
+    section = _values_of(checked, "consul")
+    try:
+        options = consul_options(section)
+    except DcsConfigError as error:
+        checked.refuse("consul", "", str(error))
+        return DcsSection("consul", section, (), BACKENDS["consul"])
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    return DcsSection("consul", section, (f"{options.scheme}://{host}:{options.port}",), BACKENDS["consul"])
+
+
+def _zookeeper(checked: Checked) -> DcsSection:
+    section = _values_of(checked, "zookeeper")
+    hosts: tuple[str, ...] = ()
+    try:
+        hosts = tuple(zookeeper_options(section).hosts.split(","))
+    except DcsConfigError as error:
+        checked.refuse("zookeeper", "", str(error))
+    return DcsSection(
+        "zookeeper", section, tuple(f"zookeeper://{host}" for host in hosts), BACKENDS["zookeeper"]
+    )
 
 
 def _etcd3(checked: Checked) -> DcsSection:

@@ -55,14 +55,14 @@ def deadlines(sent_at: float, guaranteed_s: float, settings: Settings) -> tuple[
     return hard_at - max(STOP_BUDGET_MIN_S, life_s * STOP_BUDGET_SHARE), hard_at
 
 
-def may_change_session(lease: Lease, now: float, settings: Settings) -> bool:
-    """May the key move onto a session of the ttl in `settings`, opened after `now`?
+def may_change_session(lease: Lease, now: float, life_s: float) -> bool:
+    """May the key move onto a session, opened after `now`, that lives for `life_s`?
 
     Not while a deadline proven on a longer lived session reaches beyond the life of the new one: the key
     could vanish before the fence. A lowered ttl therefore waits until that deadline is near enough."""
     if lease.epoch is None or lease.hard_at is None:
         return True
-    return lease.hard_at <= now + settings.ttl_s * (1 - DRIFT_SHARE)
+    return lease.hard_at <= now + life_s * (1 - DRIFT_SHARE)
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,6 @@ UNUSABLE = {
     "etcd": "etcd v2 is not supported, use etcd3 (the same servers answer it)",
     "exhibitor": "exhibitor is not supported",
     "raft": "raft is not supported",
-    "zookeeper": "zookeeper is not built yet",
-    "consul": "consul is not built yet",
     "kubernetes": "kubernetes is not built yet",
 }
 
@@ -249,12 +247,13 @@ def parse_dcs_url(url: str) -> tuple[str, dict[str, Any], str | None]:
         raise CtlError(f"the DCS URL cannot be understood, {_url_problem(error)}") from None
     backend = parts.scheme.lower() or _backend_by_port(port)
     if backend not in DEFAULT_PORTS:
-        raise CtlError(f"unknown scheme {backend} in the DCS URL, expected etcd3 or local")
+        raise CtlError(f"unknown scheme {backend} in the DCS URL, expected etcd3, consul, zookeeper or local")
     if backend in UNUSABLE:
         raise CtlError(_unusable_url(backend, host, port))
     host = host or "localhost"
     shown = f"[{host}]" if ":" in host else host
-    section: dict[str, Any] = {"host": f"{shown}:{port or DEFAULT_PORTS[backend]}"}
+    place = "hosts" if backend == "zookeeper" else "host"
+    section: dict[str, Any] = {place: f"{shown}:{port or DEFAULT_PORTS[backend]}"}
     if parts.username:
         section["username"] = unquote(parts.username)
         section["password"] = unquote(parts.password or "")

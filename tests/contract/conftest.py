@@ -11,11 +11,15 @@ from pathlib import Path
 import pytest
 
 from dcs.api import Dcs, KeyEvent, WatchEvent, WatchGap, boottime
+from dcs.consul import ConsulDcs, ConsulOptions
 from dcs.etcd3 import Etcd3Dcs, Etcd3Options
 from dcs.local import LocalDcs
 from dcs.memory import MemoryDcs, MemoryStore
+from dcs.zookeeper import ZooKeeperDcs, ZooKeeperOptions
+from tests.support.consul import ConsulServer
 from tests.support.etcd import EtcdServer
 from tests.support.wait import DEADLINE_S
+from tests.support.zookeeper import ZooKeeperServer
 
 #: Deadline of a call that is expected to succeed: only a hang reaches it.
 CALL_S = 20.0
@@ -122,7 +126,21 @@ def etcd() -> Iterator[EtcdServer]:
         yield server
 
 
-@pytest.fixture(params=["memory", "local", "etcd3"])
+@pytest.fixture(scope="session")
+def consul() -> Iterator[ConsulServer]:
+    """As `etcd`."""
+    with ConsulServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def zookeeper() -> Iterator[ZooKeeperServer]:
+    """As `etcd`."""
+    with ZooKeeperServer() as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "local", "etcd3", "consul", "zookeeper"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     store = _store(request.param, request, tmp_path)
     yield store
@@ -136,9 +154,23 @@ def _store(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> Stor
     if backend == "local":
         path = str(tmp_path / "store.db")
         return Store(backend, lambda scope: LocalDcs(path, "service", scope))
+    if backend == "consul":
+        port = request.getfixturevalue("consul").ports["http"]
+        return Store(backend, lambda scope: consul_client(port, scope))
+    if backend == "zookeeper":
+        hosts = request.getfixturevalue("zookeeper").hostport
+        return Store(backend, lambda scope: zookeeper_client(hosts, scope))
     server = request.getfixturevalue("etcd")
     return Store(backend, lambda scope: etcd_client([server.url], scope))
 
 
 def etcd_client(urls: list[str], scope: str = "batman") -> Etcd3Dcs:
     return Etcd3Dcs(Etcd3Options(endpoints=tuple(urls), base_path=f"/service/{scope}"))
+
+
+def consul_client(port: int, scope: str = "batman") -> ConsulDcs:
+    return ConsulDcs(ConsulOptions(port=port, base_path=f"service/{scope}"))
+
+
+def zookeeper_client(hosts: str, scope: str = "batman") -> ZooKeeperDcs:
+    return ZooKeeperDcs(ZooKeeperOptions(hosts=hosts, base_path=f"/service/{scope}"))

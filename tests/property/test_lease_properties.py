@@ -105,7 +105,7 @@ class Keeper(RuleBasedStateMachine):
     def session_is_changed_for_the_new_ttl(self, ttl_s: int) -> None:
         """The key moves onto a session opened now: its life is that of the new one, even if shorter."""
         wanted = parse_settings({"ttl": ttl_s, "loop_wait": 1, "retry_timeout": 1}, 3.0, False)[0]
-        if not core.may_change_session(self.lease, self.now, wanted):
+        if not core.may_change_session(self.lease, self.now, float(wanted.ttl_s)):
             return
         self.settings = wanted
         self.session_ttl_s = self.settings.ttl_s

@@ -44,11 +44,13 @@ import pytest
 import yaml
 
 from tests.support import processes, shared_memory
+from tests.support.consul import ConsulServer
 from tests.support.etcd import EtcdServer, free_port
 from tests.support.netns import Host
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.versions import bin_dir, bin_dir_of
 from tests.support.wait import DEADLINE_S, wait_for
+from tests.support.zookeeper import ZooKeeperServer
 
 T = TypeVar("T")
 
@@ -408,7 +410,8 @@ class Node:
 class Cluster:
     """N nodes and a store. Nothing runs before `start`; `with` starts all nodes and cleans everything up.
 
-    store: "etcd" (one server, its own unless `etcd` is given) or "local" (the SQLite file).
+    store: "etcd" (one server, its own unless `etcd` is given), "consul" or "zookeeper" (one server, its own:
+    `other_store`), or "local" (the SQLite file).
     version: PostgreSQL's, one of `versions.MATRIX`; without it what all tests run on.
     dcs: laid over `bootstrap.dcs`; node_config: laid over every node's file; parameters: PostgreSQL's.
     """
@@ -417,7 +420,7 @@ class Cluster:
         self,
         nodes: int = 3,
         *,
-        store: Literal["etcd", "local"] = "etcd",
+        store: Literal["etcd", "local", "consul", "zookeeper"] = "etcd",
         etcd: EtcdServer | None = None,
         version: int | None = None,
         ttl: float = 6,
@@ -449,12 +452,17 @@ class Cluster:
         self._lock_fd = _lock(self.root)
         self._own_etcd = store == "etcd" and etcd is None
         self.etcd = EtcdServer() if self._own_etcd else etcd
+        self.other_store = {"consul": ConsulServer, "zookeeper": ZooKeeperServer}.get(store, lambda: None)()
         self.nodes = [Node(self, index) for index in range(nodes)]
         _open.append(self)
 
     def store_section(self) -> dict[str, Any]:
         if self.etcd is not None:
             return {"etcd3": {"host": self.etcd.hostport}}
+        if isinstance(self.other_store, ConsulServer):
+            return {"consul": {"host": self.other_store.hostport}}
+        if isinstance(self.other_store, ZooKeeperServer):
+            return {"zookeeper": {"hosts": [self.other_store.hostport]}}
         return {"local": {"path": str(self.root / "store" / "dcs.db")}}
 
     # --- life -------------------------------------------------------------------------------------
@@ -475,7 +483,10 @@ class Cluster:
             self.wait_streaming(len(others))
 
     def start_store(self) -> None:
-        if self.etcd is None:
+        if self.other_store is not None:
+            if not self.other_store.running:
+                self.other_store.start()
+        elif self.etcd is None:
             (self.root / "store").mkdir(mode=0o700, exist_ok=True)
             _give_to_agent_user(self.root / "store")
         elif not self.etcd.running:
@@ -497,6 +508,8 @@ class Cluster:
         finally:
             if self._own_etcd and self.etcd is not None:
                 self.etcd.close()
+            if self.other_store is not None:
+                self.other_store.close()
             shared_memory.remove_below(self.root)
             shutil.rmtree(self.root, ignore_errors=True)
             os.close(self._lock_fd)
@@ -599,6 +612,8 @@ class Cluster:
             parts += [f"--- {node.name} {path.name}\n{_tail(path)}" for path in node.log_files()]
         if self.etcd is not None:
             parts.append(f"=== etcd\n{self.etcd.log_tail(TAIL_BYTES // 3)}")
+        if self.other_store is not None:
+            parts.append(f"=== the store\n{self.other_store.log_tail(TAIL_BYTES // 3)}")
         return "\n".join(parts)
 
 

@@ -55,6 +55,7 @@ ROLE_WORDS = {
 ROLE_NAMES = {"role", "leader", "leader_name"}
 #: "file: source line" -> why this comparison of roles or leader names outside haagent/core decides nothing.
 ROLE_COMPARISONS = {
+    'dcs/consul_service.py: "Tags": sorted([*tags, "master"] if path == "primary" else tags),': "a tag",
     'dcs/codec.py: role="primary" if role == "master" else role,': "parses the word of older peers",
     'postgres_ctl/gucs.py: if value.lower() in ("hot_standby", "replica"):': "a value of wal_level, no role",
 }
@@ -65,6 +66,7 @@ CLIENT_LIBRARIES = {
     "psycopg": ("postgres_ctl",),
     "kazoo": ("dcs.zookeeper",),
     "consul": ("dcs.consul",),
+    "requests": ("dcs.consul",),
     "kubernetes": ("dcs.kubernetes",),
     "etcd3": (),
     "sqlite3": ("dcs.local",),
@@ -280,8 +282,9 @@ def test_third_party_imports_are_declared() -> None:
 
 @functools.cache
 def _distributions(package: str) -> set[str]:
-    """Names that a dependency on this package may have; werkzeug and jinja2 are Flask's interface."""
-    known = {"werkzeug": "flask", "jinja2": "flask", "markupsafe": "flask"}
+    """Names that a dependency on this package may have; werkzeug and jinja2 are Flask's interface,
+    requests is py-consul's."""
+    known = {"werkzeug": "flask", "jinja2": "flask", "markupsafe": "flask", "requests": "py-consul"}
     found = importlib.metadata.packages_distributions().get(package, [package])
     return {known.get(name.lower(), name.lower().replace("_", "-")) for name in found}
 

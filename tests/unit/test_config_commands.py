@@ -168,13 +168,13 @@ def test_a_file_that_is_not_there(run: Run, tmp_path: Path) -> None:
 
 def test_print_shows_everything_but_secrets(run: Run, file: Callable[..., Path]) -> None:
     more = {"parameters": {"primary_conninfo": "user=a password='hunter2 x' host=b"}}
-    path = file({"consul": {"token": "hunter2"}, "postgresql": more})
+    path = file({"kubernetes": {"token": "hunter2"}, "postgresql": more})
     code, out, err = run("--validate-config", "-p", path)
     assert code == 0
     assert "hunter2" not in out + err
     shown = yaml.safe_load(out)
     assert shown["postgresql"]["authentication"]["superuser"] == {"username": "postgres", "password": "***"}
-    assert shown["consul"] == {"token": "***"}
+    assert shown["kubernetes"] == {"token": "***"}
     assert shown["postgresql"]["parameters"]["primary_conninfo"] == "user=a password=*** host=b"
 
 

@@ -52,7 +52,7 @@ etcd3:
   protocol: https
   username: u
   password: hunter2-etcd
-consul: {host: 127.0.0.1}
+kubernetes: {labels: {application: pg}}
 watchdog: {mode: automatic, device: /dev/watchdog, safety_margin: 5}
 tags: {nofailover: 'false', failover_priority: 2, noloadbalance: yes, clonefrom: false, replicatefrom: pg-2,
        dc: 7}
@@ -193,9 +193,20 @@ def test_the_other_sections_of_a_large_file(large: AgentConfig, tmp_path: Path) 
 def test_what_is_not_built_yet_and_harmless_warns(large: AgentConfig) -> None:
     assert sorted(large.warnings) == [
         "bootstrap.users: is gone since Patroni 4.0, no users are made: ignored",
-        "consul: not supported yet: ignored",
+        "kubernetes: not supported yet: ignored",
         "postgresql.create_replica_methods: not supported yet: ignored",
     ]
+
+
+def test_of_several_dcs_sections_the_first_in_the_order_of_patroni_counts(loads: Loader) -> None:
+    config = loads({"zookeeper": {"hosts": ["a:1"]}, "consul": {"token": "hunter2"}})
+    assert config.dcs is not None
+    assert config.dcs.backend == "consul"
+    assert [w for w in config.warnings if "goes first" in w] == [
+        "etcd3: ignored, as consul is there, which goes first",
+        "zookeeper: ignored, as consul is there, which goes first",
+    ]
+    assert "hunter2" not in repr(config)
 
 
 def test_no_secret_shows(large: AgentConfig) -> None:
@@ -296,7 +307,11 @@ def test_every_problem_is_told_at_once(loads: Loader) -> None:
         ({"etcd": {"host": "a"}}, "etcd is the v2 API"),
         ({"raft": {"self_addr": "a:1"}}, "raft is not supported"),
         ({"etcd3": None}, "etcd3 is missing"),
-        ({"etcd3": None, "zookeeper": {"hosts": ["a:1"]}}, "zookeeper is not built yet"),
+        ({"etcd3": None, "kubernetes": {"labels": {"a": "b"}}}, "kubernetes is not built yet"),
+        ({"etcd3": None, "zookeeper": {}}, "zookeeper.hosts"),
+        ({"etcd3": None, "zookeeper": {"hosts": ["a:1"], "set_acls": {"CN=a": ["FLY"]}}}, "set_acls.CN=a"),
+        ({"etcd3": None, "consul": {"host": "a:b:c"}}, "consul.host"),
+        ({"etcd3": None, "consul": {"consistency": "never"}}, "consul.consistency"),
         ({"local": {"path": "/x"}}, "local stands beside etcd3"),
         ({"etcd3": {"username": "u"}}, "etcd3 must have both username and password"),
         ({"etcd3": {"host": None, "url": "ftp://u:hunter2@h:1"}}, "etcd3.url 'ftp://***@h:1' must be"),

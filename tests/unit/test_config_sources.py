@@ -115,9 +115,9 @@ def test_variables_that_are_not_configuration_stay() -> None:
 
 
 def test_a_misspelt_variable_is_told() -> None:
-    taken = take_environment({"PATRONI_RESTAPI_LISTN": "x", "PATRONI_CONSUL_HOST": "h"})
+    taken = take_environment({"PATRONI_RESTAPI_LISTN": "x", "PATRONI_KUBERNETES_PORTS": "[]"})
     assert taken.warnings == (
-        "PATRONI_CONSUL_HOST: the section consul is not built: ignored",
+        "PATRONI_KUBERNETES_PORTS: the section kubernetes is not built: ignored",
         "PATRONI_RESTAPI_LISTN: unknown variable, ignored (did you mean PATRONI_RESTAPI_LISTEN?)",
     )
 
@@ -330,7 +330,7 @@ def test_the_reference_is_up_to_date() -> None:
 #: Some text that each kind of value takes; the first that fits and is not the default is used.
 _TEXTS = (
     "logfmt", "WARNING", "on", "off", "0640", "17", "1027", "127.0.0.1:7", "{a: b}", "[a, b]", "required",
-    "minimal", "https", "http://a:1", "/etc/hostname", "word", "512kB",
+    "minimal", "https", "http://a:1", "/etc/hostname", "word", "512kB", "stale",
 )  # fmt: skip
 
 

@@ -558,8 +558,7 @@ def test_dcs_urls(url: str, expected: object) -> None:
     [
         ("etcd://h:2379", "etcd v2 is not supported, use etcd3://h:2379"),
         ("h:2379", "etcd v2 is not supported, use etcd3://h:2379"),
-        ("h:2181", "zookeeper is not built yet"),
-        ("consul://h", "consul is not built yet"),
+        ("kubernetes://h", "unknown scheme kubernetes"),
         ("redis://h", "unknown scheme redis"),
         ("etcd3://h:notaport", "its port is not a number"),
         ("etcd3://h:99999", "its port is not a number"),

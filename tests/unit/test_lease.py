@@ -96,9 +96,9 @@ def test_a_lowered_ttl_shortens_the_deadline_though_the_session_is_still_long() 
 
 
 def test_the_key_moves_to_a_shorter_session_only_when_the_old_deadline_is_that_near() -> None:
-    short = Settings(ttl_s=5, loop_wait_s=1, retry_timeout_s=2)
+    short = 5.0
     assert not core.may_change_session(HELD, 1000.2, short)
     assert not core.may_change_session(HELD, 1024.0, short)
     assert core.may_change_session(HELD, 1025.0, short)
-    assert core.may_change_session(HELD, 1000.2, Settings(ttl_s=60, loop_wait_s=10, retry_timeout_s=10))
+    assert core.may_change_session(HELD, 1000.2, 60.0)
     assert core.may_change_session(Lease(session="s"), 1000.2, short)
