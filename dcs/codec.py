@@ -23,6 +23,7 @@ from dcs.records import (
     Broken,
     ClusterSnapshot,
     ConfigRecord,
+    Discard,
     FailoverRequest,
     HistoryRow,
     Json,
@@ -49,6 +50,7 @@ FAILSAFE = "failsafe"
 CLAIMS = "haagent_claims"
 OUTCOME = "haagent_outcome"
 UNFENCED = "haagent_unfenced"
+DISCARDS = "haagent_discards"
 MEMBERS = "members/"
 
 #: Deepest nesting taken from the store: real configurations need about 6, and everything that walks a
@@ -83,6 +85,7 @@ def build_snapshot(raw: Mapping[str, RawKey], revision: int) -> ClusterSnapshot:
     """All keys (relative to the cluster: "leader", "members/pg0") at one `revision`. Never raises."""
     reader = _Reader(raw)
     failover, claims, sync = raw.get(FAILOVER), raw.get(CLAIMS), raw.get(SYNC)
+    discards = raw.get(DISCARDS)
     return ClusterSnapshot(
         revision=revision,
         initialize=reader.take(INITIALIZE),
@@ -100,6 +103,8 @@ def build_snapshot(raw: Mapping[str, RawKey], revision: int) -> ClusterSnapshot:
         failsafe=reader.take(FAILSAFE),
         outcome=reader.take(OUTCOME),
         unfenced=reader.take(UNFENCED),
+        discards=reader.take(DISCARDS) or (),
+        discards_version=discards.version if discards else 0,
         broken=tuple(reader.broken),
     )
 
@@ -418,6 +423,25 @@ def _unfenced(raw: RawKey) -> Unfenced | None:
     return Unfenced(_name(data.get("name"), "name"), _lsn(data.get("epoch"), "epoch"))
 
 
+def _discards(raw: RawKey) -> tuple[Discard, ...]:
+    return tuple(_discard(_dict(item, "an item")) for item in _list(_json(raw.value), "value"))
+
+
+def _discard(data: dict[str, Json]) -> Discard:
+    return Discard(
+        name=_name(data.get("name"), "name"),
+        start=_opt(data, "start", _lsn),
+        end=_opt(data, "end", _lsn),
+        transactions=_opt(data, "transactions", _lsn),
+        how=_string(data.get("how"), "how"),
+        at=_string(data.get("at"), "at"),
+        kept=_opt(data, "kept", _string),
+        kept_bytes=_opt(data, "kept_bytes", _lsn) or 0,
+        left_out=_opt(data, "left_out", _lsn) or 0,
+        note=_opt(data, "note", _string),
+    )
+
+
 def _failsafe(raw: RawKey) -> Mapping[str, str]:
     return {name: _string(url, "an address") for name, url in _object(raw.value).items()}
 
@@ -484,6 +508,7 @@ _DECODERS: Mapping[str, Callable[[RawKey], object]] = {
     FAILSAFE: _failsafe,
     OUTCOME: _outcome,
     UNFENCED: _unfenced,
+    DISCARDS: _discards,
 }
 
 
@@ -597,6 +622,16 @@ def encode_outcome(outcome: OperationOutcome) -> str:
 def encode_unfenced(owner: Unfenced | None) -> str:
     """The value of `haagent_unfenced`; "{}" for nobody."""
     return "{}" if owner is None else dumps({"name": owner.name, "epoch": owner.epoch})
+
+
+def encode_discards(discards: Iterable[Discard]) -> str:
+    """The value of `haagent_discards`."""
+    return dumps([_filled(vars(d).items()) for d in discards])
+
+
+def decode_discards(text: str) -> tuple[Discard, ...]:
+    """The same from a file of ours. ValueError when it cannot be understood."""
+    return _discards(RawKey(text.encode(errors="replace"), 0, 0))
 
 
 def encode_claims(claims: Iterable[TimelineClaim]) -> str:

@@ -232,6 +232,36 @@ class Unfenced:
 
 
 @dataclass(frozen=True)
+class Discard:
+    """Of `haagent_discards`: WAL of member `name` that left the cluster's line and was discarded (rule 7).
+
+    Written down before it goes. None is "unknown", and `note` says why."""
+
+    name: str
+    #: LSN where it left the line; None unknown.
+    start: int | None
+    #: LSN where it ended.
+    end: int | None
+    #: Transactions that committed in there.
+    transactions: int | None
+    #: "rewind", "clone" or "reinitialize".
+    how: str
+    #: When, ISO 8601 with offset.
+    at: str
+    #: Directory on that member where its WAL is kept; None: nowhere.
+    kept: str | None = None
+    #: Bytes of WAL kept there, and how many segments did not fit.
+    kept_bytes: int = 0
+    left_out: int = 0
+    note: str | None = None
+
+    @property
+    def key(self) -> tuple[str, int | None, str]:
+        """The same discard, written down again by a later try, has the same."""
+        return self.name, self.start, self.at
+
+
+@dataclass(frozen=True)
 class ConfigRecord:
     """`config`: the dynamic configuration, a JSON object."""
 
@@ -263,6 +293,9 @@ class ClusterSnapshot:
     failsafe: Mapping[str, str] | None = None
     outcome: OperationOutcome | None = None
     unfenced: Unfenced | None = None
+    discards: tuple[Discard, ...] = ()
+    #: Version of the discards key; 0 when absent.
+    discards_version: int = 0
     broken: tuple[Broken, ...] = ()
 
     def member(self, name: str) -> Member | None:

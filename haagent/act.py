@@ -119,6 +119,8 @@ class Interpreter:
             a.StopInstance: self._stop,
             a.Restart: self._restart,
             a.Rewind: self._rewind,
+            a.KeepRejoin: self._keep_rejoin,
+            a.TellDiscards: self._tell_discards,
             a.CheckDivergence: self._compare,
             a.ArchiveLast: self._archive,
             a.CancelJob: self._cancel,
@@ -311,6 +313,26 @@ class Interpreter:
             rows[-1] = HistoryRow(last.timeline, last.lsn, last.reason, stamp, self.config.name)
         return rows
 
+    def _tell_discards(self, action: a.TellDiscards) -> bool:
+        """For people only: what the store does not take now is tried again, and stops nothing."""
+        text = codec.encode_discards(action.discards)
+        outcome = self.dcs.compare_and_set(codec.DISCARDS, text, action.version, self._deadline_s)
+        if self._written(codec.DISCARDS, outcome):
+            self.instance.storage.write(
+                "noting what was told", partial(self.instance.rejoin.told, action.news)
+            )
+        return True
+
+    def _keep_rejoin(self, action: a.KeepRejoin) -> bool:
+        """Before a try begins it has to be on the disk; otherwise a later step tries again."""
+        write = partial(self.instance.rejoin.keep, action.rejoin)
+        try:
+            self.instance.storage.write("keeping the state of the way back", write)
+        except PostgresError as fault:
+            log.warning("%s", fault)
+            return not action.required
+        return True
+
     # --- PostgreSQL, quick ----------------------------------------------------------------------------
 
     def _follow(self, action: a.Follow) -> bool:
@@ -391,7 +413,7 @@ class Interpreter:
         return self.runner.start("initdb", self.jobs.initdb)
 
     def _clone(self, action: a.Clone) -> bool:
-        body = partial(self.jobs.clone, action.source, action.leader, action.wipe)
+        body = partial(self.jobs.clone, action.source, action.leader, action.wipe, action.asked)
         title = "reinitialize" if action.asked else f"bootstrap from {action.source}"
         return self.runner.start("clone", body, f"from {action.source}", title=title)
 
@@ -459,7 +481,7 @@ class Interpreter:
         return data
 
     def _rewind(self, action: a.Rewind) -> bool:
-        body = partial(self.jobs.rewind, action.source)
+        body = partial(self.jobs.rejoin.rewind, action.source)
         title = f"running pg_rewind from {action.source}"
         return self.runner.start("rewind", body, f"from {action.source}", title=title)
 
@@ -470,7 +492,7 @@ class Interpreter:
         source = action.source
         if isinstance(source, RemoteNode):
             return self.runner.start("compare histories", partial(self.remote.compare, source))
-        body = partial(self.jobs.compare_histories, source)
+        body = partial(self.jobs.rejoin.compare_histories, source)
         return self.runner.start("compare histories", body)
 
     def _cancel(self, action: a.CancelJob) -> bool:

@@ -37,6 +37,7 @@ from haagent.core.memory import absorb
 from haagent.core.model import Decision, Memory, Observation, Unavailable
 from haagent.core.outlook import outlook
 from haagent.core.publish import Addresses, cannot_lead, member_record, note, role_text, state_text
+from haagent.core.rejoin import view as rejoin_view
 from haagent.core.settings import Settings, parse_settings
 from haagent.core.watchdog import forbids
 from haagent.guardian_spawn import GuardianSilent, GuardianUnavailable
@@ -98,7 +99,6 @@ class Agent:
         self._replaced: str | None = None
         #: Pure; an attribute so that a test can see what becomes of an agent whose decisions fail (H12).
         self.decide = decide
-        self.memory = Memory()
         self.last_observation: Observation | None = None
         self._seen_cluster: tuple[ClusterSnapshot, float, int] | None = None
         self._broken_steps = 0
@@ -116,6 +116,7 @@ class Agent:
         self.instance = LocalInstance(runtime, ports.postgres, ports.guardian, config, self.wake)
         self.watchdog = Watchdog(runtime, ports.guardian, self.instance, config.watchdog)
         self.prober = Prober(runtime, self.instance, self.wake)
+        self.memory = Memory(rejoin=self.instance.rejoin.state)
         settings = self._first_settings()
         self.measures = Measures(runtime)
         self._takeovers = Takeovers(self.measures)
@@ -189,6 +190,7 @@ class Agent:
             self.rest.start()
             self.service.ready()
             self._connect_guardian()
+            self.instance.end_orphaned_tools()
         except (GuardianUnavailable, RestError) as fault:
             log.critical("%s", fault)
             if isinstance(fault, GuardianSilent) and not self.observer.settings.pause:
@@ -530,6 +532,8 @@ class Agent:
             scheduled_restart=planned.wish.shown if planned is not None else None,
             note=note(obs, memory),
             cannot_lead=cannot_lead(obs, memory),
+            rejoin=rejoin_view(obs, memory),
+            discards=self.instance.rejoin.discards,
             watchdog_failed=forbids(obs) is not None,
             queued_log_records=queued_records(),
             lost_log_records=lost_records(),

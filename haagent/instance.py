@@ -22,7 +22,9 @@ from haagent.core.model import Instance, LastExit, Unavailable
 from haagent.core.roles import overlay_role
 from haagent.core.settings import Settings
 from haagent.core.slots import feedback_parameters
+from haagent.jobs_words import Failed
 from haagent.ports import GuardianLink, GuardianPort, Postgres, Session
+from haagent.rejoin_files import RejoinFiles
 from haagent.runtime import Runtime
 from haagent.storage import Storage
 from postgres_ctl import config_files, gucs, process, standby
@@ -189,6 +191,8 @@ class LocalInstance:
         #: The dynamic configuration that this agent last saw in the store.
         self.seen_dynamic: Mapping[str, Any] | None = None
         self.storage = Storage(runtime, on_change)
+        pg.make_state_dir(config.postgresql.state_dir)
+        self.rejoin = RejoinFiles(runtime, pg, config.postgresql.state_dir, config.postgresql.data_dir)
         self.settings: Settings = Settings.default()
         self._effective: EffectivePostgres | None = None
         self._used: tuple[AgentConfig, Settings] | None = None
@@ -198,7 +202,6 @@ class LocalInstance:
         self.actions_session = pg.session(self.own_target, "Patroni actions")
         self._heartbeat = pg.session(self.own_target, "Patroni heartbeat")
         self.sampler = Sampler(runtime, self._heartbeat, self._seems_alive, on_change)
-        pg.make_state_dir(config.postgresql.state_dir)
 
     # --- addresses --------------------------------------------------------------------------------
 
@@ -357,6 +360,9 @@ class LocalInstance:
             unfinished=self._unfinished(),
             follows=self._follows(sample),
             storage_hangs=self.storage.hangs is not None,
+            has_rewind=self.effective.config.use_pg_rewind and self._has_rewind(),
+            kept_rejoin=self.rejoin.state,
+            untold_discards=self.rejoin.untold,
         )
         facts = replace(facts, **self._sync_facts(facts.serves_as_primary))
         return replace(facts, history=self._history_of(facts.timeline), config_outdated=self._outdated(facts))
@@ -378,6 +384,9 @@ class LocalInstance:
             last_exit=self._last_exit_facts(state),
             unfinished=self._unfinished(),
             storage_hangs=self.storage.hangs is not None,
+            has_rewind=self.effective.config.use_pg_rewind and self._has_rewind(),
+            kept_rejoin=self.rejoin.state,
+            untold_discards=self.rejoin.untold,
         )
         return replace(facts, history=self._history_of(facts.timeline))
 
@@ -443,10 +452,27 @@ class LocalInstance:
                 self._warn((f"{PARAMETER} cannot be read: {fault}",))
         return self._sync_names
 
+    def end_orphaned_tools(self) -> None:
+        """Of an agent that died: pg_rewind and the like may hang for ever, and hold up all that follows."""
+        try:
+            self.pg.end_orphaned_tools(self.config.postgresql.data_dir)
+        except PostgresError as fault:
+            log.error("%s", fault)
+
+    def require_storage(self) -> None:
+        """A write that wakes up late must not meet another data directory. Raises Failed."""
+        late = self.storage.hangs
+        if late is not None:
+            raise Failed(f"{late}: the storage has not answered yet")
+
     # --- state files ------------------------------------------------------------------------------
 
     def _state_path(self, name: str) -> str:
         return f"{self.config.postgresql.state_dir}/{name}"
+
+    def _has_rewind(self) -> bool:
+        pg = self.effective.config
+        return self.pg.has_rewind(pg.bin_dir, pg.bin_name["pg_rewind"])
 
     def _unfinished(self) -> str | None:
         return "rewind" if self.pg.rewind_interrupted(self.config.postgresql.data_dir) else None

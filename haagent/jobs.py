@@ -17,16 +17,16 @@ from haagent import guardian_types as guardian
 from haagent.config.types import PostgresConfig
 from haagent.core.actions import Source
 from haagent.core.model import JobFacts, JobResult, Unavailable
-from haagent.core.standby_cluster import RemoteNode
 from haagent.hooks import Hooks
 from haagent.instance import LocalInstance
+from haagent.jobs_words import IDENTIFY_S, Failed, options_of
 from haagent.ports import Session
-from haagent.remote import require_source
+from haagent.rejoin_jobs import RejoinJobs
 from haagent.runtime import Event, Runtime
-from postgres_ctl import basebackup, bootstrap, rewind
-from postgres_ctl.api import Cancellation, ConnectionTarget
+from postgres_ctl import basebackup, bootstrap
+from postgres_ctl.api import Cancellation
 from postgres_ctl.errors import PostgresError
-from postgres_ctl.facts import ControlData, ControlState, InstanceSample, Lsn, parting
+from postgres_ctl.facts import ControlState, DataDirState, InstanceSample
 from postgres_ctl.post_bootstrap import PostBootstrap
 
 log = logging.getLogger(__name__)
@@ -46,13 +46,7 @@ COPY_S = 7 * 24 * 3600.0
 INITDB_S = 300.0
 #: The user's program may load a dump.
 POST_BOOTSTRAP_S = 24 * 3600.0
-IDENTIFY_S = 3.0
 CHECKPOINT_S = 3600.0
-REWIND_S = 24 * 3600.0
-
-
-class Failed(Exception):
-    """The job could not do its work; one line says why."""
 
 
 @dataclass
@@ -188,10 +182,12 @@ class InstanceJobs:
     ) -> None:
         self.instance, self.address, self._hooks = instance, address, hooks
         self._rt, self._pg = instance.runtime, instance.pg
+        self.rejoin = RejoinJobs(instance, self._peer)
 
     def _upstream(self, name: Source | None) -> tuple[str, int] | None:
-        if name is None:
-            return None
+        return self._peer(name) if name is not None else None
+
+    def _peer(self, name: Source) -> tuple[str, int]:
         found = self.address(name)
         if found is None:
             raise Failed(f"{name} has published no address")
@@ -218,14 +214,8 @@ class InstanceJobs:
         self._save_backups()
         return {}
 
-    def _require_storage(self) -> None:
-        """A write that wakes up late must not meet another data directory. Raises Failed."""
-        late = self.instance.storage.hangs
-        if late is not None:
-            raise Failed(f"{late}: the storage has not answered yet")
-
     def _start(self, writable: bool, epoch: int | None, upstream: tuple[str, int] | None) -> None:
-        self._require_storage()
+        self.instance.require_storage()
         self.instance.begin_watching_exit()
         refused = self.instance.start(writable, epoch, upstream)
         if refused is not None:
@@ -384,7 +374,7 @@ class InstanceJobs:
 
     def initdb(self, cancel: Cancellation) -> dict[str, Any]:
         """New cluster with its roles; nothing listens. A failure leaves `<data_dir>.failed`."""
-        self._require_storage()
+        self.instance.require_storage()
         config = self.instance.config
         pg, auth = self.instance.effective.config, config.postgresql.authentication
         roles = [bootstrap.RoleSpec(auth.replication.username, auth.replication.password, replication=True)]
@@ -394,7 +384,7 @@ class InstanceJobs:
             data_dir=pg.data_dir,
             bin_dir=pg.bin_dir,
             superuser=bootstrap.RoleSpec(auth.superuser.username, auth.superuser.password, superuser=True),
-            options=_options(config.bootstrap.initdb),
+            options=options_of(config.bootstrap.initdb),
             roles=roles,
             initdb=pg.bin_name["initdb"],
             postgres=pg.bin_name["postgres"],
@@ -414,11 +404,12 @@ class InstanceJobs:
             return None
         return PostBootstrap(command, self.instance.server_config(primary=True), pg.pgpass, pg.database)
 
-    def clone(self, source: Source, leader: Source, wipe: bool, cancel: Cancellation) -> dict[str, Any]:
+    def clone(
+        self, source: Source, leader: Source, wipe: bool, asked: bool, cancel: Cancellation
+    ) -> dict[str, Any]:
         """Base backup; with `wipe` PostgreSQL is stopped and its directory discarded first (rule 7)."""
-        self._require_storage()
-        host_port = self._upstream(source)
-        assert host_port is not None
+        self.instance.require_storage()
+        host_port = self._peer(source)
         pg = self.instance.effective.config
         if wipe:
             self._prove_another_copy(leader)
@@ -426,6 +417,7 @@ class InstanceJobs:
             if cancel.is_set():
                 raise Failed("cancelled")
             self._stop("immediate")
+            self._note_wiped("reinitialize" if asked else "clone", leader, cancel)
             self._pg.wipe(pg.data_dir)
             self._pg.forget_rewind(pg.data_dir)
         target = self.instance.peer_target(*host_port, "replication")
@@ -435,7 +427,7 @@ class InstanceJobs:
             bin_dir=pg.bin_dir,
             source=target,
             passfile=pg.pgpass,
-            options=_options(pg.basebackup),
+            options=options_of(pg.basebackup),
             program=pg.bin_name["pg_basebackup"],
         )
         for warning in self._pg.clone(spec, COPY_S, cancel):
@@ -448,115 +440,20 @@ class InstanceJobs:
 
     def _prove_another_copy(self, leader: Source) -> None:
         """Rule 7: the leader's server answers now; its key outlives it. Raises PostgresError, Failed."""
-        host_port = self._upstream(leader)
-        assert host_port is not None
-        self._pg.identify_system(self.instance.peer_target(*host_port, "replication"), IDENTIFY_S)
+        self._pg.identify_system(self.instance.peer_target(*self._peer(leader), "replication"), IDENTIFY_S)
 
-    # --- histories
-
-    def compare_histories(self, source: str, cancel: Cancellation) -> dict[str, Any]:
-        """Is our WAL part of the leader's history? `diverged` and `detail` say so.
-
-        Of a server that does not answer only what pg_control names is known, and one that still reads its own
-        WAL may yet come upon what the leader has not got: `whole` is False then."""
-        host_port = self._upstream(source)
-        assert host_port is not None
-        target = self.instance.peer_target(*host_port, "replication")
-        theirs = self._pg.identify_system(target, IDENTIFY_S)
-        timeline, position, whole = self._end_of_replay() or (*self._end_in_control(), False)
-        verdict = self._divergence(timeline, position, theirs.timeline, target)
-        return {"diverged": verdict is not None, "detail": verdict or "", "whole": whole}
-
-    def _end_of_replay(self) -> tuple[int, Lsn, bool] | None:
-        """Timeline, position, and whether all WAL in this directory is replayed; None: it does not answer."""
-        sample = self.instance.sampler.fresh(1.0)
-        if not isinstance(sample, InstanceSample) or sample.timeline is None:
-            return None
-        return sample.timeline, sample.replay_lsn or Lsn(0), sample.position_is_proven
-
-    def _end_in_control(self) -> tuple[int, Lsn]:
-        """What this directory has to reach before it is consistent: its own WAL, or a rewind's source."""
-        control = self.instance.control_data()
-        if control.min_recovery_end > control.checkpoint_lsn:
-            return control.min_recovery_end_timeline, control.min_recovery_end
-        return control.timeline, control.checkpoint_lsn
-
-    def _divergence(self, mine: int, position: Lsn, theirs: int, target: ConnectionTarget) -> str | None:
-        """Why our WAL is no part of the leader's history; None when it is."""
-        if mine == theirs:
-            return None
-        if mine > theirs:
-            return f"on timeline {mine}, the leader is on {theirs}"
-        history = self._pg.timeline_history(target, theirs, IDENTIFY_S)
-        switch = next((s for s in history if s.timeline == mine), None)
-        if switch is None:
-            return f"timeline {mine} is no part of the leader's history"
-        if position > switch.switch_lsn:
-            return f"replayed {position} on timeline {mine}, the leader left it at {switch.switch_lsn}"
-        return None
-
-    def rewind(self, source: Source, cancel: Cancellation) -> dict[str, Any]:
-        """Keep aside what is discarded, then pg_rewind (contract 2.9, rule 7)."""
-        self._require_storage()
-        host_port = self._upstream(source)
-        assert host_port is not None
-        pg = self.instance.effective.config
-        control = self.instance.control_data()
-        if self._rewind_is_blind(control):
-            report = f"pg_rewind does not see timeline {control.newest_timeline}, which has no checkpoint yet"
-            log.warning("%s", report)
-            return {"report": report, "needed": False}
-        target = self.instance.peer_target(*host_port, "replication")
-        rewinder = self.instance.peer_target(*host_port, "rewind")
-        self._pg.write_pgpass(pg.pgpass, [target, rewinder])
-        if isinstance(source, RemoteNode):
-            require_source(self._pg, source, target, rewinder)
-        report = self._keep_aside(control, target)
-        outcome = self._pg.rewind(
-            rewind.RewindSpec(
-                pg.data_dir,
-                pg.bin_dir,
-                rewinder,
-                pg.pgpass,
-                options=_options(pg.rewind),
-                program=pg.bin_name["pg_rewind"],
-            ),
-            REWIND_S,
-            cancel,
-        )
-        if isinstance(outcome, rewind.RewindFailed):
-            raise Failed(outcome.reason + (f": {outcome.output.strip()[-300:]}" if outcome.output else ""))
-        log.info("pg_rewind from %s: %s; %s", source, type(outcome).__name__, report)
-        self.instance.forget_kept()
-        return {"report": report, "needed": isinstance(outcome, rewind.Rewound), "source": source}
-
-    def _rewind_is_blind(self, control: ControlData) -> bool:
-        data_dir = self.instance.config.postgresql.data_dir
-        major = self._pg.major_version(data_dir) or 0
-        begun = self._pg.rewind_interrupted(data_dir)  # then pg_control may be half the source's
-        return not begun and not rewind.sees_newest_timeline(control, major)
-
-    def _keep_aside(self, control: ControlData, target: ConnectionTarget) -> str:
-        """What pg_rewind will discard, kept beside the data directory; one line for people."""
-        data_dir = self.instance.config.postgresql.data_dir
-        mine = control.newest_timeline
-        theirs = self._pg.identify_system(target, IDENTIFY_S).timeline
-        if theirs == mine:
-            return "same timeline as the leader"
-        ours = self._pg.history(data_dir, mine)
-        if ours is None and self._pg.rewind_interrupted(data_dir):
-            return "kept aside when pg_rewind was begun"
-        if ours is None:
-            raise Failed(f"timeline {mine} has no history file: what would be discarded is not known")
-        parted_at = parting(ours, mine, self._pg.timeline_history(target, theirs, IDENTIFY_S), theirs)
-        assert parted_at is not None, "two timelines part somewhere"
-        report = self._pg.keep_diverged_wal(data_dir, control, parted_at)
-        if report.lsn_to <= report.lsn_from:
-            return "no WAL discarded"
-        return (
-            f"discarded {report.discarded_bytes} bytes of WAL from {report.lsn_from} to {report.lsn_to}, "
-            f"{report.segments_kept} segments kept in {report.kept_dir}"
-        )
+    def _note_wiped(self, how: str, leader: Source, cancel: Cancellation) -> None:
+        """What is half a copy, or half rewound, was written down when that was begun."""
+        data_dir = self.instance.effective.config.data_dir
+        whole = self._pg.data_dir_state(data_dir) is DataDirState.VALID
+        if not whole or self._pg.rewind_interrupted(data_dir):
+            return
+        try:
+            log.info("%s is wiped: %s", data_dir, self.rejoin.note_wiped(how, leader, cancel))
+        except PostgresError as fault:
+            if how != "reinitialize":
+                raise
+            log.error("wiped on request, and what goes is not written down: %s", fault)
 
 
 def _close_when_cancelled(session: Session, cancel: Cancellation, done: Event) -> None:
@@ -564,12 +461,3 @@ def _close_when_cancelled(session: Session, cancel: Cancellation, done: Event) -
         if cancel.wait(CANCEL_LOOK_S):
             session.close()
             return
-
-
-def _options(arguments: tuple[str, ...]) -> list[str | dict[str, object]]:
-    """`--name=value` arguments back into the option list that `postgres_ctl` checks."""
-    options: list[str | dict[str, object]] = []
-    for argument in arguments:
-        name, equals, value = argument.removeprefix("--").partition("=")
-        options.append({name: value} if equals else name)
-    return options

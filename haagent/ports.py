@@ -19,11 +19,12 @@ from postgres_ctl.api import Cancellation, ConnectionTarget
 from postgres_ctl.archiving import ArchiveSpec
 from postgres_ctl.basebackup import CloneSpec
 from postgres_ctl.bootstrap import InitdbSpec
+from postgres_ctl.commits import Counted, Span
 from postgres_ctl.config_files import RecoveryConfig, ServerConfig
 from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, Lsn, ProbeAnswer, TimelineSwitch
 from postgres_ctl.logical_slots import LogicalSlot, SlotState
 from postgres_ctl.queries import SystemIdentity
-from postgres_ctl.rewind import DiscardReport, RewindOutcome, RewindSpec
+from postgres_ctl.rewind import DiscardReport, KeepPolicy, RewindOutcome, RewindSpec
 from postgres_ctl.slots import SlotPlan
 
 
@@ -122,6 +123,11 @@ class Postgres(Protocol):
 
     def wipe(self, data_dir: str) -> None: ...
 
+    def end_orphaned_tools(self, data_dir: str) -> None: ...
+
+    def directory_id(self, data_dir: str) -> str:
+        """Tells this directory from one that was put in its place; "" when there is none."""
+
     # --- the agent's own files
 
     def make_state_dir(self, path: str) -> None: ...
@@ -169,6 +175,8 @@ class Postgres(Protocol):
 
     def clone(self, spec: CloneSpec, deadline_s: float, cancel: Cancellation) -> tuple[str, ...]: ...
 
+    def has_rewind(self, bin_dir: str, program: str) -> bool: ...
+
     def rewind_interrupted(self, data_dir: str) -> bool: ...
 
     def forget_rewind(self, data_dir: str) -> None: ...
@@ -178,7 +186,19 @@ class Postgres(Protocol):
     ) -> str | None:
         """Name of the archived segment; None where nothing is archived."""
 
-    def keep_diverged_wal(self, data_dir: str, control: ControlData, switch_lsn: Lsn) -> DiscardReport: ...
+    def newest_wal_timeline(self, data_dir: str) -> int: ...
+
+    def count_commits(
+        self, bin_dir: str, data_dir: str, spans: Sequence[Span], deadline_s: float, cancel: Cancellation
+    ) -> Counted: ...
+
+    def archive_ready(
+        self, data_dir: str, archive_command: str, deadline_s: float, cancel: Cancellation
+    ) -> int: ...
+
+    def keep_diverged_wal(
+        self, data_dir: str, control: ControlData, switch_lsn: Lsn, policy: KeepPolicy
+    ) -> DiscardReport: ...
 
     def rewind(self, spec: RewindSpec, deadline_s: float, cancel: Cancellation) -> RewindOutcome: ...
 

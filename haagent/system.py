@@ -25,6 +25,7 @@ from postgres_ctl import (
     archiving,
     basebackup,
     bootstrap,
+    commits,
     config_files,
     controldata,
     datadir,
@@ -33,11 +34,12 @@ from postgres_ctl import (
     probe,
     process,
     queries,
+    ready_wal,
     rewind,
     timelines,
 )
 from postgres_ctl.api import Cancellation, ConnectionTarget
-from postgres_ctl.errors import PostgresError
+from postgres_ctl.errors import DataDirError, PostgresError
 from postgres_ctl.facts import ControlData, DataDirState, Lsn, TimelineSwitch
 from postgres_ctl.slots import SlotPlan, apply_plan
 
@@ -168,6 +170,12 @@ class SystemPostgres:
     def wipe(self, data_dir: str) -> None:
         datadir.wipe(data_dir)
 
+    def end_orphaned_tools(self, data_dir: str) -> None:
+        datadir.end_orphaned_tools(data_dir)
+
+    def directory_id(self, data_dir: str) -> str:
+        return datadir.directory_id(data_dir)
+
     # --- the agent's own files
 
     def make_state_dir(self, path: str) -> None:
@@ -177,7 +185,10 @@ class SystemPostgres:
         return config_files.read_text(path)
 
     def write_synced(self, path: str, text: str) -> None:
-        datadir.write_synced(path, text)
+        try:
+            datadir.write_synced(path, text)
+        except OSError as e:
+            raise DataDirError(f"cannot write {path}: {e.strerror}") from None
 
     def log_tail(self, path: str) -> str:
         """Last FATAL or PANIC line at the end of a log, else its last line; "" when there is none."""
@@ -247,6 +258,9 @@ class SystemPostgres:
     def clone(self, spec: basebackup.CloneSpec, deadline_s: float, cancel: Cancellation) -> tuple[str, ...]:
         return basebackup.clone(spec, deadline_s, cancel)
 
+    def has_rewind(self, bin_dir: str, program: str) -> bool:
+        return rewind.has_program(bin_dir, program)
+
     def rewind_interrupted(self, data_dir: str) -> bool:
         return rewind.interrupted(data_dir)
 
@@ -258,9 +272,29 @@ class SystemPostgres:
     ) -> str | None:
         return archiving.archive_last(spec, checkpoint, deadline_s, cancel)
 
-    def keep_diverged_wal(self, data_dir: str, control: ControlData, switch_lsn: Lsn) -> rewind.DiscardReport:
+    def newest_wal_timeline(self, data_dir: str) -> int:
+        return commits.newest_wal_timeline(data_dir)
+
+    def count_commits(
+        self,
+        bin_dir: str,
+        data_dir: str,
+        spans: Sequence[commits.Span],
+        deadline_s: float,
+        cancel: Cancellation,
+    ) -> commits.Counted:
+        return commits.count_commits(bin_dir, data_dir, spans, deadline_s, cancel)
+
+    def archive_ready(
+        self, data_dir: str, archive_command: str, deadline_s: float, cancel: Cancellation
+    ) -> int:
+        return ready_wal.archive_ready(data_dir, archive_command, deadline_s, cancel)
+
+    def keep_diverged_wal(
+        self, data_dir: str, control: ControlData, switch_lsn: Lsn, policy: rewind.KeepPolicy
+    ) -> rewind.DiscardReport:
         keep = rewind.diverged_dir(data_dir, control.timeline, switch_lsn)
-        return rewind.keep_diverged_wal(data_dir, control, switch_lsn, keep)
+        return rewind.keep_diverged_wal(data_dir, control, switch_lsn, keep, policy)
 
     def rewind(
         self, spec: rewind.RewindSpec, deadline_s: float, cancel: Cancellation

@@ -77,6 +77,15 @@ class Marker:
         return f"{found.st_dev}:{found.st_ino}\n"
 
 
+def directory_id(data_dir: str) -> str:
+    """Device and inode: tells a directory from another that was put in its place. "" when there is none."""
+    try:
+        found = os.stat(data_dir)
+    except OSError:
+        return ""
+    return f"{found.st_dev}:{found.st_ino}"
+
+
 def _incomplete_marker(data_dir: str) -> Marker:
     return Marker(data_dir, ".incomplete")
 

@@ -210,6 +210,8 @@ class InstanceSample:
     replication_state: str | None
     #: synchronous_standby_names as this server has read it. Backends wait by it a little later (H17).
     sync_names: str = ""
+    #: Where the last checkpoint, or restartpoint, would be recovered from.
+    redo_lsn: Lsn | None = None
 
     @property
     def position(self) -> Lsn:

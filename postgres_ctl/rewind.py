@@ -18,7 +18,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from postgres_ctl.api import Cancellation, ConnectionTarget, option_arguments, run_tool, tool
+from postgres_ctl import restore
+from postgres_ctl.api import Cancellation, ConnectionTarget, boottime, option_arguments, run_tool, tool
 from postgres_ctl.config_files import remove_dynamic_cache, write_standby_signal
 from postgres_ctl.datadir import Marker, end_orphaned_tools, fsync_dir, require_unused
 from postgres_ctl.errors import DataDirError, PostgresError, ToolFailed
@@ -47,10 +48,15 @@ _KNOWS_NEWEST = 16
 class Rewound:
     """The directory now follows the source's history; standby.signal is set, other settings are not."""
 
+    #: WAL segments that were missing and were fetched: "name from where".
+    fetched: tuple[str, ...] = ()
+
 
 @dataclass(frozen=True)
 class NotNeeded:
     """The directory is on the source's history already; nothing was changed."""
+
+    fetched: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,12 +86,23 @@ class RewindSpec:
     #: Given to pg_rewind 15 and newer when the configuration is outside PGDATA.
     config_file: str | None = None
     program: str = "pg_rewind"
+    #: For WAL that pg_rewind misses and cannot fetch itself.
+    restore_command: str | None = None
+    #: Where the histories part: what is older may be fetched from the source, too. None: unknown.
+    parted: Lsn | None = None
+    segment_bytes: int = 16 * 1024 * 1024
+    #: Where this server's own WAL was kept when an interrupted pg_rewind was begun.
+    kept_dir: str | None = None
 
 
-def possible(control: ControlData, bin_dir: str) -> bool:
+def has_program(bin_dir: str, program: str = "pg_rewind") -> bool:
+    """Is the program installed?"""
+    return shutil.which(tool(bin_dir, program)) is not None
+
+
+def possible(control: ControlData, bin_dir: str, program: str = "pg_rewind") -> bool:
     """Can pg_rewind work here: the program exists, and hint bit changes were logged or checksummed?"""
-    has_program = shutil.which(tool(bin_dir, "pg_rewind")) is not None
-    return has_program and (control.wal_log_hints or control.data_checksums)
+    return has_program(bin_dir, program) and (control.wal_log_hints or control.data_checksums)
 
 
 def sees_newest_timeline(control: ControlData, major_version: int) -> bool:
@@ -119,7 +136,7 @@ def rewind(spec: RewindSpec, deadline_s: float, cancel: Cancellation | None = No
         require_unused(spec.data_dir)
         arguments = rewind_arguments(spec.options)[0]
         marker.set()
-        output = _run(spec, arguments, deadline_s, cancel)
+        output, fetched = _run_with_its_wal(spec, arguments, deadline_s, cancel)
         remove_dynamic_cache(spec.data_dir)
         write_standby_signal(spec.data_dir)
         marker.clear()
@@ -130,12 +147,43 @@ def rewind(spec: RewindSpec, deadline_s: float, cancel: Cancellation | None = No
         return RewindFailed(str(e), e.output, e.cancelled, damaged)
     except PostgresError as e:
         return RewindFailed(str(e), damaged=again)
-    return NotNeeded() if "no rewind required" in output else Rewound()
+    return NotNeeded(fetched) if "no rewind required" in output else Rewound(fetched)
 
 
 def rewind_arguments(options: Sequence[str | Mapping[str, object]]) -> tuple[list[str], list[str]]:
     """(arguments, warnings) from `postgresql.rewind`; options that are ours are left out."""
     return option_arguments("postgresql.rewind", options, FORBIDDEN_OPTIONS)
+
+
+def _run_with_its_wal(
+    spec: RewindSpec, arguments: list[str], deadline_s: float, cancel: Cancellation | None
+) -> tuple[str, tuple[str, ...]]:
+    """Run it again for each segment that it misses and that can be fetched (contract 2.9)."""
+    until, fetched = boottime() + deadline_s, dict[str, str]()
+    while True:
+        try:
+            output = _run(spec, arguments, max(0.0, until - boottime()), cancel)
+            return output, tuple(f"{name} from {source}" for name, source in fetched.items())
+        except ToolFailed as fault:
+            name = restore.missing_segment(fault.output)
+            if name is None or name in fetched or not (_is_common(spec, name) or spec.kept_dir):
+                raise
+        fetched[name] = _fetch(spec, name, cancel)
+
+
+def _fetch(spec: RewindSpec, name: str, cancel: Cancellation | None) -> str:
+    missing = _missing(spec, name)
+    if _is_common(spec, name) or spec.kept_dir is None:
+        return restore.restore(missing, cancel)
+    return restore.bring_back(missing, spec.kept_dir)
+
+
+def _missing(spec: RewindSpec, name: str) -> restore.Missing:
+    return restore.Missing(spec.data_dir, name, spec.segment_bytes, spec.restore_command, spec.source)
+
+
+def _is_common(spec: RewindSpec, name: str) -> bool:
+    return spec.parted is not None and restore.starts_before(name, spec.segment_bytes, spec.parted)
 
 
 def _run(spec: RewindSpec, arguments: list[str], deadline_s: float, cancel: Cancellation | None) -> str:
@@ -164,13 +212,19 @@ def _has_begun(output: str) -> bool:
 
 # --- what will be discarded -----------------------------------------------------------------------
 
-#: A node that diverged by more keeps its first part: WAL can only be read from its beginning on.
-KEEP_LIMIT_BYTES = 1024**3
 #: Never more than this share of the free space: a full disk stops the next server too.
 _FREE_SHARE = 4
-#: Kept directories of earlier rewinds beside the data directory, newest first.
-KEEP_DIRECTORIES = 3
 _SEGMENT_NAME = re.compile(r"^([0-9A-F]{8})([0-9A-F]{8})([0-9A-F]{8})$")
+
+
+@dataclass(frozen=True)
+class KeepPolicy:
+    """Of how many discards WAL is kept beside the data directory, the newest, and how much of each.
+
+    A node that diverged by more keeps its first part: WAL can only be read from its beginning on."""
+
+    directories: int = 3
+    limit_bytes: int = 1024**3
 
 
 @dataclass(frozen=True)
@@ -195,28 +249,31 @@ def diverged_dir(data_dir: str, timeline: int, switch_lsn: Lsn) -> str:
 
 
 def keep_diverged_wal(
-    data_dir: str, control: ControlData, switch_lsn: Lsn, keep_dir: str, limit_bytes: int = KEEP_LIMIT_BYTES
+    data_dir: str, control: ControlData, switch_lsn: Lsn, keep_dir: str, policy: KeepPolicy | None = None
 ) -> DiscardReport:
     """Copy the WAL segments from `switch_lsn` to the end of a stopped server's WAL into `keep_dir`.
 
-    Oldest first until `limit_bytes` (or a quarter of the free space) is used; the report says what was
-    left out. Nothing is copied when nothing diverged. Older kept directories beyond KEEP_DIRECTORIES
-    are removed. Raises DataDirError.
+    Oldest first until the policy's limit (or a quarter of the free space) is used; the report says what was
+    left out. Nothing is copied when nothing diverged. Older kept directories than the policy wants are
+    removed. Raises DataDirError.
     """
+    policy = policy or KeepPolicy()
     end = max(control.checkpoint_lsn, control.min_recovery_end)
     if end <= switch_lsn:
         return DiscardReport(switch_lsn, end, keep_dir, 0, 0, 0)
     names = _segments_between(data_dir, control, switch_lsn, end)
+    if policy.directories == 0:
+        return DiscardReport(switch_lsn, end, keep_dir, 0, 0, len(names))
     try:
         os.makedirs(keep_dir, mode=0o700, exist_ok=True)
-        room = min(limit_bytes, shutil.disk_usage(keep_dir).free // _FREE_SHARE)
+        room = min(policy.limit_bytes, shutil.disk_usage(keep_dir).free // _FREE_SHARE)
         fitting = names[: room // control.wal_segment_bytes]
         for name in fitting:
             _copy_synced(os.path.join(data_dir, "pg_wal", name), os.path.join(keep_dir, name))
         fsync_dir(keep_dir)
     except OSError as e:
         raise DataDirError(f"cannot keep diverged WAL in {keep_dir}: {e.strerror}") from None
-    _forget_oldest(data_dir, keep_dir)
+    _forget_oldest(data_dir, keep_dir, policy.directories)
     kept = len(fitting)
     return DiscardReport(switch_lsn, end, keep_dir, kept, kept * control.wal_segment_bytes, len(names) - kept)
 
@@ -242,10 +299,10 @@ def _copy_synced(source: str, target: str) -> None:
         os.close(fd)
 
 
-def _forget_oldest(data_dir: str, current: str) -> None:
+def _forget_oldest(data_dir: str, current: str, directories: int) -> None:
     pattern = glob.escape(os.path.normpath(data_dir)) + ".diverged-*"
     others = [path for path in glob.glob(pattern) if os.path.normpath(path) != os.path.normpath(current)]
     others.sort(key=os.path.getmtime, reverse=True)
-    for path in others[KEEP_DIRECTORIES - 1 :]:
+    for path in others[directories - 1 :]:
         with contextlib.suppress(OSError):
             shutil.rmtree(path)

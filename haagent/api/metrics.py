@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import accumulate
+from math import nan
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import (
@@ -29,6 +30,7 @@ from haagent.api.health import facts_of
 from haagent.api.status import fresh_view, role_of
 from haagent.api.view import Numbers, Published
 from haagent.core.cluster_view import is_locked
+from haagent.core.rejoin import STATES as REJOIN_STATES
 from haagent.core.roles import is_primary, is_replica, is_running, is_standby_leader, shown_state
 from haagent.measures import BUCKETS_S, Measures
 from postgres_ctl.facts import InstanceSample, Lsn
@@ -178,6 +180,25 @@ class _Own(Collector):
             yield self._gauge("sample_age_seconds", "Age of what PostgreSQL answered last.", age_s)
         cannot = bool(published.cannot_lead)
         yield self._gauge("cannot_lead", "1 when this member could not take over.", int(cannot))
+        yield from self._rejoin()
+
+    def _rejoin(self) -> Iterator[Metric]:
+        way, gone = self._published.rejoin, self._published.discards
+        states = GaugeMetricFamily(
+            "haagent_rejoin_state", "1 for where it is on its way back.", labels=_labels("state")
+        )
+        for state in REJOIN_STATES:
+            states.add_metric((*self._who, state), int(state == way.state))
+        yield states
+        yield self._gauge("rejoin_tries", "Tries of pg_rewind and clone under this leader.", way.tries)
+        yield self._gauge("rejoin_next_try_seconds", "Time until the next try.", way.next_try_in_s)
+        yield self._gauge("rejoin_discards", "Discards of WAL that are remembered here.", len(gone))
+        if gone:
+            last = gone[-1]
+            size = max(0, last.end - last.start) if last.end is not None and last.start is not None else nan
+            lost = last.transactions if last.transactions is not None else nan
+            yield self._gauge("rejoin_discarded_bytes", "WAL thrown away last.", size)
+            yield self._gauge("rejoin_discarded_transactions", "Transactions thrown away last.", lost)
 
     def _outlook(self) -> Iterator[Metric]:
         seen = self._numbers.outlook

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from haagent.core.rejoin import STATES as REJOIN_STATES
 from haagent.core.roles import RESTART_ROLES
 
 Schema = dict[str, Any]
@@ -121,6 +122,30 @@ def _member_state() -> Schema:
     return record({**always, **sometimes}, sometimes)
 
 
+_REJOIN = record(
+    {
+        "state": {"enum": list(REJOIN_STATES)},
+        "tries": INTEGER,
+        "reason": TEXT,
+        "next_try_in": {"type": "number"},
+    }
+)
+_DISCARD = record(
+    {
+        "member": TEXT,
+        "from_lsn": nullable(TEXT),
+        "to_lsn": nullable(TEXT),
+        "transactions": nullable(INTEGER),
+        "how": {"enum": ["rewind", "clone", "reinitialize"]},
+        "at": TIMESTAMP,
+        "kept_in": nullable(TEXT),
+        "kept_bytes": INTEGER,
+        "segments_left_out": INTEGER,
+        "note": nullable(TEXT),
+    }
+)
+
+
 def _ours() -> Schema:
     return record(
         {
@@ -128,8 +153,10 @@ def _ours() -> Schema:
             "note": nullable(TEXT),
             "cannot_lead": nullable(TEXT),
             "position_is_proven": BOOLEAN,
+            "rejoin": described(_REJOIN, "How far it is on its way back under the leader"),
+            "discarded": described(listed(_DISCARD), "WAL that was thrown away here last"),
         },
-        ("position_is_proven",),
+        ("position_is_proven", "rejoin", "discarded"),
     )
 
 

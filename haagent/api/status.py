@@ -20,6 +20,8 @@ from haagent.core.cluster_view import (
     is_standby_cluster,
     restart_reasons,
 )
+from haagent.core.member_select import discard_json
+from haagent.core.rejoin import NOT_NEEDED, RejoinView
 from haagent.core.roles import is_demoted, shown_role, shown_state
 from postgres_ctl.facts import InstanceSample, Lsn, WalSender
 
@@ -143,10 +145,23 @@ def _agent(published: Published) -> dict[str, Any]:
         "note": published.note,
         "cannot_lead": published.cannot_lead,
     }
+    if published.rejoin != NOT_NEEDED:
+        ours["rejoin"] = _rejoin(published.rejoin)
+    if published.discards:
+        ours["discarded"] = [discard_json(discard) for discard in published.discards[-1:]]
     if published.sample is not None:
         # Peers must not count a position before the standby has read all its own WAL (hazard H16).
         ours["position_is_proven"] = published.sample.position_is_proven
     return fields | {"haagent": ours}
+
+
+def _rejoin(rejoin: RejoinView) -> dict[str, Any]:
+    return {
+        "state": rejoin.state,
+        "tries": rejoin.tries,
+        "reason": rejoin.reason,
+        "next_try_in": round(rejoin.next_try_in_s, 1),
+    }
 
 
 def _bytes(lsn: Lsn | None) -> int:

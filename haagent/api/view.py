@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from dcs.records import ClusterSnapshot, Tags
+from dcs.records import ClusterSnapshot, Discard, Tags
 from haagent.core.outlook import Outlook
+from haagent.core.rejoin import NOT_NEEDED, RejoinView
 from haagent.core.restart import RestartWish
 from haagent.core.settings import Settings
 from haagent.core.vitals import Vitals
@@ -50,6 +51,10 @@ class Published:
     note: str | None = None
     #: Why this member cannot take over now, one line; None when it could or it leads.
     cannot_lead: str | None = None
+    #: How far it is on its way back under the leader.
+    rejoin: RejoinView = NOT_NEEDED
+    #: WAL that was thrown away here last, of those that are remembered.
+    discards: tuple[Discard, ...] = ()
     #: Its watchdog is required and cannot be used.
     watchdog_failed: bool = False
     #: Log records that wait to be written, and those lost since the start.

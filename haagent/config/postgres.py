@@ -23,7 +23,8 @@ _INSTALLED = "/usr/lib/postgresql/*/bin"
 _PG_SAME = (
     "pgpass", "database", "config_base_name", "custom_conf", "pg_hba", "pg_ident", "use_unix_socket",
     "use_unix_socket_repl", "use_pg_rewind", "remove_data_directory_on_rewind_failure",
-    "remove_data_directory_on_diverged_timelines", "krbsrvname", "proxy_address",
+    "remove_data_directory_on_diverged_timelines", "keep_diverged_wal", "keep_diverged_wal_size",
+    "krbsrvname", "proxy_address",
 )  # fmt: skip
 _BASEBACKUP_FORBIDDEN = (
     "pgdata", "format", "wal-method", "xlog-method", "gzip", "version", "dbname", "host", "port", "username",

@@ -212,6 +212,12 @@ def _postgresql() -> Iterator[Key]:
         )
     yield Key(p + "basebackup", v.OPTIONS, "Options of pg_basebackup", (), dynamic=True)
     yield Key(p + "rewind", v.OPTIONS, "Options of pg_rewind", (), dynamic=True)
+    kept = "WAL that pg_rewind or a clone discards, kept beside the data directory: "
+    yield Key(p + "keep_diverged_wal", whole(0), kept + "of so many times; 0: none", 3, dynamic=True)
+    yield Key(
+        p + "keep_diverged_wal_size", size(0), kept + "so much each time, the oldest first", 1024**3,
+        dynamic=True,
+    )  # fmt: skip
     yield Key(p + "pg_ctl_timeout", seconds(1), "How long a start may take, seconds", 60, dynamic=True)
     yield Key(p + "krbsrvname", v.WORD, "Kerberos service name", dynamic=True)
     yield Key(p + "use_slots", v.FLAG, "Replication slots; only from the DCS", True, dynamic=True)

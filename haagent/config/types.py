@@ -180,6 +180,9 @@ class PostgresConfig:
     use_pg_rewind: bool = False
     remove_data_directory_on_rewind_failure: bool = False
     remove_data_directory_on_diverged_timelines: bool = False
+    #: Directories of discarded WAL, and bytes in each.
+    keep_diverged_wal: int = 3
+    keep_diverged_wal_size: int = 1024**3
     pg_ctl_timeout_s: float = 60
     #: Arguments of pg_basebackup and pg_rewind.
     basebackup: tuple[str, ...] = ()

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dcs.records import Discard
+from haagent.core.rejoin_state import Rejoin
 from haagent.core.restart import ScheduledRestart
 from haagent.core.slot_config import PermanentSlot
 from haagent.core.standby_cluster import RemoteNode
@@ -356,6 +358,23 @@ class Rewind:
 
 
 @dataclass(frozen=True)
+class KeepRejoin:
+    """Write the state of the way back beside the data directory; `required`: what follows waits for it."""
+
+    rejoin: Rejoin
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class TellDiscards:
+    """CAS on `haagent_discards`: `discards` are all that stand there then, `news` those that were not."""
+
+    discards: tuple[Discard, ...]
+    version: int
+    news: tuple[Discard, ...]
+
+
+@dataclass(frozen=True)
 class CheckDivergence:
     """Job: ask `source` for its timeline history and compare with ours."""
 
@@ -455,6 +474,8 @@ Action = (
     | StopInstance
     | Restart
     | Rewind
+    | KeepRejoin
+    | TellDiscards
     | CheckDivergence
     | ArchiveLast
     | CancelJob

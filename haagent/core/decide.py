@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from haagent.core.memory import absorb
 from haagent.core.model import Decision, Memory, Observation
+from haagent.core.rejoin import recorded
 from haagent.core.rules import (
     follower,
     guards,
@@ -82,5 +83,5 @@ def decide(obs: Observation, memory: Memory) -> Decision:
     for rule in RULES:
         decision = rule(obs, memory)
         if decision is not None:
-            return in_time(obs, decision)
+            return recorded(obs, in_time(obs, decision))
     return Decision("none", "no rule applies: waiting", memory, heartbeat=True)

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from dcs.records import ClusterSnapshot, HistoryRow, Member
+from dcs.records import ClusterSnapshot, Discard, HistoryRow, Member
 from haagent.core import roles
 from haagent.core.cluster_view import LEADER, STANDBY_LEADER
-from postgres_ctl.facts import slot_name
+from postgres_ctl.facts import Lsn, slot_name
 
 #: Values of `--role` (contract 4.1).
 ROLES = ("leader", "primary", "standby-leader", "replica", "standby", "any")
@@ -209,6 +209,54 @@ def history_note(snapshot: ClusterSnapshot, row: HistoryRow) -> str | None:
     claims = [c for c in snapshot.claims if c.timeline > row.timeline and c.name == row.new_leader]
     made = (c for c in reversed(claims) if not began or c.timeline == began[0])
     return next((c.note for c in made), None)
+
+
+def discards_of(snapshot: ClusterSnapshot, row: HistoryRow) -> tuple[Discard, ...]:
+    """WAL that members discarded, and that had left the cluster's line on this timeline."""
+    return tuple(d for d in snapshot.discards if _row_of(snapshot, d) == row)
+
+
+def discards_elsewhere(snapshot: ClusterSnapshot) -> tuple[Discard, ...]:
+    """Those that belong to no row: unknown, or from the timeline that goes on."""
+    return tuple(d for d in snapshot.discards if _row_of(snapshot, d) is None)
+
+
+def _row_of(snapshot: ClusterSnapshot, discard: Discard) -> HistoryRow | None:
+    """The first timeline that ended where the discarded WAL began, or later."""
+    rows = snapshot.history or ()
+    return next((r for r in rows if discard.start is not None and r.lsn >= discard.start), None)
+
+
+def discard_text(discard: Discard) -> str:
+    """One line for people: who threw away what, and where it lies."""
+    if discard.start is None or discard.end is None:
+        return f"{discard.name} discarded WAL ({discard.how}, {discard.at}): {discard.note}"
+    count = discard.transactions
+    transactions = "an unknown number of transactions" if count is None else f"{count} transactions"
+    kept = f"WAL kept on {discard.name} in {discard.kept}" if discard.kept else "no WAL kept"
+    some = f", but for {discard.left_out} segments" if discard.left_out else ""
+    note = f"; {discard.note}" if discard.note else ""
+    size, start, end = max(0, discard.end - discard.start), Lsn(discard.start), Lsn(discard.end)
+    return (
+        f"{discard.name} discarded {size} bytes of WAL from {start} to {end}, {transactions}"
+        f" ({discard.how}, {discard.at}); {kept}{some}{note}"
+    )
+
+
+def discard_json(discard: Discard) -> dict[str, Any]:
+    """The same for programs; null is unknown."""
+    return {
+        "member": discard.name,
+        "from_lsn": None if discard.start is None else str(Lsn(discard.start)),
+        "to_lsn": None if discard.end is None else str(Lsn(discard.end)),
+        "transactions": discard.transactions,
+        "how": discard.how,
+        "at": discard.at,
+        "kept_in": discard.kept,
+        "kept_bytes": discard.kept_bytes,
+        "segments_left_out": discard.left_out,
+        "note": discard.note,
+    }
 
 
 # --- configuration ------------------------------------------------------------------------------

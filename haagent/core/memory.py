@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from dcs.records import ClusterSnapshot
+from haagent.core import rejoin as way_back
 from haagent.core import sync_seen
 from haagent.core.logical_slots import remember
 from haagent.core.model import (
@@ -28,8 +29,6 @@ from haagent.core.standby_cluster import RemoteNode
 from haagent.core.vitality import leader_changed
 from postgres_ctl.facts import ControlData, slot_name
 
-#: First pause after a failed try to rejoin, then doubled up to the maximum; seconds.
-REJOIN_PAUSE_S, REJOIN_PAUSE_MAX_S = 2.0, 60.0
 #: Histories are compared again with the node of another cluster that gives no stream after this, seconds.
 REMOTE_PAUSE_S = 10.0
 #: Names of gone members are remembered at least this long after their slots were given up, seconds.
@@ -42,6 +41,7 @@ def absorb(obs: Observation, memory: Memory) -> Memory:
     """Memory brought up to date with this observation."""
     for result in obs.finished:
         memory = _after_job(obs, memory, result)
+    memory = way_back.cut_off(obs, memory)
     if not isinstance(obs.cluster, Unavailable):
         memory = _after_view(obs, memory, obs.cluster)
     memory = remember(obs, _after_instance(obs, _after_lease(obs, memory)))
@@ -74,7 +74,7 @@ def _after_view(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> M
         )
     if cluster.leader is not None and cluster.leader.name != obs.me.name:
         memory = evolve(memory, bootstrap=None)
-    memory = _after_leader_change(_after_request(obs, memory, cluster), cluster)
+    memory = _after_leader_change(obs, _after_request(obs, memory, cluster), cluster)
     idle = cluster.initialize == "" and cluster.leader is None and not _somebody_bootstraps(memory, cluster)
     since = obs.now if memory.idle_claim_since is None else memory.idle_claim_since
     memory = evolve(memory, idle_claim_since=since if idle else None)
@@ -97,11 +97,15 @@ def _slots_seen(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> M
     return news | known | seen
 
 
-def _after_leader_change(memory: Memory, cluster: ClusterSnapshot) -> Memory:
-    """What failed against an earlier leader, and a divergence from it, say nothing about the next one."""
+def _after_leader_change(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> Memory:
+    """What failed against an earlier leader, and a divergence from it, say nothing about the next one.
+
+    Nor do starts as a primary say anything about those as a standby."""
     old, epoch = memory.rejoin, cluster.leader.epoch if cluster.leader is not None else None
-    if epoch is None or old.epoch == epoch:
+    if cluster.leader is None or epoch is None or old.epoch == epoch:
         return memory
+    if cluster.leader.name != obs.me.name:
+        memory = evolve(memory, start_failures=0, start_failed_at=None)
     if old.epoch == 0:
         return evolve(memory, rejoin=evolve_rejoin(old, epoch=epoch))
     return evolve(memory, rejoin=Rejoin(settled_epoch=old.settled_epoch, epoch=epoch))
@@ -230,7 +234,7 @@ def _cloned(obs: Observation, memory: Memory, result: JobResult) -> Memory:
     if not result.ok and first:
         return evolve(memory, bootstrap=f"failed: {result.reason}")
     if not result.ok:
-        return _failed_try(obs, memory, f"base backup failed: {result.reason}")
+        return way_back.failed(memory, way_back.CLONE, obs.now, result.reason)
     source = result.data.get("source")
     remote = source if isinstance(source, RemoteNode) else None
     of_the_leader = result.data.get("source") == memory.last_leader
@@ -243,37 +247,32 @@ def _cloned(obs: Observation, memory: Memory, result: JobResult) -> Memory:
 
 def _rewound(obs: Observation, memory: Memory, result: JobResult) -> Memory:
     if not result.ok:
-        return _failed_try(obs, memory, f"pg_rewind failed: {result.reason}")
+        return way_back.failed(memory, way_back.REWIND, obs.now, result.reason)
     if memory.rejoin.diverged and result.data.get("needed") is False:
         note = f"pg_rewind sees no divergence, but: {memory.rejoin.reason}"
-        return evolve(memory, rejoin=evolve_rejoin(memory.rejoin, unseen=True, reason=note), note=note)
+        unseen = evolve_rejoin(memory.rejoin, unseen=True, under_way="", reason=note)
+        return evolve(memory, rejoin=unseen, note=note)
     source = result.data.get("source")
     fits = source if isinstance(source, RemoteNode) else memory.remote_fits
     return evolve(memory, rejoin=_settled(memory, memory.last_epoch), remote_fits=fits, note=None)
-
-
-def _failed_try(obs: Observation, memory: Memory, reason: str) -> Memory:
-    old = memory.rejoin
-    pause = min(REJOIN_PAUSE_MAX_S, REJOIN_PAUSE_S * 2 ** min(old.tries, 10))
-    rejoin = evolve_rejoin(old, tries=old.tries + 1, not_before=obs.now + pause, reason=reason)
-    return evolve(memory, rejoin=rejoin, note=f"{reason} (try {rejoin.tries})")
 
 
 def _compared(obs: Observation, memory: Memory, result: JobResult) -> Memory:
     if obs.settings.standby_cluster is not None:
         memory = evolve(memory, remote_not_before=obs.now + REMOTE_PAUSE_S)
     if not result.ok:
-        return _failed_try(obs, memory, f"could not compare histories: {result.reason}")
+        return way_back.silent(memory, obs.now, f"could not compare histories: {result.reason}")
     source = result.data.get("source")
     if isinstance(source, RemoteNode):
         return _compared_with_remote(obs, memory, source, result)
     if result.data.get("diverged"):
-        detail = str(result.data.get("detail", ""))
-        rejoin = evolve_rejoin(memory.rejoin, diverged=True, reason=detail, tries=0, not_before=0.0)
+        detail, old = str(result.data.get("detail", "")), memory.rejoin
+        not_before = old.not_before if way_back.spent(memory) else 0.0
+        rejoin = evolve_rejoin(old, diverged=True, reason=detail, unanswered=0, not_before=not_before)
         return evolve(memory, rejoin=rejoin, note=f"diverged from the leader: {detail}")
     if result.data.get("whole") is False:
         # Nothing against it, but it has not read all it has: looked at again later.
-        later = evolve_rejoin(memory.rejoin, not_before=obs.now + REJOIN_PAUSE_MAX_S)
+        later = evolve_rejoin(memory.rejoin, not_before=obs.now + way_back.PAUSE_MAX_S)
         return evolve(memory, rejoin=later)
     return evolve(memory, rejoin=_settled(memory, memory.last_epoch))
 

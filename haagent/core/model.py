@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dcs.records import ClusterSnapshot, Member, Tags
+from dcs.records import ClusterSnapshot, Discard, Member, Tags
 from haagent.core.actions import Action
+from haagent.core.rejoin_state import AFRESH
+from haagent.core.rejoin_state import Rejoin as Rejoin
 from haagent.core.restart import ALWAYS, RestartWish, ScheduledRestart
 from haagent.core.settings import Settings
 from haagent.core.slot_memory import SlotMemory
@@ -89,6 +91,12 @@ class Instance:
     user_sync_names: str = ""
     #: synchronous_commit of sessions that ask for nothing else.
     synchronous_commit: str = "on"
+    #: The program pg_rewind is installed.
+    has_rewind: bool = True
+    #: What the state file beside the data directory says of the way back.
+    kept_rejoin: Rejoin = AFRESH
+    #: WAL that was thrown away here, and of which the store does not know yet.
+    untold_discards: tuple[Discard, ...] = ()
 
     @property
     def stopped(self) -> bool:
@@ -349,25 +357,6 @@ class Handover:
 
 
 @dataclass(frozen=True)
-class Rejoin:
-    """Tries to bring this data directory back under the leader."""
-
-    tries: int = 0
-    not_before: float = 0.0
-    reason: str = ""
-    #: Our WAL is known to have left the leader's history.
-    diverged: bool = False
-    #: And pg_rewind does not see it (of a promotion without a checkpoint): it cannot help.
-    unseen: bool = False
-    #: The divergence from the leader of this epoch was looked at and is fine or mended.
-    settled_epoch: int = 0
-    #: Started as it was, because pg_rewind cannot run here, under the leader of this epoch.
-    as_it_is_epoch: int = 0
-    #: The leader against whom all this holds, 0 before the first; another one starts afresh.
-    epoch: int = 0
-
-
-@dataclass(frozen=True)
 class SyncSeen:
     """What was seen of synchronous_standby_names in the server that runs (`haagent.core.sync_seen`).
 
@@ -417,7 +406,7 @@ class Memory:
     start_failures: int = 0
     #: The last failed start ended then: tries are spaced out.
     start_failed_at: float | None = None
-    rejoin: Rejoin = Rejoin()
+    rejoin: Rejoin = AFRESH
     #: `pre_promote` agreed to a promotion under this epoch.
     agreed_epoch: int = 0
     #: Own promotion failed then: stay out of the race for ttl.

@@ -205,9 +205,18 @@ def _advances(
         if member is not None and _should_stream_from_here(obs, cluster, member):
             continue
         target = min(_known_position(obs, cluster, sample, name, member), limit)
+        target = min(target, _needed_by_a_rewind(cluster, sample, name) or target)
         if slot.restart_lsn is not None and target > slot.restart_lsn:
             moves[name] = target
     return moves
+
+
+def _needed_by_a_rewind(cluster: ClusterSnapshot, sample: InstanceSample, name: str) -> Lsn | None:
+    """On a standby: where the WAL begins that pg_rewind needs, if the leader of this slot is lost now.
+
+    It begins before the last checkpoint that both have, and this one's own restartpoint is no newer."""
+    leads = cluster.leader is not None and slot_name(cluster.leader.name) == name
+    return sample.redo_lsn if sample.in_recovery and leads else None
 
 
 def _known_position(

@@ -125,13 +125,27 @@ def history_command(session: Session, cluster_name: str | None, form: str) -> No
     for row in rows:
         if "Note" in row:
             click.echo(f" TL {row['TL']}: {row['Note']}")
+    for line in discard_lines(snapshot):
+        click.echo(f" {line}")
+
+
+def discard_lines(snapshot: ClusterSnapshot) -> list[str]:
+    """What members threw away, below the table: by timeline, then what belongs to none of its rows."""
+    from haagent.core.member_select import discard_text, discards_elsewhere, discards_of
+
+    lines = [
+        f"TL {row.timeline}: {discard_text(d)}"
+        for row in snapshot.history or ()
+        for d in discards_of(snapshot, row)
+    ]
+    return lines + [discard_text(d) for d in discards_elsewhere(snapshot)]
 
 
 def history_rows(snapshot: ClusterSnapshot) -> list[dict[str, Any]]:
-    """Rows by column title; short ones padded with empty text, `Note` only where there is one."""
-    from haagent.core.member_select import history_note
+    """Rows by column title; short ones padded with empty text, `Note` and `Discarded` only where needed."""
+    from haagent.core.member_select import discard_json, discards_elsewhere, discards_of, history_note
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for ended in snapshot.history or ():
         row: dict[str, Any] = {
             "TL": ended.timeline,
@@ -141,7 +155,12 @@ def history_rows(snapshot: ClusterSnapshot) -> list[dict[str, Any]]:
             "New Leader": ended.new_leader or "",
         }
         note = history_note(snapshot, ended)
-        rows.append({**row, "Note": note} if note else row)
+        gone = [discard_json(d) for d in discards_of(snapshot, ended)]
+        more = {name: value for name, value in (("Note", note), ("Discarded", gone)) if value}
+        rows.append({**row, **more})
+    elsewhere = [discard_json(d) for d in discards_elsewhere(snapshot)]
+    if rows and elsewhere:
+        rows[-1]["Discarded"] = [*rows[-1].get("Discarded", []), *elsewhere]
     return rows
 
 

@@ -11,7 +11,7 @@ guardian frozen, a store that broke its promise) is excused here, by name, and n
     rule3.switchover-loses-nothing                           rule5.loss-bounded         rule5.loss-reported
     rule6.beside-a-primary       rule6.behind                rule6.told-not-to         rule6.restart-behind
     rule7.never-the-primary      rule7.last-copy             rule7.kept-aside
-    rule7.histories-not-mixed
+    rule7.histories-not-mixed    rule7.reported              agent.rewind-budget
     rule8.old-sessions-end       rule9.paused-hands-off      rule10.nothing-new        agent.fault
     liveness.one-primary         liveness.all-stream         liveness.answered          schedule.as-asked
     standby-cluster.read-only    liveness.follows-remote
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from dcs.api import KeyEvent
 from haagent.core.roles import PRIMARY
 from tests.simulation.postgres import Server, Truth
+from tests.simulation.rejoining import Budget, is_written_down, only_here
 from tests.simulation.reports import Report, unreported
 from tests.simulation.schedules import done_as_asked
 from tests.simulation.store import Holder
@@ -126,6 +127,7 @@ class Invariants(Truth):
         #: What each member reported of the loss of its last promotion.
         self.reports: dict[str, Report] = {}
         self.published_timeline = 0
+        self.rewinds = Budget()
         #: Member: pid of the server that a restart is scheduled for.
         self.to_restart: dict[str, int | None] = {}
         #: Since when the cluster follows another one, by the store; None while it does not.
@@ -463,12 +465,32 @@ class Invariants(Truth):
                 text = f"{host.name} was {why}, and the key is held by {self._held_by()} ({server!r})"
                 self.violated("rule7.never-the-primary", text)
         data = tuple(record for record in records if record.kind == DATA)
+        if why in ("wiped", "rewound"):
+            self._reported(host, records)
         if why == "rewound" and data and not any(set_of(data) <= set_of(kept) for kept in host.dd.kept):
             self.violated(
                 "rule7.kept-aside", f"{len(data)} records of {host.name} were not kept: {data[0]!r}"
             )
         if why == "wiped" and records and not self._other_copy(host, records):
             self.violated("rule7.last-copy", f"{host.name} was wiped, and nobody else has its history")
+
+    def _reported(self, host: SimHost, gone: tuple[Record, ...]) -> None:
+        """Rule 7: what only this member had is written down on its disk before it goes."""
+        lost, node = only_here(gone, self._line), self.world.nodes[host.name]
+        job = node.agent.runner.facts()[0] if node.agent_is_up else None
+        asked = job is not None and job.title == "reinitialize"  # it may go on over a full disk
+        if lost and not asked and not is_written_down(host, lost):
+            text = f"{len(lost)} records of {host.name} are not written down: {lost[0]!r}"
+            self.violated("rule7.reported", text)
+
+    def rewinding(self, host: SimHost) -> None:
+        holder = self.store.leader()
+        wrong = self.rewinds.begun(host, holder.epoch if holder is not None else 0, self.engine.now)
+        if wrong is not None:
+            self.violated("agent.rewind-budget", wrong)
+
+    def rewind_succeeded(self, host: SimHost) -> None:
+        self.rewinds.succeeded(host)
 
     def _other_copy(self, host: SimHost, gone: tuple[Record, ...]) -> bool:
         """Somebody else has a good directory with every acknowledged record that went."""

@@ -18,19 +18,20 @@ from postgres_ctl.api import Cancellation, ConnectionTarget
 from postgres_ctl.archiving import ArchiveSpec
 from postgres_ctl.basebackup import CloneSpec
 from postgres_ctl.bootstrap import InitdbSpec
+from postgres_ctl.commits import Counted, Span
 from postgres_ctl.config_files import RecoveryConfig, ServerConfig
 from postgres_ctl.errors import ConfigFileError, DataDirError, PostgresUnavailable, QueryFailed, ToolFailed
 from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, Lsn, TimelineSwitch
 from postgres_ctl.logical_slots import LogicalSlot
 from postgres_ctl.logical_slots import SlotState as PrimarysSlot
 from postgres_ctl.queries import CONNECT_TIMEOUT_S, SystemIdentity
-from postgres_ctl.rewind import DiscardReport, RewindOutcome, RewindSpec
+from postgres_ctl.rewind import DiscardReport, KeepPolicy, RewindOutcome, RewindSpec
 from postgres_ctl.slots import SlotPlan
 from tests.simulation import pg_tools
 from tests.simulation.engine import WALL_S, Process, Task
 from tests.simulation.postgres import Connection, Server
 from tests.simulation.probes import SimDiskProbe, SimServerProbe
-from tests.simulation.wal import RECORD_BYTES, XMIN, DataDir, SlotState, count_until, end_of, lsn_at
+from tests.simulation.wal import DATA, RECORD_BYTES, XMIN, DataDir, SlotState, count_until, end_of, lsn_at
 
 if TYPE_CHECKING:
     from tests.simulation.host import SimHost
@@ -436,13 +437,39 @@ class SimPostgres:
         self._tool("pg.clone", pg_tools.clone, spec.data_dir, cancel, self._reacher(spec.source))
         return ()
 
+    def has_rewind(self, bin_dir: str, program: str) -> bool:
+        return True
+
     def rewind_interrupted(self, data_dir: str) -> bool:
         return self._dd(data_dir).rewinding
 
     def forget_rewind(self, data_dir: str) -> None:
         self._dd(data_dir).rewinding = False
 
-    def keep_diverged_wal(self, data_dir: str, control: ControlData, switch_lsn: Lsn) -> DiscardReport:
+    def newest_wal_timeline(self, data_dir: str) -> int:
+        return self._dd(data_dir).timeline
+
+    def end_orphaned_tools(self, data_dir: str) -> None:
+        """There are none: here, a tool ends with its agent."""
+
+    def directory_id(self, data_dir: str) -> str:
+        return "1:1"
+
+    def count_commits(
+        self, bin_dir: str, data_dir: str, spans: Sequence[Span], deadline_s: float, cancel: Cancellation
+    ) -> Counted:
+        dd = self._dd(data_dir)
+        beyond = dd.records[count_until(spans[0].start.value) :] if spans else []
+        return Counted(sum(1 for record in beyond if record.kind == DATA), Lsn(dd.end))
+
+    def archive_ready(
+        self, data_dir: str, archive_command: str, deadline_s: float, cancel: Cancellation
+    ) -> int:
+        return 0
+
+    def keep_diverged_wal(
+        self, data_dir: str, control: ControlData, switch_lsn: Lsn, policy: KeepPolicy
+    ) -> DiscardReport:
         self.before("pg.keep-wal")
         dd = self._dd(data_dir)
         end = max(control.checkpoint_lsn, control.min_recovery_end)

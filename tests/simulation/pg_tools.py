@@ -144,6 +144,8 @@ def rewind(
 ) -> RewindOutcome:
     """In place. Once it copies, an end before the last byte leaves a damaged directory behind the marker."""
     again, dd.rewinding = dd.rewinding, True
+    for truth in host.land.truths:
+        truth.rewinding(host)
     try:
         source = reach()
         require_unused(host, dd)
@@ -153,6 +155,7 @@ def rewind(
         return RewindFailed(str(fault), damaged=again)
     if point is None:
         dd.standby_signal, dd.rewinding = True, False
+        _succeeded(host)
         return NotNeeded()
     pid = source.pid
     dd.damaged = True
@@ -166,7 +169,13 @@ def rewind(
     except ToolFailed as fault:
         return RewindFailed(str(fault), fault.output, fault.cancelled, damaged=True)
     _take_over(host, dd, source, point)
+    _succeeded(host)
     return Rewound()
+
+
+def _succeeded(host: SimHost) -> None:
+    for truth in host.land.truths:
+        truth.rewind_succeeded(host)
 
 
 def _divergence(dd: DataDir, source: Server) -> int | None:

@@ -99,6 +99,7 @@ def build_sample(server: Server) -> InstanceSample:
         flush_lsn=None if standby else lsn_at(dd.durable),
         receive_lsn=Lsn(server.receive) if standby and server.receive is not None else None,
         replay_lsn=lsn_at(server.replay) if standby else None,
+        redo_lsn=lsn_at(dd.control.redo),
         replay_timestamp=None,
         replay_paused=server.replay_paused and standby,
         walreceiver_status="streaming" if streaming else None,

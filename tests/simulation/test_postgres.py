@@ -29,7 +29,7 @@ from postgres_ctl.bootstrap import InitdbSpec, RoleSpec
 from postgres_ctl.config_files import RecoveryConfig, ServerConfig
 from postgres_ctl.errors import PostgresUnavailable, ToolFailed
 from postgres_ctl.facts import ControlState, DataDirState, Lsn
-from postgres_ctl.rewind import NotNeeded, RewindFailed, RewindSpec, Rewound
+from postgres_ctl.rewind import KeepPolicy, NotNeeded, RewindFailed, RewindSpec, Rewound
 from postgres_ctl.slots import SlotPlan
 from tests.simulation.engine import START_S, Engine, HostClock, Process, SimRuntime
 from tests.simulation.host import SimGuardianPort, SimHost
@@ -183,7 +183,7 @@ class Hands:
         def work() -> object:
             control = dd.control_data()
             end = max(control.checkpoint_lsn, control.min_recovery_end)
-            port.keep_diverged_wal(dd.path, control, Lsn(end.value - RECORD_BYTES))
+            port.keep_diverged_wal(dd.path, control, Lsn(end.value - RECORD_BYTES), KeepPolicy())
             return port.rewind(spec, 60.0, self.cancel(name))
 
         return self.do(name, work)

@@ -34,6 +34,12 @@ class Truth:
     def discarded(self, host: SimHost, records: tuple[Record, ...], why: str) -> None:
         """Records left a data directory: "wiped", "rewound", "lost" (power), "crashed", "mixed"."""
 
+    def rewinding(self, host: SimHost) -> None:
+        """pg_rewind begins to work on its data directory."""
+
+    def rewind_succeeded(self, host: SimHost) -> None:
+        """It was rewound, or need not be."""
+
     def mixed(self, host: SimHost, why: str) -> None:
         """WAL or pages of another history got into the directory, and PostgreSQL did not notice."""
 

@@ -19,7 +19,7 @@ from dcs.records import (
     Status,
     Tags,
 )
-from haagent.core.actions import Action
+from haagent.core.actions import Action, KeepRejoin, TellDiscards
 from haagent.core.decide import decide
 from haagent.core.model import (
     Decision,
@@ -275,7 +275,10 @@ def paused(**changes: Any) -> Settings:
 
 
 def judge(seen: Observation, memory: Memory | None = None) -> Decision:
-    return decide(seen, memory if memory is not None else Memory())
+    """The decision; what only writes it down is left out (`test_rejoin` looks at that)."""
+    decision = decide(seen, memory if memory is not None else Memory())
+    told = tuple(a for a in decision.actions if not isinstance(a, KeepRejoin | TellDiscards))
+    return replace(decision, actions=told)
 
 
 def kinds(decision: Decision) -> tuple[type[Action], ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from dcs.records import ClusterSnapshot, Tags
+from dcs.records import ClusterSnapshot, Discard, Tags
 from haagent.api.metrics import metrics_text
 from haagent.api.view import Numbers, Published
 from haagent.core.outlook import Outlook
@@ -253,5 +253,6 @@ def test_the_documentation_lists_every_metric_and_no_other() -> None:
     told = set(re.findall(r"`((?:patroni|haagent)_[a-z_]+)`", text))
     measures = Measures(SystemRuntime())
     measures.decided_at = NOW
-    full = page(PRIMARY, LEASE, Numbers(measures, Outlook(("n2",), 1)))
+    gone = Discard("n1", 0, 9, None, "rewind", "2030-01-01T10:00:00+00:00")
+    full = page(replace(PRIMARY, discards=(gone,)), LEASE, Numbers(measures, Outlook(("n2",), 1)))
     assert told == set(re.findall(r"^# TYPE ((?:patroni|haagent)_(?!process)\w+)", full, re.MULTILINE))

@@ -64,7 +64,7 @@ def test_a_crashed_primary_recovers_as_a_standby_before_it_is_compared() -> None
     crashed = stopped(ControlState.IN_PRODUCTION)
     decision = judge(following(crashed))
     assert (decision.rule, decision.actions) == ("rejoin.recover-first", (StartStandby("pg0"),))
-    failed = Memory(start_failures=2, start_failed_at=NOW - 0.1, note="does not start")
+    failed = Memory(start_failures=2, start_failed_at=NOW - 0.1, rejoin=Rejoin(epoch=EPOCH))
     assert judge(following(crashed), failed).rule == "rejoin.rewind"
 
 
@@ -173,7 +173,7 @@ def test_a_start_that_keeps_failing_is_spaced_out() -> None:
 
 def test_a_standby_that_never_starts_is_compared_with_the_leader() -> None:
     """PostgreSQL refuses to start when the newest timeline has not got what it must reach."""
-    stuck = Memory(start_failures=2, start_failed_at=NOW, last_epoch=EPOCH)
+    stuck = Memory(start_failures=2, start_failed_at=NOW, last_epoch=EPOCH, rejoin=Rejoin(epoch=EPOCH))
     decision = judge(following(stopped()), stuck)
     assert (decision.rule, decision.actions) == ("follow.compare", (CheckDivergence("pg0"),))
     told = finished("compare histories", diverged=True, detail="beyond the switch point", whole=False)
@@ -245,7 +245,8 @@ def test_a_diverged_member_whose_rewinds_failed_keeps_trying_slowly() -> None:
     """Its cause may pass (a partition, a missing rule in pg_hba): nobody has to come and restart us."""
     tired = replace(DIVERGED, rejoin=replace(DIVERGED.rejoin, tries=7, not_before=NOW + 30))
     assert judge(following(EX_PRIMARY), tired).rule == "rejoin.pause"
-    assert judge(following(EX_PRIMARY, now=NOW + 31), tired).rule == "rejoin.rewind"
+    assert judge(following(EX_PRIMARY, now=NOW + 31), tired).rule == "rejoin.spent"
+    assert judge(following(EX_PRIMARY, now=NOW + 631), tired).rule == "rejoin.rewind"
 
 
 def test_an_interrupted_rewind_is_done_again() -> None:
@@ -261,7 +262,8 @@ def test_an_interrupted_rewind_waits_for_its_pause_and_for_the_leader() -> None:
 
 def test_an_interrupted_rewind_is_never_given_up() -> None:
     tired = Memory(rejoin=Rejoin(tries=9, not_before=NOW - 1, epoch=EPOCH))
-    assert judge(following(HALF_REWOUND), tired).rule == "rejoin.rewind-again"
+    assert judge(following(HALF_REWOUND), tired).rule == "rejoin.spent"
+    assert judge(following(HALF_REWOUND, now=NOW + 600), tired).rule == "rejoin.rewind-again"
 
 
 def test_an_interrupted_rewind_that_fails_is_replaced_by_a_clone_if_allowed() -> None:
@@ -276,6 +278,11 @@ def test_without_pg_rewind_a_former_primary_starts_as_it_is() -> None:
     decision = judge(following(EX_PRIMARY, settings=NO_REWIND))
     assert (decision.rule, decision.actions) == ("rejoin.as-it-is", (StartStandby("pg0"),))
     assert judge(following(EX_PRIMARY, settings=NO_REWIND), decision.memory).rule == "follow.start"
+
+
+def test_without_the_program_a_former_primary_starts_as_it_is() -> None:
+    decision = judge(following(replace(EX_PRIMARY, has_rewind=False)))
+    assert (decision.rule, decision.actions) == ("rejoin.as-it-is", (StartStandby("pg0"),))
 
 
 def test_a_former_primary_that_started_as_it_is_is_still_compared_with_the_leader() -> None:

@@ -197,7 +197,7 @@ def has_data(obs: Observation) -> bool:
 def rewind_is_possible(obs: Observation) -> bool:
     control = obs.instance.control
     hints = isinstance(control, ControlData) and (control.wal_log_hints or control.data_checksums)
-    return obs.settings.use_pg_rewind and hints
+    return obs.settings.use_pg_rewind and hints and obs.instance.has_rewind
 
 
 def fit_successor_answers(obs: Observation) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dcs.records import Member
-from haagent.core import logical_slots, slots
+from haagent.core import logical_slots, rejoin, slots
 from haagent.core.actions import (
     Action,
     AskPeers,
@@ -31,8 +31,6 @@ STREAM_WAIT_S = 3.0
 ASK_EVERY_S = 3.0
 #: A standby that lost its stream is told to look again for so long, seconds.
 RETRY_FOR_S = 10.0
-#: Tries of pg_rewind before it is given up.
-REWIND_TRIES = 3
 
 
 def name_taken(obs: Observation, memory: Memory) -> Decision | None:
@@ -108,7 +106,8 @@ def _clone(obs: Observation, memory: Memory, wipe: bool) -> Decision:
         return common.wait("clone.slot", f"waiting for my slot on {key.name}", waiting, common.SOON_S)
     source = clone_source(obs)
     reason = f"trying to bootstrap from leader '{source}'" if source == key.name else f"cloning from {source}"
-    return Decision("clone.begin", reason, evolve(memory, bootstrap=None), (Clone(source, key.name, wipe),))
+    begun = rejoin.begin(evolve(memory, bootstrap=None), rejoin.CLONE)
+    return Decision("clone.begin", reason, begun, (Clone(source, key.name, wipe),))
 
 
 def _slot_is_there(obs: Observation) -> bool:
@@ -159,13 +158,13 @@ def mend(obs: Observation, memory: Memory, source: Source) -> Decision:
         return common.wait("rejoin.pause", memory.note or "waiting to rejoin", memory, pause)
     if not common.is_ready(obs, source):
         return common.wait("rejoin.wait", f"waiting for {source} to be ready for pg_rewind", memory, 1.0)
-    failed = memory.rejoin.tries >= REWIND_TRIES
+    failed = rejoin.spent(memory)
     useless = memory.rejoin.unseen
     on_failure = (failed or useless) and obs.settings.remove_data_directory_on_rewind_failure
     allowed = _may_discard(obs) or on_failure
     no_other_way = memory.rejoin.diverged and not allowed
     if common.rewind_is_possible(obs) and not useless and (not failed or no_other_way):
-        return _rewind(obs, memory, source)
+        return _spent_pause(obs, memory) or _rewind(obs, memory, source)
     if allowed:
         return _clone(obs, memory, wipe=True)
     if memory.rejoin.diverged:
@@ -184,7 +183,16 @@ def _rewind(obs: Observation, memory: Memory, source: Source) -> Decision:
         upstream = None if memory.rejoin.diverged else source
         reason = f"not shut down cleanly: starting as a standby of {upstream or 'nobody'} before pg_rewind"
         return Decision("rejoin.recover-first", reason, memory, (StartStandby(upstream),))
-    return Decision("rejoin.rewind", f"running pg_rewind from {source}", memory, (Rewind(source),))
+    begun = rejoin.begin(memory, rejoin.REWIND)
+    return Decision("rejoin.rewind", f"running pg_rewind from {source}", begun, (Rewind(source),))
+
+
+def _spent_pause(obs: Observation, memory: Memory) -> Decision | None:
+    """All tries failed and nothing else is allowed: tried on, but seldom."""
+    pause_s = rejoin.rewind_pause_s(memory, obs.now)
+    if pause_s <= 0:
+        return None
+    return common.wait("rejoin.spent", memory.note or "waiting to rejoin", memory, pause_s)
 
 
 def _may_discard(obs: Observation) -> bool:
@@ -201,7 +209,8 @@ def _try_as_it_is(obs: Observation, memory: Memory, source: Source) -> Decision:
 
 def _stay_out(memory: Memory, reason: str) -> Decision:
     note = f"{reason}: run haagentctl reinit, or allow remove_data_directory_on_diverged_timelines"
-    return common.wait("rejoin.stay-out", note, evolve(memory, note=note))
+    out = evolve(memory, note=note, rejoin=evolve_rejoin(memory.rejoin, stays_out=True))
+    return common.wait("rejoin.stay-out", note, out)
 
 
 def rewind_again(obs: Observation, memory: Memory) -> Decision:
@@ -212,10 +221,13 @@ def rewind_again(obs: Observation, memory: Memory) -> Decision:
         return common.wait("rejoin.pause", memory.note or "waiting to rejoin", memory, pause)
     if not common.is_ready(obs, source):
         return common.wait("rejoin.wait", f"waiting for {source} to be ready for pg_rewind", memory, 1.0)
-    failed = memory.rejoin.tries >= REWIND_TRIES
-    if failed and obs.settings.remove_data_directory_on_rewind_failure:
+    if rejoin.spent(memory) and obs.settings.remove_data_directory_on_rewind_failure:
         return _clone(obs, memory, wipe=True)
-    return Decision("rejoin.rewind-again", "pg_rewind was interrupted: once more", memory, (Rewind(source),))
+    seldom = _spent_pause(obs, memory)
+    if seldom is not None:
+        return seldom
+    begun, reason = rejoin.begin(memory, rejoin.REWIND), "pg_rewind was interrupted: once more"
+    return Decision("rejoin.rewind-again", reason, begun, (Rewind(source),))
 
 
 # --- running ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from haagent.core import rejoin
 from haagent.core.actions import AnswerRequest, Clone, DropScheduledRestart, Restart, ScheduleRestart
 from haagent.core.model import Decision, Memory, Observation, OperatorRequest, evolve
 from haagent.core.publish import role_text
@@ -155,7 +156,7 @@ def _reinitialize(obs: Observation, memory: Memory, request: OperatorRequest) ->
     source = key.name if request.from_leader else clone_source(obs)
     clone = Clone(source, key.name, wipe=True, asked=True)
     answer = AnswerRequest(request.id, 200, "reinitialize started")
-    began = evolve(memory, reinitializing=True)
+    began = rejoin.begin(evolve(memory, reinitializing=True), rejoin.CLONE)
     return Decision(
         "request.reinitialize", f"reinitializing from {source} on request", began, (answer, clone)
     )
