@@ -13,7 +13,8 @@ from haagent.core.actions import Source
 from haagent.core.slot_config import PermanentSlot
 from haagent.hooks import Hooks
 from haagent.instance import LocalInstance
-from haagent.jobs import Failed, InstanceJobs
+from haagent.jobs import InstanceJobs
+from haagent.jobs_words import Failed
 from postgres_ctl.api import Cancellation
 from postgres_ctl.facts import Lsn
 from postgres_ctl.logical_slots import LogicalSlot, SlotState
