@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from dcs import codec
-from dcs.api import Conflict, Dcs, Ok, Taken
+from dcs.api import Conflict, Dcs, Ok, Taken, Unknown
 from dcs.records import ClusterSnapshot, HistoryRow, OperationOutcome, Status, TimelineClaim, Unfenced
 from haagent.config.types import AgentConfig
 from haagent.core import actions as a
@@ -21,11 +21,13 @@ from haagent.core import logical_slots, sync
 from haagent.core.model import Observation, Unavailable
 from haagent.core.restart import ScheduledRestart
 from haagent.core.standby_cluster import RemoteNode
+from haagent.failsafe import Failsafe
 from haagent.hooks import Hooks
 from haagent.instance import LocalInstance
 from haagent.jobs import InstanceJobs, JobRunner, Starting
 from haagent.lease_keeper import LeaseKeeper
 from haagent.peers import PeerAsker
+from haagent.promises import Promises
 from haagent.remote import RemoteJobs
 from haagent.slot_jobs import SlotJobs
 from haagent.sync_key import SyncKey
@@ -70,8 +72,10 @@ class Interpreter:
         hooks: Hooks,
         watchdog: Watchdog,
         sync_key: SyncKey,
+        failsafe: Failsafe,
+        promises: Promises,
     ) -> None:
-        self.sync_key = sync_key
+        self.sync_key, self.failsafe, self.promises = sync_key, failsafe, promises
         self.config, self.dcs, self.keeper, self.instance = config, dcs, keeper, instance
         self.runner, self.peers, self.requests, self.leave = runner, peers, requests, leave
         self.watchdog = watchdog
@@ -93,6 +97,7 @@ class Interpreter:
             a.CloseEpoch: self._close_epoch,
             a.MarkUnfenced: self._mark_unfenced,
             a.WriteClaim: self._write_claim,
+            a.WriteFailsafe: self._write_failsafe,
             a.WriteStatus: self._write_status,
             a.WriteSync: self._write_sync,
             a.DeleteSync: self._delete_sync,
@@ -219,7 +224,13 @@ class Interpreter:
         return isinstance(outcome, Ok | Conflict)
 
     def _take_leader(self, action: a.TakeLeader) -> bool:
+        assert self._obs is not None
+        if not self.promises.begin_to_take(self._obs.promise.count):
+            log.info("the leader key is not taken: another member leads in failsafe mode")
+            return False
         outcome = self.keeper.take(self._deadline_s)
+        if not isinstance(outcome, Unknown):
+            self.promises.settled()
         if not isinstance(outcome, Taken):
             log.info("the leader key was not taken: %s", outcome)
         return isinstance(outcome, Taken)
@@ -274,6 +285,15 @@ class Interpreter:
             codec.CLAIMS, codec.encode_claims(claims), action.version, self._deadline_s
         )
         return self._written(codec.CLAIMS, outcome)
+
+    def _write_failsafe(self, action: a.WriteFailsafe) -> bool:
+        """From before the write on, whoever it names is asked as well: its outcome may stay unknown."""
+        handle = self.keeper.handle()
+        if handle is None or not self.failsafe.may_write(action.members):
+            return True
+        if self._put_as_leader(codec.FAILSAFE, codec.encode_failsafe(action.members)):
+            self.failsafe.written(handle.epoch, action.members)
+        return True
 
     def _write_status(self, action: a.WriteStatus) -> bool:
         status = Status(action.optime.value, dict(action.slots) or None, action.retain_slots or None)

@@ -10,13 +10,15 @@ giving permits while another member could take over, and the lease runs out the 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
 import signal
 import threading
 from dataclasses import replace
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 from dcs import codec
 from dcs.api import KeyEvent, WatchEvent
@@ -33,13 +35,16 @@ from haagent.config.types import AgentConfig, ConfigErrors
 from haagent.core import lines
 from haagent.core.candidate import another_could_lead
 from haagent.core.decide import decide
+from haagent.core.failsafe import is_active
 from haagent.core.memory import absorb
 from haagent.core.model import Decision, Memory, Observation, Unavailable
 from haagent.core.outlook import outlook
 from haagent.core.publish import Addresses, cannot_lead, member_record, note, role_text, state_text
 from haagent.core.rejoin import view as rejoin_view
 from haagent.core.settings import Settings, parse_settings
+from haagent.core.slots import positions
 from haagent.core.watchdog import forbids
+from haagent.failsafe import Failsafe
 from haagent.guardian_spawn import GuardianSilent, GuardianUnavailable
 from haagent.hooks import Hooks
 from haagent.instance import LocalInstance
@@ -52,7 +57,9 @@ from haagent.operations import Operations, RequestBox
 from haagent.peers import PeerAsker
 from haagent.ports import Ports
 from haagent.prober import Prober
+from haagent.promises import Promises
 from haagent.publisher import MemberPublisher
+from haagent.storage import StorageHangs
 from haagent.sync_key import SyncKey
 from haagent.watchdog import Watchdog
 from postgres_ctl.facts import InstanceSample
@@ -70,6 +77,8 @@ BROKEN_STEPS = 5
 #: Between two tries to reach the DCS before the first contact; seconds (contract 7.1).
 FIRST_CONTACT_PAUSE_S = 5.0
 GUARDIAN_RETRY_S = 1.0
+#: What this member promised in failsafe mode, in its state directory.
+PROMISE_FILE = "failsafe.json"
 
 
 class _Shown(NamedTuple):
@@ -120,6 +129,8 @@ class Agent:
         settings = self._first_settings()
         self.measures = Measures(runtime)
         self._takeovers = Takeovers(self.measures)
+        self.failsafe = Failsafe(runtime, ports.peers, config.name, self._about_me)
+        self.promises = Promises(runtime, ports.postgres, f"{config.postgresql.state_dir}/{PROMISE_FILE}")
         self.keeper = LeaseKeeper(
             runtime,
             ports.keeper_dcs,
@@ -128,6 +139,7 @@ class Agent:
             self.wake,
             self.instance.fence_directly,
             self.measures,
+            self.failsafe,
         )
         self.runner = JobRunner(runtime, self.wake)
         self.peers = PeerAsker(runtime, ports.peers, config.name, self.wake)
@@ -145,6 +157,8 @@ class Agent:
             self.watchdog,
             sync_key,
             self.prober,
+            self.failsafe,
+            self.promises,
         )
         self.observer.settings = settings
         self.interpreter = Interpreter(
@@ -159,6 +173,8 @@ class Agent:
             Hooks(ports.programs, self.instance),
             self.watchdog,
             sync_key,
+            self.failsafe,
+            self.promises,
         )
         self.publisher = MemberPublisher(runtime, self.dcs, config.name)
         self.operations = Operations(self)
@@ -283,6 +299,7 @@ class Agent:
                 self._exit = (1, "duplicate name")
                 return False
             self.observer.use_settings(snapshot)
+            self.promises.load(self.observer.settings.ttl_s, self.observer.settings.failsafe_mode)
             return True
         self._exit = (0, "stopped before the first contact")
         return False
@@ -423,7 +440,12 @@ class Agent:
         self._broken_steps = 0
         if self._exit is None:
             self.keeper.permit()
+        self._forget_promise()
         return pause_s
+
+    def _forget_promise(self) -> None:
+        with contextlib.suppress(StorageHangs):
+            self.promises.forget(partial(self.instance.storage.write, "striking out an old promise"))
 
     def _begin_to_stop(self) -> None:
         """Contract 2.12: nobody is answered any more, except in a pause, which ends at once."""
@@ -505,6 +527,14 @@ class Agent:
             self._said = (record, codec.encode_member(record))
         return self._said[1]
 
+    def _about_me(self) -> dict[str, Any]:
+        """What the members are told that are asked for their promise (contract 2.11)."""
+        sample, obs, seen = _known(self.instance.sampler.last()), self.last_observation, self._seen_cluster
+        slots: dict[str, int] = {}
+        if sample is not None and obs is not None and seen is not None:
+            slots = positions(replace(obs, cluster=seen[0]), self.memory, sample)
+        return {"conn_url": self._where.conn_url, "api_url": self._where.api_url, "slots": slots}
+
     def picture(self) -> Published:
         """What the last step saw, with the newest sample that is known; never blocks."""
         shown = self._shown
@@ -535,6 +565,7 @@ class Agent:
             rejoin=rejoin_view(obs, memory),
             discards=self.instance.rejoin.discards,
             watchdog_failed=forbids(obs) is not None,
+            failsafe_active=is_active(self.keeper.facts(), self.promises.facts(), self._now()),
             queued_log_records=queued_records(),
             lost_log_records=lost_records(),
         )

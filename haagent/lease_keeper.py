@@ -4,6 +4,10 @@ It renews the session, and the leader key with it, only under fresh permits of t
 loop loses the lease. Each proof of life is worth something only once the guardian has acknowledged its
 deadline: `facts()` shows a deadline that the kernel holds. All arithmetic is in `haagent.core.lease`.
 
+In failsafe mode promises of all members prolong the lease while renewals get no clear answer
+(`haagent.failsafe`): by the same arithmetic, under the same permits, armed and acknowledged the same way. A
+refusal ends it at once, whatever was promised (H19).
+
 Locks guard the state only; no DCS or guardian call is made while one is held. An answer is applied to the
 state it belongs to: when the epoch has changed meanwhile, it is dropped.
 """
@@ -34,6 +38,7 @@ from haagent import guardian_types as guardian
 from haagent.core import lease as core
 from haagent.core.model import LeaseFacts
 from haagent.core.settings import Settings
+from haagent.failsafe import Failsafe, Need
 from haagent.measures import Lease, Measures
 from haagent.runtime import Runtime
 
@@ -76,8 +81,10 @@ class LeaseKeeper:
         on_change: Callable[[], None],
         fence_directly: Callable[[], None],
         measures: Measures,
+        failsafe: Failsafe | None = None,
     ) -> None:
         self._now = runtime.now
+        self._failsafe = failsafe
         self._dcs, self._name, self._on_change = dcs, name, on_change
         self._fence_directly, self._measures = fence_directly, measures
         #: The last deadline a guardian acknowledged: ours to enforce when it cannot (H10).
@@ -104,6 +111,8 @@ class LeaseKeeper:
     def start(self) -> None:
         self._thread.start()
         self._backstop.start()
+        if self._failsafe is not None:
+            self._failsafe.start(self)
 
     def stop(self) -> None:
         """No renewal is begun after this; the session is left to expire, or to be closed by rule."""
@@ -111,6 +120,8 @@ class LeaseKeeper:
             self._ended = True
             self._changed.notify_all()
         self._wake_backstop()
+        if self._failsafe is not None:
+            self._failsafe.stop()
         if self._thread.is_alive():
             self._thread.join(self._settings.retry_timeout_s + 1)
 
@@ -182,6 +193,7 @@ class LeaseKeeper:
                 closed_epoch=self._closed_epoch,
                 refused=lease.refused,
                 guardian_ok=self._guardian_ok,
+                failsafe_until=lease.failsafe_until,
             )
             if facts != self._facts:
                 self._facts = facts
@@ -347,7 +359,7 @@ class LeaseKeeper:
                 self._fulfil(wish)
             except Exception:
                 log.exception("lease keeper: unexpected failure")
-                self._transition(lambda lease: core.unknown(lease, self._now()))
+                self._no_answer()
 
     def _next_wish(self) -> core.Wish | None:
         """Wait until there is something to do; None at the end."""
@@ -387,6 +399,12 @@ class LeaseKeeper:
             if handle is not None:
                 self._renew_leader(handle)
 
+    def _no_answer(self) -> None:
+        """The store gave no clear answer: soon again, and the members are asked meanwhile (H19)."""
+        self._transition(lambda lease: core.unknown(lease, self._now()))
+        if self._failsafe is not None and self._lease.epoch is not None:
+            self._failsafe.wake()
+
     def _transition(self, change: Callable[[core.Lease], core.Lease]) -> None:
         with self._changed:
             self._lease = change(self._lease)
@@ -401,7 +419,7 @@ class LeaseKeeper:
             session = self._dcs.open_session(settings.ttl_s, self._attempt_s())
         except DcsError as fault:
             log.warning("no session with the DCS: %s", fault)
-            self._transition(lambda lease: core.unknown(lease, self._now()))
+            self._no_answer()
             return
         handle = self.handle()
         if handle is not None and not self._move_key(handle, session):
@@ -424,7 +442,7 @@ class LeaseKeeper:
         if isinstance(outcome, Conflict):
             self._renew_leader(handle)  # is it ours at all?
         else:
-            self._transition(lambda lease: core.unknown(lease, self._now()))
+            self._no_answer()
         return False
 
     def _renew_session(self) -> None:
@@ -459,7 +477,7 @@ class LeaseKeeper:
             self._on_change()
         else:
             log.warning("renewal of the leader key without a clear answer: %s", outcome.cause)
-            self._transition(lambda lease: core.unknown(lease, now))
+            self._no_answer()
 
     def _measure(self, lease: Lease, outcome: RenewOutcome, now: float) -> None:
         if isinstance(outcome, Renewed):
@@ -470,8 +488,20 @@ class LeaseKeeper:
 
     def _proven(self, handle: LeaseHandle, proof: Renewed) -> None:
         """Arm first, believe afterwards: a deadline counts once the kernel holds it."""
-        settings = self._timings()
-        fence_at, hard_at = core.deadlines(proof.sent_at, proof.guaranteed_s, settings)
+
+        def renewed(lease: core.Lease) -> core.Lease:
+            return core.renewed(lease, proof.sent_at, proof.guaranteed_s, self._now(), self._timings())
+
+        first = self._lease.fence_at is None
+        if not self._arm(handle, proof.sent_at, proof.guaranteed_s, renewed) or first:
+            self._on_change()
+
+    def _arm(
+        self, handle: LeaseHandle, sent_at: float, life_s: float, proven: Callable[[core.Lease], core.Lease]
+    ) -> bool:
+        """The guardian gets the deadlines of what was sent then and lasts `life_s` seconds; when it has
+        acknowledged them, the lease is what `proven` says."""
+        fence_at, hard_at = core.deadlines(sent_at, life_s, self._timings())
         fence, disarmed = self._fence, self._disarmed
         answer: guardian.Armed | guardian.ArmRefused | guardian.NoAnswer
         if disarmed:
@@ -481,10 +511,10 @@ class LeaseKeeper:
         else:
             kept = guardian.Handle(self._dcs.sealed(handle.session), handle.epoch)
             answer = fence.arm(kept, fence_at, hard_at, GUARDIAN_ANSWER_S, self._spares_standby())
-        first = self._lease.fence_at is None
         if isinstance(answer, guardian.Armed):
-            self._accept(handle, proof, answer.fence_at)
-        elif isinstance(answer, guardian.ArmRefused):
+            self._accept(handle, answer.fence_at, proven)
+            return True
+        if isinstance(answer, guardian.ArmRefused):
             log.error("the guardian refused the deadline of epoch %s: %s", handle.epoch, answer.reason)
             self.fenced(handle.epoch)
         else:
@@ -493,20 +523,54 @@ class LeaseKeeper:
                 self._guardian_ok = False
                 self._lease = core.unknown(self._lease, self._now())
                 self._changed.notify_all()
-        if first or not isinstance(answer, guardian.Armed):
-            self._on_change()
+        return False
 
-    def _accept(self, handle: LeaseHandle, proof: Renewed, fence_at: float) -> None:
+    def _accept(
+        self, handle: LeaseHandle, fence_at: float, proven: Callable[[core.Lease], core.Lease]
+    ) -> None:
         with self._changed:
-            before, self._acknowledged_fence_at = self._acknowledged_fence_at, fence_at
+            before = self._acknowledged_fence_at
             self._guardian_ok = True
             if self._lease.epoch == handle.epoch:
-                self._lease = core.renewed(
-                    self._lease, proof.sent_at, proof.guaranteed_s, self._now(), self._timings()
-                )
+                self._lease = proven(self._lease)
+                # Of two acknowledgements at the same time the guardian keeps the later deadline.
+                fence_at = max(fence_at, self._lease.fence_at or fence_at)
+            self._acknowledged_fence_at = fence_at
             self._changed.notify_all()
         if before is None or fence_at < before:
             self._wake_backstop()
+
+    # --- failsafe mode (H19) ------------------------------------------------------------------------
+
+    def needs_promises(self) -> Need | None:
+        """Whether the members have to be asked now; None when the DCS answers, or promises cannot help."""
+        with self._changed:
+            lease, settings, now = self._lease, self._timings(), self._now()
+            if self._ended or self._disarmed or not (settings.failsafe_mode and self._guardian_ok):
+                return None
+            if not core.needs_promises(lease, now, self._permit_until):
+                return None
+            if lease.session is None or lease.epoch is None or lease.fence_at is None:
+                return None
+            return Need(LeaseHandle(lease.session, lease.epoch), lease.fence_at - now, settings)
+
+    def promised(self, handle: LeaseHandle, sent_at: float, promised_s: float) -> None:
+        """All members stay out of the race for so long from `sent_at` on, or longer."""
+
+        def carried(lease: core.Lease) -> core.Lease:
+            return core.promised(lease, sent_at, promised_s, self._timings())
+
+        with self._changed:
+            lease = self._lease
+            if lease.epoch != handle.epoch or not lease.holds(self._now()) or carried(lease) is lease:
+                return  # refused or fenced meanwhile, which nothing covers; or renewed
+        begins = lease.failsafe_until is None
+        if not self._arm(handle, sent_at, promised_s, carried) or begins:
+            self._on_change()
+
+    def rests_on_promises(self) -> bool:
+        """The deadline in force lies beyond what the DCS has proven."""
+        return self._lease.failsafe_until is not None
 
 
 def _knows(state: guardian.GuardianState, epoch: int | None) -> bool:

@@ -17,12 +17,14 @@ from haagent.core.model import Identity, Memory, Observation, OperatorRequest, U
 from haagent.core.restart import ScheduledRestart
 from haagent.core.settings import Settings, parse_settings
 from haagent.core.slot_complaints import complaints
+from haagent.failsafe import Failsafe
 from haagent.instance import LocalInstance
 from haagent.jobs import JobRunner
 from haagent.lease_keeper import LeaseKeeper
 from haagent.measures import Measures
 from haagent.peers import PeerAsker
 from haagent.prober import Prober
+from haagent.promises import Promises
 from haagent.runtime import Runtime
 from haagent.sync_key import SyncKey
 from haagent.watchdog import Watchdog
@@ -58,10 +60,13 @@ class Observer:
         watchdog: Watchdog,
         sync_key: SyncKey,
         prober: Prober,
+        failsafe: Failsafe,
+        promises: Promises,
     ) -> None:
         self._sync_key = sync_key
         self._now, self._wall = runtime.now, runtime.wall
         self._measures = measures
+        self.failsafe, self.promises = failsafe, promises
         self.config, self.dcs, self.keeper = config, dcs, keeper
         self._prober = prober
         self._me = Identity(config.name, config.scope, config.tags)
@@ -78,6 +83,8 @@ class Observer:
         if isinstance(cluster, ClusterSnapshot):
             self.use_settings(cluster)
             self.keeper.recognise(cluster.leader)
+            self.failsafe.saw(cluster, self.keeper.facts().epoch)
+            self.promises.settled()
         job, background = self.runner.facts()
         finished = self.runner.collect()
         if job is None and isinstance(cluster, ClusterSnapshot) and cluster.config is not None:
@@ -101,6 +108,7 @@ class Observer:
             request=wishes.request,
             stopping=wishes.stopping,
             watchdog=self.watchdog.facts(),
+            promise=self.promises.facts(),
             asks_before_promotion=self.instance.effective.config.pre_promote is not None,
             scheduled_restart=wishes.scheduled_restart,
             vitals=self._prober.facts(),

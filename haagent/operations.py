@@ -19,6 +19,14 @@ from dcs.errors import DcsError
 from dcs.records import ClusterSnapshot
 from haagent.api.view import Answer, Numbers, Published
 from haagent.config.dynamic import merge_patch, without_nulls
+from haagent.core.failsafe import (
+    ACCEPTED,
+    MEMBER_HEADER,
+    PROMISE_HEADER,
+    may_not_promise,
+    question_of,
+    wanted_promise_s,
+)
 from haagent.core.member_select import minimum_ttl_s
 from haagent.core.model import OperatorRequest
 from haagent.core.operations import (
@@ -32,6 +40,7 @@ from haagent.core.operations import (
 from haagent.core.restart import RestartWish, ScheduledRestart
 from haagent.core.settings import validate_dynamic
 from haagent.runtime import Event, Runtime
+from postgres_ctl.facts import InstanceSample
 
 if TYPE_CHECKING:
     from haagent.agent import Agent
@@ -252,6 +261,26 @@ class Operations:
             return outcome_of(self.read_cluster(), version, former, candidate, switchover)
         except DcsError:
             return None
+
+    # --- failsafe mode ----------------------------------------------------------------------------------
+
+    def failsafe(self, body: Mapping[str, Any]) -> Answer:
+        agent, question = self._agent, question_of(body)
+        if question is None:
+            return Answer(400, "Bad Request: no name in it")
+        length_s = wanted_promise_s(self._settings, question)
+        refused = agent.promises.give(
+            question.name,
+            length_s,
+            lambda: may_not_promise(agent.last_observation, agent.keeper.facts(), question),
+        )
+        if refused is not None:
+            return Answer(*refused)
+        headers = {MEMBER_HEADER: agent.config.name, PROMISE_HEADER: f"{length_s:g}"}
+        sample = agent.instance.sampler.last()
+        if isinstance(sample, InstanceSample):
+            headers["lsn"] = str(sample.position.value)
+        return Answer(200, ACCEPTED, headers)
 
     # --- this member ------------------------------------------------------------------------------------
 

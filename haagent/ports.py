@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from dcs.api import Dcs
 from haagent import guardian_types as guardian
 from haagent.config.types import AgentConfig
+from haagent.core.failsafe import Reply
 from haagent.runtime import Runtime
 from postgres_ctl.api import Cancellation, ConnectionTarget
 from postgres_ctl.archiving import ArchiveSpec
@@ -278,6 +279,9 @@ class PeerPort(Protocol):
 
     def get(self, url: str, deadline_s: float) -> object:
         """The JSON document at `url`. Raises PeerFault."""
+
+    def post(self, url: str, body: Mapping[str, Any], deadline_s: float) -> Reply:
+        """What the member at `url` says to `body`, whatever its status. Raises PeerFault."""
 
     def is_alive(self, url: str) -> bool:
         """Does an agent answer there?"""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
@@ -62,6 +63,9 @@ class Runtime(Protocol):
     def wall(self) -> float:
         """Seconds since 1970: for people, and for what they scheduled; it may jump."""
 
+    def boot_id(self) -> str:
+        """Another one for each boot of this host: times on its CLOCK_BOOTTIME belong to it."""
+
     def lock(self) -> Lock: ...
 
     def condition(self) -> Condition: ...
@@ -83,6 +87,9 @@ class SystemRuntime:
 
     def wall(self) -> float:
         return time.time()
+
+    def boot_id(self) -> str:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
     def lock(self) -> Lock:
         return threading.Lock()

@@ -15,6 +15,7 @@ from dcs.factory import make_dcs
 from haagent import guardian_client, guardian_device, guardian_types, log
 from haagent.api import RestServer
 from haagent.config.types import AgentConfig
+from haagent.core.failsafe import Reply, reply_of
 from haagent.journal import Journal
 from haagent.ports import PeerFault, Ports, Session
 from haagent.programs import SystemPrograms
@@ -45,6 +46,8 @@ from postgres_ctl.slots import SlotPlan, apply_plan
 
 #: An answer of a peer is never larger, bytes.
 _BODY_MAX = 1 << 20
+#: Nor is its answer to a question that is answered by a text.
+_TEXT_MAX = 1 << 12
 #: Is somebody there? Longer silence means no, seconds (contract 7.1).
 _ALIVE_S = 3.0
 
@@ -329,6 +332,10 @@ class HttpPeers:
     def use(self, config: AgentConfig) -> None:
         """Ask with these certificates from now on."""
         self._http = _http(config)
+        #: Calls that change something need it (contract 3.2).
+        ctl, self._login = config.ctl, {"User-Agent": user_agent(), "Content-Type": "application/json"}
+        if ctl.username is not None:
+            self._login |= urllib3.make_headers(basic_auth=f"{ctl.username}:{ctl.password or ''}")
 
     def get(self, url: str, deadline_s: float) -> object:
         """The JSON document at `url`. Raises PeerFault."""
@@ -345,6 +352,26 @@ class HttpPeers:
         except (ValueError, RecursionError) as fault:
             raise PeerFault(f"useless answer: {fault}") from None
 
+    def post(self, url: str, body: Mapping[str, Any], deadline_s: float) -> Reply:
+        """What is said to `body`, whatever its status. Raises PeerFault."""
+        try:
+            answer = self._http.request(
+                "POST",
+                url,
+                json=dict(body),
+                headers=self._login,
+                timeout=urllib3.Timeout(total=deadline_s),
+                retries=False,
+                preload_content=False,
+            )
+            try:
+                text = answer.read(_TEXT_MAX).decode("utf-8", "replace")
+            finally:
+                answer.release_conn()
+        except (urllib3.exceptions.HTTPError, OSError) as fault:
+            raise PeerFault(f"no answer: {_short(fault)}") from None
+        return reply_of(answer.status, text, answer.headers)
+
     def is_alive(self, url: str) -> bool:
         """Whoever answers anything at all is there, also who only refuses our certificate."""
         try:
@@ -360,7 +387,7 @@ def _http(config: AgentConfig) -> urllib3.PoolManager:
     """Contract 3.2: the server's certificate is checked only when a client certificate is configured."""
     ctl = config.ctl
     headers = {"User-Agent": user_agent()}
-    # No login: members only read from each other, and the other side may be unproven.
+    # No login: it goes with the calls that need one only, as the other side may be unproven.
     if ctl.certfile is None:
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         return urllib3.PoolManager(headers=headers, cert_reqs="CERT_NONE", assert_hostname=False, maxsize=2)

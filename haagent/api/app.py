@@ -218,7 +218,7 @@ class _Changing:
             ("PUT", "config"): lambda: self._done(self._port.put_config, self._bodies.needed()),
             ("DELETE", "switchover"): lambda: self._done(self._port.delete_switchover),
             ("DELETE", "restart"): lambda: self._done(self._port.delete_restart),
-            ("POST", "failsafe"): lambda: _text(502, "failsafe mode is not enabled"),
+            ("POST", "failsafe"): self.failsafe,
             ("POST", "citus"): self.mpp,
             # The contract's answer; it acts on Windows only.
             ("POST", "sigterm"): lambda: _text(202, "shutdown scheduled"),
@@ -274,6 +274,11 @@ class _Changing:
         asked = control.reinitialize_request(self._bodies.optional())
         return _answer(asked) if isinstance(asked, Answer) else self._done(self._port.reinitialize, asked)
 
+    def failsafe(self) -> Response:
+        if not self._port.published().settings.failsafe_mode:
+            return _text(502, "failsafe mode is not enabled")
+        return self._done(self._port.failsafe, self._bodies.needed())
+
     def mpp(self) -> Response:
         """A Citus worker tells its coordinator what it is about to do; no member of ours is one."""
         self._bodies.needed(SMALL_BODY_BYTES)
@@ -288,9 +293,11 @@ def _query() -> str:
 
 
 def _answer(answer: Answer) -> Response:
-    if isinstance(answer.body, str):
-        return _text(answer.status, answer.body)
-    return _json(answer.status, answer.body)
+    plain = isinstance(answer.body, str)
+    response = _text(answer.status, answer.body) if plain else _json(answer.status, answer.body)  # type: ignore[arg-type]
+    for name, value in answer.headers.items():
+        response.headers[name] = value
+    return response
 
 
 def _json(status: int, body: Mapping[str, Any] | list[Any]) -> Response:

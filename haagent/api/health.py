@@ -89,6 +89,7 @@ def facts_of(published: Published, leader_until: float | None, now: float) -> He
         paused=published.settings.pause,
         standby_cluster=standby_cluster,
         view_is_fresh=cluster is not None and published.cluster_is_fresh,
+        failsafe_active=published.failsafe_active,
         listed_as_sync=listed and not quorum,
         listed_as_quorum=listed and quorum,
         tags=published.tags.values,

@@ -105,7 +105,9 @@ def _patroni_metrics(published: Published) -> Iterator[_Sample]:
     yield _Sample("patroni_postgres_server_version", "server_version_num, 0 if unknown.", version)
     unlocked = view is None or not is_locked(view)
     yield _flag("patroni_cluster_unlocked", "1 when no leader is known.", unlocked)
-    yield _flag("patroni_failsafe_mode_is_active", "1 while failsafe mode keeps the primary.", False)
+    yield _flag(
+        "patroni_failsafe_mode_is_active", "1 while failsafe mode keeps a primary.", published.failsafe_active
+    )
     timeline = sample.timeline or 0 if sample is not None else 0
     yield _Sample("patroni_postgres_timeline", "Timeline of PostgreSQL, 0 if unknown.", timeline)
     yield _Sample("patroni_dcs_last_seen", "Last DCS contact, epoch seconds.", published.dcs_last_seen)
@@ -117,9 +119,10 @@ def _patroni_metrics(published: Published) -> Iterator[_Sample]:
     tags = published.tags
     priority = 0 if tags.nofailover else tags.failover_priority
     yield _Sample("patroni_failover_priority", "Failover priority, 0 when it may not lead.", priority)
-    # Failsafe mode is not built: it is refused at start and in the dynamic configuration.
-    yield _flag("patroni_failsafe_mode_enabled", "1 when failsafe mode is switched on.", False)
-    yield _flag("patroni_failsafe_member", "1 when listed for failsafe mode.", False)
+    on, cluster = published.settings.failsafe_mode, published.cluster
+    listed = cluster is not None and published.name in (cluster.failsafe or {})
+    yield _flag("patroni_failsafe_mode_enabled", "1 when failsafe mode is switched on.", on)
+    yield _flag("patroni_failsafe_member", "1 when listed for failsafe mode.", on and listed)
 
 
 def _primary_location(sample: InstanceSample | None, primary: bool) -> _Sample:

@@ -300,7 +300,14 @@ def _settings() -> dict[str, Any]:
 
 def _from_peers() -> dict[str, Any]:
     heard = _texts({"200": "`OK`"})
-    failsafe = _texts({"502": "Failsafe mode is off"})
+    failsafe = _texts(
+        {
+            "200": "`Accepted`: this member stays out of the race for a ttl",
+            "500": "`Running as a leader`, or another member is the leader",
+            "502": "Failsafe mode is off",
+            "503": "The promise could not be written to disk",
+        }
+    )
     return {
         "/failsafe": _call("post", "/failsafe", "A leader without the store asks", failsafe),
         "/mpp": _call("post", "/mpp", "A Citus worker tells: ignored", heard, "MppEvent", is_guarded=False),

@@ -116,6 +116,8 @@ def _sync_flag(published: Published) -> dict[str, Any]:
 def _cluster_flags(published: Published) -> dict[str, Any]:
     flags: dict[str, Any] = {}
     view = fresh_view(published)
+    if published.failsafe_active:
+        flags["failsafe_mode_is_active"] = True
     if published.settings.pause:
         flags["pause"] = True
     if view is None or not is_locked(view):

@@ -57,6 +57,8 @@ class Published:
     discards: tuple[Discard, ...] = ()
     #: Its watchdog is required and cannot be used.
     watchdog_failed: bool = False
+    #: Promises of all members keep this primary, or this member has promised to keep one.
+    failsafe_active: bool = False
     #: Log records that wait to be written, and those lost since the start.
     queued_log_records: int = 0
     lost_log_records: int = 0
@@ -78,6 +80,7 @@ class Answer:
 
     status: int
     body: str | Mapping[str, Any] | list[Any]
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class AgentPort(Protocol):
@@ -109,6 +112,9 @@ class AgentPort(Protocol):
         """Drop the switchover that is scheduled."""
 
     def failover(self, body: Mapping[str, Any]) -> Answer: ...
+
+    def failsafe(self, body: Mapping[str, Any]) -> Answer:
+        """A leader without a DCS asks for the promise not to take its place (contract 2.11)."""
 
     def restart(self, wish: RestartWish) -> Answer:
         """Restart PostgreSQL if the conditions hold when it is its turn; blocks until it has or shall."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from haagent.config.schema import BACKENDS_LATER, BACKENDS_REFUSED, KEYS, SECTIONS, Key, Status, children
 from haagent.config.sources import Tree
-from haagent.core.settings import SAFETY_DYNAMIC, Problem, unknown_key
+from haagent.core.settings import Problem, unknown_key
 
 #: Shown for a secret, whatever it is.
 MASK = "***"
@@ -94,10 +94,6 @@ def check_section(data: Mapping[str, Any], section: str, checked: Checked) -> No
                 check_section(value, path, checked)
             else:
                 checked.refuse(path, "", "must be a mapping")
-        elif not section and name in SAFETY_DYNAMIC:
-            is_unset, allowed = SAFETY_DYNAMIC[name]
-            if not is_unset(value):
-                checked.refuse(name, value, allowed)
         elif name not in methods and (section or name not in (*BACKENDS_LATER, *BACKENDS_REFUSED)):
             checked.warn(unknown_key(path, name, children(section)))
 

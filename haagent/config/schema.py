@@ -7,7 +7,7 @@ Status of a key
 - BUILT: works as described.
 - NO_EFFECT: understood; there is nothing here that it would have to change.
 - LATER: not built yet and harmless to leave out: ignored with a warning.
-- REFUSED: not built yet (or gone), and promises safety or says which data to use: the file is refused.
+- REFUSED: not built yet (or gone), and says which data to use: the file is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from enum import Enum
 
 from haagent.config import values as v
 from haagent.config.values import ValueType, choice, seconds, size, whole
-from haagent.core.settings import SAFETY_DYNAMIC
 
 
 class Status(Enum):
@@ -386,11 +385,6 @@ KEYS: dict[str, Key] = {
 }
 
 
-_UNBUILT = {
-    "failsafe_mode": "Go on as primary while the DCS is away and all members agree; only off is accepted",
-}
-
-
 def _dynamic() -> Iterator[Key]:
     yield Key("ttl", whole(3), "Life of the leader key and of members, seconds; with etcd3 3 or more", 30)
     yield Key("loop_wait", whole(1), "Longest time between two looks at the cluster, seconds", 10)
@@ -428,11 +422,10 @@ def _dynamic() -> Iterator[Key]:
     yield Key("ignore_slots", v.ANY, "Slots of others: list of name, type, database, plugin; all have to fit")
     yield Key("pause", v.FLAG, "Hands off: no automatic action", False)
     yield Key("standby_cluster", v.MAPPING, "Follow another cluster (standby-clusters.md)", {})
+    yield Key("failsafe_mode", v.FLAG, "Without the DCS the primary goes on while all members agree", False)
     yield Key("postgresql", v.MAPPING, "As in the local file, where marked DCS", {})
     for old in ("master_start_timeout", "master_stop_timeout"):
         yield Key(old, whole(0), f"Old name of `{old.replace('master', 'primary')}`")
-    for name in SAFETY_DYNAMIC:
-        yield Key(name, v.ANY, _UNBUILT[name], status=Status.REFUSED)
 
 
 #: Keys of the dynamic configuration, for the reference; `core.settings` parses them.

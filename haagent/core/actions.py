@@ -120,6 +120,14 @@ class MarkUnfenced:
 
 
 @dataclass(frozen=True)
+class WriteFailsafe:
+    """`failsafe` := these members and their addresses, while no promise of the old ones is relied on."""
+
+    guard: Guard
+    members: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class WriteClaim:
     """Claim the timeline we are about to create (H15), and the one we are on where its claim was lost."""
 
@@ -448,6 +456,7 @@ Action = (
     | CloseEpoch
     | MarkUnfenced
     | WriteClaim
+    | WriteFailsafe
     | WriteStatus
     | WriteSync
     | DeleteSync

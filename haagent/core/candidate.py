@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dcs.records import ClusterSnapshot, FailoverRequest, Member
-from haagent.core import sync_candidate, vitality, watchdog
+from haagent.core import failsafe, sync_candidate, vitality, watchdog
 from haagent.core.cascade import reached_through_another
 from haagent.core.model import (
     Memory,
@@ -232,6 +232,8 @@ def _cluster_checks(obs: Observation, memory: Memory, cluster: ClusterSnapshot) 
         _request_check(obs, memory, cluster),
         _resume_check(obs, memory, cluster),
         _former_leader_check(obs, memory, cluster),
+        _failsafe_member_check(obs, memory, cluster),
+        _promise_check(obs, memory, cluster),
     )
 
 
@@ -356,6 +358,20 @@ def _former_leader_check(obs: Observation, memory: Memory, cluster: ClusterSnaps
     if isinstance(peer, PeerSilent):
         return Check(rule, False, f"{member.name} may still be writable: {peer.cause}")
     return Check(rule, True, f"{member.name} answers")
+
+
+def _failsafe_member_check(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> Check:
+    why = failsafe.not_a_member(obs, memory, cluster)
+    return Check("failsafe.member", why is None, why or "no leader can go on without asking this member")
+
+
+def _promise_check(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> Check:
+    """H19: never waived. Void only when somebody has handed the key over: if that was whoever it was given
+    to, he is stopped; if it was another, who had to be asked as well, it carried nobody."""
+    why = failsafe.promise_in_force(obs)
+    if why is None or _is_handed_over(obs, memory, cluster):
+        return Check("failsafe.promise", True, "no promise to a leader without a DCS binds it")
+    return Check("failsafe.promise", False, why)
 
 
 def _last_seen(memory: Memory, cluster: ClusterSnapshot, name: str) -> Member | None:

@@ -46,6 +46,8 @@ class HealthFacts:
     standby_cluster: bool = False
     #: The DCS view is younger than ttl.
     view_is_fresh: bool = True
+    #: Failsafe mode keeps the primary, as far as this member knows.
+    failsafe_active: bool = False
     listed_as_sync: bool = False
     listed_as_quorum: bool = False
     tags: Mapping[str, Any] = field(default_factory=dict)
@@ -109,7 +111,7 @@ def is_ready(facts: HealthFacts, query: HealthQuery, default_lag_bytes: int) -> 
         return True
     if not is_running(facts.state) or facts.replication_state != "streaming":
         return False
-    if not facts.view_is_fresh and facts.upstream_end is None:
+    if not (facts.view_is_fresh or facts.failsafe_active) and facts.upstream_end is None:
         return False
     allowed = default_lag_bytes if query.lag_bytes is None else query.lag_bytes
     return not _lags(facts, facts.received if query.mode_write else facts.replayed, allowed)

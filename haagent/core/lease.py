@@ -3,6 +3,8 @@
 What holds
 - A lease is proven only by `Renewed(sent_at, guaranteed_s)`; its deadline counts from before the sending.
 - `Unknown` leaves the deadline where it was; `Refused` ends the lease at once.
+- After `Unknown`, promises of all members prolong the lease in failsafe mode, counted from before the first
+  of them was asked; `Refused` is never covered (H19).
 - `hard_at`: nothing may be writable any more. `fence_at`: the guardian starts to stop PostgreSQL.
 - A closed epoch is never renewed again: its session too is left alone until the key is released, so that a
   host that cannot release it (processes in uninterruptible sleep) lets it expire.
@@ -80,6 +82,8 @@ class Lease:
     refused: str | None = None
     next_attempt_at: float = 0.0
     failures: int = 0
+    #: Until when the fence rests on what the members promised (H19); None: on what the DCS has proven.
+    failsafe_until: float | None = None
 
     def holds(self, now: float) -> bool:
         """True while the lease is provably valid."""
@@ -142,7 +146,14 @@ def opened(lease: Lease, session: str, now: float, settings: Settings) -> Lease:
 def taken(lease: Lease, epoch: int) -> Lease:
     """The key was created by us; proves nothing about its life yet (H1)."""
     return replace(
-        lease, epoch=epoch, fence_at=None, hard_at=None, closed=False, refused=None, next_attempt_at=0.0
+        lease,
+        epoch=epoch,
+        fence_at=None,
+        hard_at=None,
+        failsafe_until=None,
+        closed=False,
+        refused=None,
+        next_attempt_at=0.0,
     )
 
 
@@ -152,11 +163,29 @@ def renewed(lease: Lease, sent_at: float, guaranteed_s: float, now: float, setti
     proven = replace(lease, next_attempt_at=max(now, sent_at + renew_interval_s(settings)), failures=0)
     if lease.epoch is None or lease.closed:
         return proven
+    proves_more = fence_at >= (lease.failsafe_until or 0.0)
     return replace(
         proven,
         fence_at=max(fence_at, lease.fence_at or fence_at),
         hard_at=max(hard_at, lease.hard_at or hard_at),
+        failsafe_until=None if proves_more else lease.failsafe_until,
     )
+
+
+def needs_promises(lease: Lease, now: float, permit_until: float) -> bool:
+    """A proven lease whose last renewal got no clear answer: the members are asked at once, not when the
+    retries have run out (H19). Like a renewal it needs a fresh permit of the loop."""
+    return lease.failures > 0 and lease.holds(now) and now < permit_until
+
+
+def promised(lease: Lease, sent_at: float, promised_s: float, settings: Settings) -> Lease:
+    """All members stay out of the race for so long from when they got what was sent then, or later.
+
+    The arithmetic is that of a renewal. Tries to renew go on as they were."""
+    fence_at, hard_at = deadlines(sent_at, promised_s, settings)
+    if lease.fence_at is None or lease.hard_at is None or lease.closed or fence_at <= lease.fence_at:
+        return lease
+    return replace(lease, fence_at=fence_at, hard_at=max(hard_at, lease.hard_at), failsafe_until=fence_at)
 
 
 def unknown(lease: Lease, now: float) -> Lease:
@@ -166,7 +195,9 @@ def unknown(lease: Lease, now: float) -> Lease:
 
 
 def refused(lease: Lease, reason: str, session_gone: bool) -> Lease:
-    """The store says it is not ours: leadership ends now, whatever the deadline was."""
+    """The store says it is not ours: leadership ends now, whatever the deadline was.
+
+    Until when the members have promised to stay out is remembered: nothing is added to it any more."""
     return replace(
         lease,
         session=None if session_gone else lease.session,
@@ -181,9 +212,17 @@ def refused(lease: Lease, reason: str, session_gone: bool) -> Lease:
 
 def closed(lease: Lease) -> Lease:
     """The epoch was closed by the guardian (fence fired) or before a release."""
-    return replace(lease, closed=True, fence_at=None, hard_at=None)
+    return replace(lease, closed=True, fence_at=None, hard_at=None, failsafe_until=None)
 
 
 def released(lease: Lease) -> Lease:
     """The key is deleted: only the session is left."""
-    return replace(lease, epoch=None, closed=False, fence_at=None, hard_at=None, next_attempt_at=0.0)
+    return replace(
+        lease,
+        epoch=None,
+        closed=False,
+        fence_at=None,
+        hard_at=None,
+        failsafe_until=None,
+        next_attempt_at=0.0,
+    )

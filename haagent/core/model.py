@@ -165,12 +165,26 @@ class LeaseFacts:
     refused: str | None = None
     #: The guardian lives and acknowledges.
     guardian_ok: bool = True
+    #: Until when promises of all members carry the lease beyond what the DCS has proven; None: they do not.
+    failsafe_until: float | None = None
 
     def holds(self, now: float) -> bool:
         """ "I am leader": the lease is provably valid now (rule 1), and its epoch not closed (H6)."""
         if self.epoch is None or self.fence_at is None or self.closed_epoch >= self.epoch:
             return False
         return now < self.fence_at
+
+
+@dataclass(frozen=True)
+class PromiseFacts:
+    """What this member has promised to a leader without a DCS (failsafe mode, H19)."""
+
+    #: It stays out of the race until then.
+    until: float = 0.0
+    #: To whom; None: to nobody known, the record of it was lost.
+    to: str | None = None
+    #: How many were given: whoever decides by this one must not overlook a later one.
+    count: int = 0
 
 
 @dataclass(frozen=True)
@@ -308,6 +322,7 @@ class Observation:
     asks_before_promotion: bool = False
     watchdog: WatchdogFacts = WatchdogFacts()
     vitals: Vitals = field(default_factory=Vitals)
+    promise: PromiseFacts = PromiseFacts()
     #: Unix time of this host: only for what an operator scheduled for a point in time.
     wall: float = 0.0
     #: A write of this agent, or of one before it, to `/sync` as it is now may still arrive.

@@ -5,8 +5,8 @@ numbers out of it, so parsing never fails. A value that cannot be read falls bac
 below its minimum is raised, and timings that do not fit into the ttl are adjusted by the one formula of
 contract 2.1. Each of these leaves a warning that names key and value.
 
-What a person sends (PATCH, PUT, `bootstrap.dcs`) goes through `validate_dynamic` first: a safety key
-this agent does not keep yet is refused there, because to accept it would be to promise what it says.
+What a person sends (PATCH, PUT, `bootstrap.dcs`) goes through `validate_dynamic` first: a mode that cannot
+be read is refused there, because to take it for "off" would be to promise less than was meant.
 
 Timings. `loop_wait + 2 * retry_timeout <= ttl` and every minimum hold for all `Settings` parsed here; the
 lease keeper's interval, attempts and stop budget (hazard H7) are derived from them by `core.lease.timings`.
@@ -156,6 +156,8 @@ class Settings:
     max_timelines_history: int = 0
     member_slots_ttl_s: float = 1800
     pause: bool = False
+    #: The primary goes on without the DCS while every member promises not to take its place.
+    failsafe_mode: bool = False
     use_slots: bool = True
     #: Slots that are kept whoever leads, and those that are somebody else's (contract 6.3).
     permanent_slots: Mapping[str, PermanentSlot] = field(default_factory=lambda: _EMPTY)
@@ -300,6 +302,7 @@ def parse_settings(
         max_timelines_history=top.whole("max_timelines_history", 0, 0),
         member_slots_ttl_s=top.whole("member_slots_ttl", 1800, 0, unit="s"),
         pause=top.flag("pause", False),
+        failsafe_mode=top.flag("failsafe_mode", False),
         use_slots=inner.flag("use_slots", True),
         permanent_slots=MappingProxyType(permanent_slots(data)[0]),
         ignore_slots=ignored_slots(data)[0],
@@ -312,10 +315,9 @@ def parse_settings(
         parameters=_parameters(inner.section("parameters"), warnings),
         postgresql=MappingProxyType(dict(postgresql)),
         standby_cluster=followed,
-        unsupported=tuple(problem.key for problem in (*_unbuilt(data), *_no_section(data))),
+        unsupported=tuple(problem.key for problem in _no_section(data)),
     )
     warnings.extend(f"{problem}: ignored" for problem in _standby_cluster_problems(data))
-    warnings.extend(f"{problem}" for problem in _unbuilt(data))
     return settings, tuple(warnings)
 
 
@@ -364,33 +366,9 @@ KNOWN_DYNAMIC = (
     *_TIMING_KEYS, "maximum_lag_on_failover", "check_timeline", "pause", "postgresql", "primary_race_backoff",
     "primary_start_timeout", "master_start_timeout", "primary_stop_timeout", "master_stop_timeout",
     "max_timelines_history", "member_slots_ttl", "synchronous_mode", "synchronous_mode_strict",
-    "synchronous_node_count", "maximum_lag_on_syncnode", "standby_cluster", *SLOT_KEYS, IGNORE_KEY,
+    "synchronous_node_count", "maximum_lag_on_syncnode", "failsafe_mode", "standby_cluster", *SLOT_KEYS,
+    IGNORE_KEY,
 )  # fmt: skip
-
-
-def _is_off(value: object) -> bool:
-    return value is None or parse_bool(value) is False
-
-
-def _is_empty(value: object) -> bool:
-    return value is None or (isinstance(value, (Mapping, list, str)) and not value)
-
-
-#: Keys that promise safety and are not built: key -> (test for "not switched on", what is allowed).
-SAFETY_DYNAMIC: Mapping[str, tuple[Callable[[object], bool], str]] = MappingProxyType(
-    {
-        "failsafe_mode": (_is_off, "must be off: failsafe mode is not built yet"),
-    }
-)
-
-
-def _unbuilt(data: Mapping[str, Any]) -> list[Problem]:
-    """Safety keys of `data` that are switched on although they are not built."""
-    return [
-        Problem(key, data[key], allowed)
-        for key, (is_unset, allowed) in SAFETY_DYNAMIC.items()
-        if key in data and not is_unset(data[key])
-    ]
 
 
 def _unreadable_modes(data: Mapping[str, Any]) -> list[Problem]:
@@ -398,6 +376,7 @@ def _unreadable_modes(data: Mapping[str, Any]) -> list[Problem]:
     kinds: tuple[tuple[str, Callable[[object], object], str], ...] = (
         ("synchronous_mode", parse_sync_mode, "must be on, off or quorum"),
         ("synchronous_mode_strict", parse_bool, "must be on or off"),
+        ("failsafe_mode", parse_bool, "must be on or off"),
     )
     return [
         Problem(key, data[key], allowed)
@@ -445,7 +424,7 @@ def validate_dynamic(
     DCS is adjusted like every agent does, with a warning.
     """
     wrong_values = _slot_problems(data) + _standby_cluster_problems(data)
-    problems = _unbuilt(data) + _unreadable_modes(data) + wrong_values
+    problems = _unreadable_modes(data) + wrong_values
     settings, parse_warnings = parse_settings(data, minimum_ttl_s, patroni_in_cluster=False)
     said = {str(problem) for problem in problems} | {f"{problem}: ignored" for problem in wrong_values}
     warnings = [w for w in parse_warnings if w not in said]
@@ -456,7 +435,7 @@ def validate_dynamic(
 
 
 def _unknown_dynamic(data: Mapping[str, Any]) -> list[str]:
-    known = (*KNOWN_DYNAMIC, *SAFETY_DYNAMIC)
+    known = KNOWN_DYNAMIC
     return [
         *(unknown_key(str(key), key, known) for key in data if key not in known),
         *(

@@ -205,6 +205,17 @@ def test_calls_reach_the_agent(method: str, path: str, body: Any, call: tuple[st
     assert agent.calls == [call]
 
 
+def test_a_question_in_failsafe_mode_reaches_the_agent_and_its_answer_carries_headers() -> None:
+    agent = Agent(replace(PRIMARY, settings=replace(PRIMARY.settings, failsafe_mode=True)))
+    agent.answers["failsafe"] = lambda: Answer(200, "Accepted", {"lsn": "42"})
+    with serving(agent) as server:
+        assert ask(server, "POST", "/failsafe").status == 411
+        assert agent.calls == []
+        reply = ask(server, "POST", "/failsafe", {"name": "n0"})
+    assert (reply.status, reply.text, reply.headers["lsn"]) == (200, "Accepted", "42")
+    assert agent.calls == [("failsafe", {"name": "n0"})]
+
+
 def test_answers_of_the_agent_are_text_or_json() -> None:
     agent = Agent()
     agent.answers["patch_config"] = lambda: Answer(200, {"ttl": 20})

@@ -136,6 +136,7 @@ def test_patroni_json_tells_what_is_special() -> None:
             cluster=replace(CLUSTER, leader=None, sync=SyncState("n0", ("n1",), 0, 1)),
             settings=Settings(pause=True),
             tags=Tags({"clonefrom": True}),
+            failsafe_active=True,
             pending_restart_reason={"max_connections": ("100", "200")},
             note="pg_rewind 1/3",
             cannot_lead="nofailover",
@@ -148,10 +149,12 @@ def test_patroni_json_tells_what_is_special() -> None:
         shown = get(server, "/patroni").json
         assert " ".join(shown) == (
             "state postmaster_start_time role server_version xlog sync_standby timeline replication_state "
-            "pause cluster_unlocked dcs_last_seen tags database_system_identifier pending_restart "
-            "pending_restart_reason patroni scheduled_restart logger_queue_size logger_records_lost haagent"
+            "failsafe_mode_is_active pause cluster_unlocked dcs_last_seen tags database_system_identifier "
+            "pending_restart pending_restart_reason patroni scheduled_restart logger_queue_size "
+            "logger_records_lost haagent"
         )
         assert shown["sync_standby"] is shown["pause"] is shown["cluster_unlocked"] is True
+        assert shown["failsafe_mode_is_active"] is True
         assert shown["tags"] == {"clonefrom": True}
         assert shown["pending_restart"] is True
         assert shown["pending_restart_reason"] == {

@@ -251,14 +251,18 @@ class SimThread:
 class SimRuntime:
     """`haagent.runtime.Runtime` of one process on a host with that clock."""
 
-    def __init__(self, process: Process, clock: HostClock) -> None:
+    def __init__(self, process: Process, clock: HostClock, boot: str = "boot") -> None:
         self.process = process
         self.clock = clock
+        self._boot = boot
         #: As in the port: seconds on CLOCK_BOOTTIME of this host.
         self.now = clock.now
 
     def wall(self) -> float:
         return WALL_S + self.process.engine.now + self.clock.wall_skew_s
+
+    def boot_id(self) -> str:
+        return self._boot
 
     def lock(self) -> SimLock:
         return SimLock(self.process.engine)

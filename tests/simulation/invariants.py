@@ -13,6 +13,7 @@ guardian frozen, a store that broke its promise) is excused here, by name, and n
     rule7.never-the-primary      rule7.last-copy             rule7.kept-aside
     rule7.histories-not-mixed    rule7.reported              agent.rewind-budget
     rule8.old-sessions-end       rule9.paused-hands-off      rule10.nothing-new        agent.fault
+    failsafe.promise-kept        failsafe.kept-primary
     liveness.one-primary         liveness.all-stream         liveness.answered          schedule.as-asked
     standby-cluster.read-only    liveness.follows-remote
 
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcs.api import KeyEvent
 from haagent.core.roles import PRIMARY
+from tests.simulation.failsafe import FailsafeTruth
 from tests.simulation.postgres import Server, Truth
 from tests.simulation.rejoining import Budget, is_written_down, only_here
 from tests.simulation.reports import Report, unreported
@@ -138,6 +140,7 @@ class Invariants(Truth):
         self.moves = 0
         #: Member -> what its pre_promote said last, and when.
         self.agreed: dict[str, tuple[bool, float]] = {}
+        self.failsafe = FailsafeTruth(self)
         self.store.on_change.append(self._store_changed)
         self._read_config()
 
@@ -212,6 +215,7 @@ class Invariants(Truth):
         self.holder = new
         if new is None:
             self.vacancy = self._vacated(old)
+            self.failsafe.key_gone(self.vacancy.released, old)
             if self.vacancy.released:
                 self._released(self.vacancy)
         elif old is None or old.epoch != new.epoch:
@@ -309,6 +313,7 @@ class Invariants(Truth):
         if not self._holds(server) and not self._excused(server) and server not in self.unleased:
             text = f"{server!r} became writable while the key is held by {self._held_by()}"
             self.violated("rule2.promote-after-key", text)
+        self.failsafe.begins(server)
         if server not in self._were_writable:  # not one that only goes on: thawed, or answering again
             self._were_writable.add(server)
             self._reads_only(server)
@@ -321,6 +326,7 @@ class Invariants(Truth):
             return
         self.world.trace(server.member, "postgres", "is not writable any more")
         self.writable_servers.pop(server, None)
+        self.failsafe.ends(server)
         if server.gone and not server.connections:
             self.unleased.pop(server, None)
 
@@ -371,7 +377,7 @@ class Invariants(Truth):
 
     def _excused(self, server: Server) -> bool:
         """The closed list of exceptions; a mark stays until the server holds the key again or is gone."""
-        if self._unreliable(server):
+        if self._unreliable(server) or self.failsafe.carries(server):
             return True
         if self.paused or self._disarmed(server):
             self.unleased[server] = "pause"

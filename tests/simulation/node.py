@@ -70,7 +70,7 @@ class Node:
         world, engine = self.world, self.world.engine
         self.lives += 1
         process = self.agent_process = Process(engine, self.endpoint)
-        runtime = SimRuntime(process, self.host.clock)
+        runtime = SimRuntime(process, self.host.clock, f"{self.name}, boot {self.host.boot}")
         self._postgres = SimPostgres(self.host, process, self.endpoint)
         ports = Ports(
             runtime=runtime,

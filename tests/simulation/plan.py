@@ -480,11 +480,84 @@ def _with_illness(plan: Plan) -> Plan:
     return replace(plan, faults=tuple(sorted((*plan.faults, *found), key=lambda f: f.at)))
 
 
+# --- modes ----------------------------------------------------------------------------------------
+
+#: From this seed on, plans may switch on modes that clusters have off by default.
+MODES = 2**40
+#: This share of them has failsafe mode on; of those, in this share only the store is ever down.
+FAILSAFE_SHARE, FAILSAFE_CALM, OUTAGES = 0.3, 0.2, 6
+#: What else is wrong around an outage.
+_AMID_OUTAGE = (
+    "freeze-agent", "kill-agent", "stop-agent", "freeze-host", "power-cut", "cut", "lossy", "slow",
+    "kill-postmaster", "freeze-guardian", "kill-guardian", "boundary", "boundary", "settings", "mode",
+    "delete-leader",
+)  # fmt: skip
+
+
+def _outage(draw: Draw, at: float, lasts: float) -> Fault:
+    """For everybody, or for the leader alone: then the others see the key run out."""
+    if draw.rng.random() < 0.5:
+        return replace(KINDS["isolate-from-dcs"][1](draw, at), node=LEADER, duration=lasts)
+    return replace(KINDS["store-down"][1](draw, at), duration=lasts)
+
+
+def _amid(draw: Draw, at: float) -> Fault:
+    """Trouble of the leader, or of somebody who is asked."""
+    rng, kind = draw.rng, draw.rng.choice(_AMID_OUTAGE)
+    who = rng.choice((LEADER, draw.node(), draw.node()))
+    if kind == "mode":
+        return Fault(at, "settings", who, duration=draw.about_ttl(), detail='{"failsafe_mode": false}')
+    if kind == "delete-leader":
+        return RARE[kind](draw, at)
+    if kind == "boundary":
+        where = rng.choice(
+            ("peers.post", "pg.state-file", "guardian.arm", "dcs.take_leader", "dcs.put_if_leader")
+        )
+        strike = rng.choice(("kill-agent", "freeze-agent", "kill-host", "cut-dcs", "lose-reply"))
+        when = f"{where} {rng.choice(('before', 'after'))}"
+        return Fault(at, kind, who, strike, draw.about_ttl(), float(rng.choice((1, 2, 3))), when)
+    fault = KINDS[kind][1](draw, at)
+    if kind in ("cut", "lossy", "slow"):
+        ends = [f"agent:{LEADER}", f"agent:{draw.node()}"]
+        rng.shuffle(ends)
+        return replace(fault, node=ends[0], other=ends[1])
+    return replace(fault, node=who)
+
+
+def _with_failsafe(plan: Plan) -> Plan:
+    """Failsafe mode, and outages that are longer than a lease, most of them with trouble around them."""
+    draw = Draw(plan.seed, "failsafe")
+    if draw.rng.random() >= FAILSAFE_SHARE:
+        return plan
+    draw.names, draw.ttl_s = plan.names, plan.ttl_s
+    plan = replace(plan, dynamic={**plan.dynamic, "failsafe_mode": True})
+    calm, found, at = draw.rng.random() < FAILSAFE_CALM, list[Fault](), draw.rng.uniform(3.0, 10.0)
+    for _ in range(OUTAGES):
+        lasts = draw.ttl_s * draw.rng.uniform(0.5, 3.0)
+        found.append(
+            replace(KINDS["store-down"][1](draw, at), duration=lasts) if calm else _outage(draw, at, lasts)
+        )
+        if not calm:
+            found += [
+                _amid(draw, at + draw.rng.uniform(-0.2, 1.2) * lasts)
+                for _ in range(draw.rng.choice((0, 1, 1, 2)))
+            ]
+        at += lasts + draw.ttl_s * draw.rng.uniform(0.0, 2.0)
+    rest = () if calm or draw.rng.random() < 0.6 else tuple(f for f in plan.faults if f.at < at)
+    faults = tuple(sorted((*rest, *(replace(f, at=max(0.0, f.at)) for f in found)), key=lambda f: f.at))
+    return replace(
+        plan, faults=faults, length=faults[-1].at + 2 * plan.ttl_s, events=0 if calm else plan.events
+    )
+
+
 def draw_plan(seed: int) -> Plan:
     """The plan of `seed`."""
     from tests.simulation.remote import FOLLOWS, following
 
-    return following(_plan_of_one(seed)) if seed >= FOLLOWS else _plan_of_one(seed)
+    plan = _plan_of_one(seed)
+    if seed >= FOLLOWS:
+        return following(plan)
+    return _with_failsafe(plan) if seed >= MODES else plan
 
 
 def _plan_of_one(seed: int) -> Plan:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from haagent.api.app import PEER_REFRESH_S
 from haagent.api.status import patroni_json
+from haagent.core.failsafe import Reply, reply_of
 from haagent.ports import PeerFault
 from postgres_ctl.api import Cancellation
 from tests.simulation.engine import TIMER_SLACK_S, Task
@@ -114,6 +115,20 @@ class SimPeers:
         self._world.invariants.peer_answered(self._node.name, name, question.sent_at, body)
         return body
 
+    def post(self, url: str, body: Mapping[str, Any], deadline_s: float) -> Reply:
+        """Only `/failsafe` is asked this way (contract 2.11)."""
+        name = urlsplit(url).hostname or ""
+        peer = self._world.nodes.get(name)
+        self._process.boundary("peers.post", "before")
+        question = _Question(self, peer, name, deadline_s, body)
+        reply = question.ask()
+        self._process.boundary("peers.post", "after")
+        if reply is None:
+            raise PeerFault("timed out")
+        if not isinstance(reply, Reply):
+            raise PeerFault("connection refused")
+        return reply
+
     def is_alive(self, url: str) -> bool:
         name = urlsplit(url).hostname or ""
         peer = self._world.nodes.get(name)
@@ -128,8 +143,15 @@ class SimPeers:
 class _Question:
     """One request: there, a task in the peer's process, and back; or silence."""
 
-    def __init__(self, port: SimPeers, peer: Node | None, name: str, deadline_s: float) -> None:
-        self._port, self._peer, self._name = port, peer, name
+    def __init__(
+        self,
+        port: SimPeers,
+        peer: Node | None,
+        name: str,
+        deadline_s: float,
+        body: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._port, self._peer, self._name, self._body = port, peer, name, body
         self._engine = port._process.engine
         self._deadline_s = deadline_s
         self._task: Task | None = None
@@ -161,7 +183,16 @@ class _Question:
     def _answer(self) -> None:
         """In the peer's process; frozen, it answers when it thaws."""
         assert self._peer is not None
-        self._back(patroni_json(self._peer.agent.operations.refresh(PEER_REFRESH_S)))
+        operations = self._peer.agent.operations
+        if self._body is None:
+            self._back(patroni_json(operations.refresh(PEER_REFRESH_S)))
+            return
+        answer = operations.failsafe(self._body)
+        if answer.status == 200:
+            asker = self._port._node
+            ttl_s = self._body["haagent"]["ttl"]
+            asker.world.invariants.failsafe.accepted(asker.name, self._name, self.sent_at, ttl_s)
+        self._back(reply_of(answer.status, str(answer.body), answer.headers))
 
     def _back(self, body: object) -> None:
         back = self._port._world.network.latency(f"agent:{self._name}", self._port._node.endpoint)

@@ -154,6 +154,9 @@ class Agent:
     def failover(self, body: Mapping[str, Any]) -> Answer:
         return self._call("failover", body)
 
+    def failsafe(self, body: Mapping[str, Any]) -> Answer:
+        return self._call("failsafe", body)
+
     def restart(self, wish: RestartWish) -> Answer:
         return self._call("restart", wish)
 

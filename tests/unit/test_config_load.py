@@ -259,7 +259,10 @@ def test_every_problem_is_told_at_once(loads: Loader) -> None:
                 "restapi": {"listen": "127.0.0.1:99999", "certfile": "/nowhere.pem"},
                 "etcd3": {"host": None, "pasword": "x"},
                 "watchdog": {"mode": "needed"},
-                "bootstrap": {"dcs": {"ttl": 10, "failsafe_mode": True}, "initdb": [{"pgdata": "/x"}]},
+                "bootstrap": {
+                    "dcs": {"ttl": 10, "failsafe_mode": "often"},
+                    "initdb": [{"pgdata": "/x"}],
+                },
                 "postgresql": {"data_dir": "data", "bin_dir": "/", "authentication": {"replication": None}},
             }
         )
@@ -271,7 +274,7 @@ def test_every_problem_is_told_at_once(loads: Loader) -> None:
     assert has(lines, "etcd3 has no server")
     assert has(lines, "watchdog.mode 'needed' must be one of off, automatic, required")
     assert has(lines, "bootstrap.dcs.ttl 10 must be at least loop_wait 10 + 2 * retry_timeout 10")
-    assert has(lines, "bootstrap.dcs.failsafe_mode True must be off")
+    assert has(lines, "bootstrap.dcs.failsafe_mode 'often' must be on or off")
     assert has(lines, "bootstrap.initdb 'pgdata' is an option only the agent may set")
     assert has(lines, "postgresql.data_dir 'data' must be an absolute path")
     assert has(lines, "postgresql.bin_dir '/' must contain the program postgres")

@@ -9,7 +9,6 @@ import pytest
 from haagent.config.schema import DYNAMIC
 from haagent.core.settings import (
     KNOWN_DYNAMIC,
-    SAFETY_DYNAMIC,
     Settings,
     parse_bool,
     parse_bytes,
@@ -69,7 +68,7 @@ def test_an_empty_configuration_is_the_default() -> None:
 
 
 def test_the_reference_names_every_dynamic_key_with_its_true_default() -> None:
-    assert set(DYNAMIC) == {*KNOWN_DYNAMIC, *SAFETY_DYNAMIC}
+    assert set(DYNAMIC) == set(KNOWN_DYNAMIC)
     written = {key.path: key.default for key in DYNAMIC.values() if key.default is not None}
     assert parse_settings(written, 3, False) == (Settings.default(), ())
 
@@ -132,18 +131,6 @@ def test_parameters_that_are_no_single_value_are_left_out() -> None:
     data = {"postgresql": {"parameters": {"a": 1, "b": [1], "c": None, "d": {}}}}
     assert parse(data).parameters == {"a": 1}
     assert "postgresql.parameters.b" in warnings_of(data)
-
-
-@pytest.mark.parametrize(
-    ("key", "on"),
-    [
-        ("failsafe_mode", "true"),
-    ],
-)
-def test_a_safety_promise_that_is_not_built_is_refused(key: str, on: object) -> None:
-    problems, _ = validate_dynamic({key: on}, 3)
-    assert [p.key for p in problems] == [key]
-    assert parse({key: on}).unsupported == (key,)
 
 
 @pytest.mark.parametrize(
@@ -243,6 +230,13 @@ def test_a_bad_value_is_refused_by_name(section: object, key: str) -> None:
 def test_an_unknown_key_of_the_section_warns() -> None:
     _, warnings = validate_dynamic({"standby_cluster": {"host": "a", "prot": 1}}, 3)
     assert warnings == ["standby_cluster.prot: unknown key, ignored (did you mean port?)"]
+
+
+def test_failsafe_mode() -> None:
+    assert parse({"failsafe_mode": "on"}).failsafe_mode is True
+    assert parse({}).failsafe_mode is parse({"failsafe_mode": "often"}).failsafe_mode is False
+    problems, _ = validate_dynamic({"failsafe_mode": "often"}, 3)
+    assert [p.key for p in problems] == ["failsafe_mode"]
 
 
 def test_unknown_keys_warn_with_the_nearest_name() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dcs.records import ClusterSnapshot, Status
-from haagent.core import logical_slots, slots, watchdog
+from haagent.core import failsafe, logical_slots, slots, watchdog
 from haagent.core.actions import (
     Action,
     AnswerRequest,
@@ -23,6 +23,7 @@ from haagent.core.actions import (
     StartStandby,
     StopInstance,
     WriteClaim,
+    WriteFailsafe,
     WriteHistory,
     WriteStatus,
 )
@@ -260,6 +261,7 @@ def maintenance(obs: Observation, memory: Memory) -> tuple[Action, ...]:
         *_claim(cluster, obs, sample),
         *_history(obs, cluster, sample, guard),
         *_status(obs, memory, cluster, sample, guard),
+        *_failsafe(obs, guard),
         *_checkpoint(obs, memory, guard),
         *common.outdated_config(obs),
     )
@@ -291,6 +293,11 @@ def _status(
     if old is not None and replace(old, slots=dict(old.slots or {})) == now:
         return ()
     return (WriteStatus(guard, sample.flush_lsn, positions, retained),)
+
+
+def _failsafe(obs: Observation, guard: Guard) -> tuple[Action, ...]:
+    members = failsafe.members_to_write(obs)
+    return (WriteFailsafe(guard, members),) if members is not None else ()
 
 
 def _claim(cluster: ClusterSnapshot, obs: Observation, sample: InstanceSample) -> tuple[Action, ...]:

@@ -22,6 +22,9 @@ def dcs_unreachable(obs: Observation, memory: Memory) -> Decision | None:
         return common.wait("outage.paused", "PAUSE: DCS is not accessible", memory)
     if obs.lease.holds(obs.now):
         return _leading(obs, memory, cause)
+    if obs.instance.serves_as_primary and _still_promised(obs):
+        reason = f"the leader key is gone ({obs.lease.refused}), the members keep out of the race for now"
+        return common.wait("outage.refused", reason, memory, common.SOON_S)
     if obs.instance.serves_as_primary:
         reason = "demoted self because DCS is not accessible and I was a leader"
         return Decision(
@@ -57,8 +60,25 @@ def _leading(obs: Observation, memory: Memory, cause: str) -> Decision:
         action = StartPrimary(Guard(epoch=common.epoch_of(obs), pid=0))
         reason = "starting primary after failure"
         return Decision("outage.restart-in-place", reason, memory, (action,))
+    if obs.lease.failsafe_until is not None:
+        return _carried(obs, memory, cause, left)
     reason = f"DCS is not accessible ({cause}); the lease is proven for {left:.1f} s more"
     return common.wait("outage.lease-holds", reason, memory, max(0.1, left))
+
+
+def _carried(obs: Observation, memory: Memory, cause: str, left: float) -> Decision:
+    """The members have promised not to lead (H19). They are asked under the permits of this loop, whose step
+    may wait for the store as long as retry_timeout: so it looks again earlier than usual."""
+    line = "continue to run as a leader because failsafe mode is enabled and all members are accessible"
+    reason = f"{line}: DCS is not accessible ({cause}); they keep out of the race for {left:.1f} s more"
+    again_in_s = max(0.1, min(left, obs.settings.loop_wait_s / 2))
+    return Decision("outage.failsafe", reason, memory, again_in_s=again_in_s, line=line, heartbeat=True)
+
+
+def _still_promised(obs: Observation) -> bool:
+    """The key ran out in the outage, as the keeper has just heard, but this step has not: it may be free to
+    be taken again. Not beyond what was promised before, where the guardian's deadline stands."""
+    return obs.lease.epoch is None and obs.now < (obs.lease.failsafe_until or 0.0)
 
 
 def _stopping(obs: Observation, memory: Memory) -> Decision:

@@ -60,7 +60,12 @@ TESTS: dict[str, tuple[str, ...]] = {
         f"{_QUERIES}::test_standby_after_restart_has_a_proven_position_only_when_it_read_all_its_wal",
     ),
     "H17": ("tests/unit/test_settings.py::test_a_safety_promise_that_is_not_built_is_refused",),
-    "H19": ("tests/unit/test_settings.py::test_a_safety_promise_that_is_not_built_is_refused",),
+    "H19": (
+        "tests/integration/test_failsafe.py::test_one_member_that_does_not_answer_ends_it_before_the_lease_does",
+        "tests/integration/test_failsafe.py::test_a_leader_that_alone_lost_the_store_keeps_the_others_out_of_the_race",
+        "tests/unit/test_rules_failsafe.py::test_a_restart_forgets_nothing_and_a_boot_makes_it_whole_again",
+        "tests/unit/test_rules_failsafe.py::test_without_a_record_one_ttl_is_waited_once",
+    ),
     "H21": (
         "tests/unit/test_ctl_format.py::test_warning_while_patroni_leads_haagent_members",
         "tests/unit/test_settings.py::test_patronis_minima_hold_while_one_of_its_members_is_there",
@@ -79,7 +84,7 @@ REASONS: dict[str, str] = {
     "H16": "A vote that counts too little costs acknowledged writes in synchronous modes, not built: "
     "elsewhere a standby that has not read its WAL shows less than it has, and a loss stays within rule 5.",
     "H17": "Synchronous modes are not built: switching them on is refused.",
-    "H19": "Failsafe is not built: switching it on is refused.",
+    "H19": "Staged by plans with failsafe mode (plan.py): simulator checks `failsafe.*` and `rule1.*`.",
     "H21": "No Patroni in the simulator: while one leads, rule 1 is not promised (docs/safety.md).",
     "H22": "Not promised (docs/safety.md): the simulator's writers wait as told and cancel nothing.",
 }
