@@ -430,12 +430,14 @@ class Interpreter:
     # --- jobs -----------------------------------------------------------------------------------------
 
     def _initdb(self, action: a.Initdb) -> bool:
-        return self.runner.start("initdb", self.jobs.initdb)
+        kind = "custom bootstrap" if self.config.bootstrap.method is not None else "initdb"
+        return self.runner.start(kind, partial(self.jobs.make_cluster, self.runner.starting_now))
 
     def _clone(self, action: a.Clone) -> bool:
-        body = partial(self.jobs.clone, action.source, action.leader, action.wipe, action.asked)
-        title = "reinitialize" if action.asked else f"bootstrap from {action.source}"
-        return self.runner.start("clone", body, f"from {action.source}", title=title)
+        body = partial(self.jobs.clone, action, self._view().initialize or None)
+        where = f"from {action.source}" if action.source is not None else "(without leader)"
+        title = "reinitialize" if action.asked else f"bootstrap {where}"
+        return self.runner.start("clone", body, where, title=title)
 
     def _start_primary(self, action: a.StartPrimary) -> bool:
         epoch = action.guard.epoch

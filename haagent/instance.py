@@ -475,7 +475,10 @@ class LocalInstance:
         return self.pg.has_rewind(pg.bin_dir, pg.bin_name["pg_rewind"])
 
     def _unfinished(self) -> str | None:
-        return "rewind" if self.pg.rewind_interrupted(self.config.postgresql.data_dir) else None
+        data_dir = self.config.postgresql.data_dir
+        if self.pg.rewind_interrupted(data_dir):
+            return "rewind"
+        return "bootstrap" if self.pg.is_unclaimed(data_dir) else None
 
     # --- configuration files ----------------------------------------------------------------------
 
@@ -697,6 +700,7 @@ class LocalInstance:
         if isinstance(self._control, ControlData):
             self.pg.free_timelines(pg.data_dir, self._control)
         if writable:
+            self.pg.claim(pg.data_dir)
             self.pg.remove_standby_signal(pg.data_dir)
         else:
             self.pg.write_standby_signal(pg.data_dir)

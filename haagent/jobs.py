@@ -14,20 +14,19 @@ from functools import partial
 from typing import Any
 
 from haagent import guardian_types as guardian
-from haagent.config.types import PostgresConfig
-from haagent.core.actions import Source
+from haagent.cloning import Ground, make_replica
+from haagent.core.actions import Clone, Source
 from haagent.core.model import JobFacts, JobResult, Unavailable
 from haagent.hooks import Hooks
 from haagent.instance import LocalInstance
-from haagent.jobs_words import IDENTIFY_S, Failed, options_of
+from haagent.jobs_words import IDENTIFY_S, Failed
+from haagent.new_cluster import make_cluster
 from haagent.ports import Session
 from haagent.rejoin_jobs import RejoinJobs
 from haagent.runtime import Event, Runtime
-from postgres_ctl import basebackup, bootstrap
 from postgres_ctl.api import Cancellation
 from postgres_ctl.errors import PostgresError
 from postgres_ctl.facts import ControlState, DataDirState, InstanceSample
-from postgres_ctl.post_bootstrap import PostBootstrap
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +40,6 @@ CANCEL_LOOK_S = 0.5
 #: pg_control is looked at this often while a stop takes longer, seconds.
 CONTROL_EVERY_S = 0.25
 _SHUT_DOWN = (ControlState.SHUT_DOWN, ControlState.SHUT_DOWN_IN_RECOVERY)
-#: Long copies end by themselves or by cancellation, not by this; seconds.
-COPY_S = 7 * 24 * 3600.0
-INITDB_S = 300.0
-#: The user's program may load a dump.
-POST_BOOTSTRAP_S = 24 * 3600.0
 CHECKPOINT_S = 3600.0
 
 
@@ -372,75 +366,23 @@ class InstanceJobs:
 
     # --- data
 
-    def initdb(self, cancel: Cancellation) -> dict[str, Any]:
+    def make_cluster(self, recovering: Callable[[], object], cancel: Cancellation) -> dict[str, Any]:
         """New cluster with its roles; nothing listens. A failure leaves `<data_dir>.failed`."""
         self.instance.require_storage()
-        config = self.instance.config
-        pg, auth = self.instance.effective.config, config.postgresql.authentication
-        roles = [bootstrap.RoleSpec(auth.replication.username, auth.replication.password, replication=True)]
-        if auth.rewind.username != auth.superuser.username:
-            roles.append(bootstrap.RoleSpec(auth.rewind.username, auth.rewind.password, rewind=True))
-        spec = bootstrap.InitdbSpec(
-            data_dir=pg.data_dir,
-            bin_dir=pg.bin_dir,
-            superuser=bootstrap.RoleSpec(auth.superuser.username, auth.superuser.password, superuser=True),
-            options=options_of(config.bootstrap.initdb),
-            roles=roles,
-            initdb=pg.bin_name["initdb"],
-            postgres=pg.bin_name["postgres"],
-            post=self._post_bootstrap(pg),
-            post_deadline_s=POST_BOOTSTRAP_S,
-        )
-        for warning in self._pg.bootstrap(spec, INITDB_S, cancel):
-            log.warning("%s", warning)
-        lines = config.bootstrap.pg_hba
-        if lines and self.instance.effective.config.pg_hba is None:
-            self._pg.append_hba(pg.data_dir, lines)  # to the end of initdb's file
+        make_cluster(self.instance, recovering, cancel)
         return {}
 
-    def _post_bootstrap(self, pg: PostgresConfig) -> PostBootstrap | None:
-        command = self.instance.config.bootstrap.post_bootstrap
-        if command is None:
-            return None
-        return PostBootstrap(command, self.instance.server_config(primary=True), pg.pgpass, pg.database)
-
-    def clone(
-        self, source: Source, leader: Source, wipe: bool, asked: bool, cancel: Cancellation
-    ) -> dict[str, Any]:
-        """Base backup; with `wipe` PostgreSQL is stopped and its directory discarded first (rule 7)."""
+    def clone(self, wanted: Clone, system_identifier: str | None, cancel: Cancellation) -> dict[str, Any]:
+        """A replica, in place of what is there with `wipe`; PostgreSQL is stopped first (rule 7)."""
         self.instance.require_storage()
-        host_port = self._peer(source)
-        pg = self.instance.effective.config
-        if wipe:
-            self._prove_another_copy(leader)
-            self._hooks.before_stop(cancel)
-            if cancel.is_set():
-                raise Failed("cancelled")
-            self._stop("immediate")
-            self._note_wiped("reinitialize" if asked else "clone", leader, cancel)
-            self._pg.wipe(pg.data_dir)
-            self._pg.forget_rewind(pg.data_dir)
-        target = self.instance.peer_target(*host_port, "replication")
-        self._pg.write_pgpass(pg.pgpass, [target])
-        spec = basebackup.CloneSpec(
-            data_dir=pg.data_dir,
-            bin_dir=pg.bin_dir,
-            source=target,
-            passfile=pg.pgpass,
-            options=options_of(pg.basebackup),
-            program=pg.bin_name["pg_basebackup"],
-        )
-        for warning in self._pg.clone(spec, COPY_S, cancel):
-            log.warning("%s", warning)
-        self.instance.forget_kept()
-        for name in self._pg.restore_backups(self.instance.server_config(primary=False)):
-            log.info("%s brought back from the copy in the data directory", name)
-        log.info("replica has been created using basebackup")
-        return {"source": source}
+        ground = Ground(self.instance, self._upstream, self._stop_for_good, self._note_wiped)
+        return make_replica(ground, wanted, system_identifier, cancel)
 
-    def _prove_another_copy(self, leader: Source) -> None:
-        """Rule 7: the leader's server answers now; its key outlives it. Raises PostgresError, Failed."""
-        self._pg.identify_system(self.instance.peer_target(*self._peer(leader), "replication"), IDENTIFY_S)
+    def _stop_for_good(self, cancel: Cancellation) -> None:
+        self._hooks.before_stop(cancel)
+        if cancel.is_set():
+            raise Failed("cancelled")
+        self._stop("immediate")
 
     def _note_wiped(self, how: str, leader: Source, cancel: Cancellation) -> None:
         """What is half a copy, or half rewound, was written down when that was begun."""

@@ -109,6 +109,7 @@ class Observer:
             stopping=wishes.stopping,
             watchdog=self.watchdog.facts(),
             promise=self.promises.facts(),
+            copies_without_leader=any(m.no_leader for m in self.instance.effective.config.replica_methods),
             asks_before_promotion=self.instance.effective.config.pre_promote is not None,
             scheduled_restart=wishes.scheduled_restart,
             vitals=self._prober.facts(),

@@ -22,8 +22,10 @@ from postgres_ctl.basebackup import CloneSpec
 from postgres_ctl.bootstrap import InitdbSpec
 from postgres_ctl.commits import Counted, Span
 from postgres_ctl.config_files import RecoveryConfig, ServerConfig
+from postgres_ctl.custom_bootstrap import CustomSpec
 from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, Lsn, ProbeAnswer, TimelineSwitch
 from postgres_ctl.logical_slots import LogicalSlot, SlotState
+from postgres_ctl.methods import MethodSpec
 from postgres_ctl.queries import SystemIdentity
 from postgres_ctl.rewind import DiscardReport, KeepPolicy, RewindOutcome, RewindSpec
 from postgres_ctl.slots import SlotPlan
@@ -129,6 +131,15 @@ class Postgres(Protocol):
     def directory_id(self, data_dir: str) -> str:
         """Tells this directory from one that was put in its place; "" when there is none."""
 
+    def is_unclaimed(self, data_dir: str) -> bool:
+        """A new cluster that was made here, and that no agent has led yet."""
+
+    def claim(self, data_dir: str) -> None:
+        """From now on it is the cluster's: only for a holder of the leader key."""
+
+    def condemn(self, data_dir: str) -> None:
+        """What is there counts as incomplete from now on, though all of it stays."""
+
     # --- the agent's own files
 
     def make_state_dir(self, path: str) -> None: ...
@@ -174,9 +185,16 @@ class Postgres(Protocol):
 
     def bootstrap(self, spec: InitdbSpec, deadline_s: float, cancel: Cancellation) -> tuple[str, ...]: ...
 
+    def custom_bootstrap(
+        self, spec: CustomSpec, deadline_s: float, cancel: Cancellation, recovering: Callable[[], object]
+    ) -> None: ...
+
     def clone(self, spec: CloneSpec, deadline_s: float, cancel: Cancellation) -> tuple[str, ...]: ...
 
     def has_rewind(self, bin_dir: str, program: str) -> bool: ...
+
+    def run_method(self, spec: MethodSpec, deadline_s: float, cancel: Cancellation) -> None:
+        """Make a replica by a program of the user's."""
 
     def rewind_interrupted(self, data_dir: str) -> bool: ...
 

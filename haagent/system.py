@@ -29,9 +29,11 @@ from postgres_ctl import (
     commits,
     config_files,
     controldata,
+    custom_bootstrap,
     datadir,
     gucs,
     logical_slots,
+    methods,
     probe,
     process,
     queries,
@@ -179,6 +181,15 @@ class SystemPostgres:
     def directory_id(self, data_dir: str) -> str:
         return datadir.directory_id(data_dir)
 
+    def is_unclaimed(self, data_dir: str) -> bool:
+        return datadir.is_unclaimed(data_dir)
+
+    def claim(self, data_dir: str) -> None:
+        datadir.claim(data_dir)
+
+    def condemn(self, data_dir: str) -> None:
+        datadir.condemn(data_dir)
+
     # --- the agent's own files
 
     def make_state_dir(self, path: str) -> None:
@@ -258,11 +269,23 @@ class SystemPostgres:
     ) -> tuple[str, ...]:
         return bootstrap.bootstrap(spec, deadline_s, cancel)
 
+    def custom_bootstrap(
+        self,
+        spec: custom_bootstrap.CustomSpec,
+        deadline_s: float,
+        cancel: Cancellation,
+        recovering: Callable[[], object],
+    ) -> None:
+        custom_bootstrap.custom_bootstrap(spec, deadline_s, cancel, recovering)
+
     def clone(self, spec: basebackup.CloneSpec, deadline_s: float, cancel: Cancellation) -> tuple[str, ...]:
         return basebackup.clone(spec, deadline_s, cancel)
 
     def has_rewind(self, bin_dir: str, program: str) -> bool:
         return rewind.has_program(bin_dir, program)
+
+    def run_method(self, spec: methods.MethodSpec, deadline_s: float, cancel: Cancellation) -> None:
+        methods.run_method(spec, deadline_s, cancel)
 
     def rewind_interrupted(self, data_dir: str) -> bool:
         return rewind.interrupted(data_dir)

@@ -174,7 +174,7 @@ def run_tool(
 ) -> ToolResult:
     """Run a program to its end, at most `deadline_s` seconds plus the time to get rid of it.
 
-    `env` is added to `clean_environment`; with `inherit` a program of the user gets our own instead.
+    `env` is added to `clean_environment`; with `inherit`, for a program of the user's, to our own instead.
     `secrets` are blanked out of the output. With `check` a non-zero exit raises. A program that works on a
     data directory gets it as `cwd`: should we die, it is among `process.leftovers` of that directory. Raises
     ToolFailed; its `cancelled` tells a cancellation from the deadline.
@@ -188,7 +188,7 @@ def run_tool(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if keep_stdout else subprocess.STDOUT,
             cwd=cwd,
-            env=inherited_environment() if inherit else clean_environment(passfile, env),
+            env=inherited_environment() | dict(env) if inherit else clean_environment(passfile, env),
             start_new_session=True,
         )
     except OSError as e:

@@ -1,4 +1,4 @@
-"""Cloning a data directory: pg_basebackup, or a command of the user's (contract 6.4).
+"""Cloning a data directory by pg_basebackup (contract 6.4). Other ways: `methods`.
 
 Theory. A clone goes only into an empty directory and is one construction (`datadir.under_construction`):
 what a failed or cancelled one copied is removed, and what a killed agent left is known to be incomplete. The
@@ -7,18 +7,16 @@ checkpoint is fast by default: a spread one lets a lost node wait minutes for it
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from postgres_ctl.api import Cancellation, ConnectionTarget, option_arguments, run_tool, tool
 from postgres_ctl.config_files import DYNAMIC_CACHE, write_standby_signal
 from postgres_ctl.datadir import link_targets, under_construction, wipe
 from postgres_ctl.tool_login import secrets_of, tool_login
 
-__all__ = ["CloneSpec", "CommandSpec", "clone", "clone_by_command", "copied_bytes", "wipe"]
+__all__ = ["CloneSpec", "clone", "copied_bytes", "forget_origin", "wipe"]
 
 #: Options of `postgresql.basebackup` that are ours (contract 6.4), and those of newer versions whose copy is
 #: elsewhere or cannot be started.
@@ -77,20 +75,31 @@ def clone(spec: CloneSpec, deadline_s: float, cancel: Cancellation | None = None
             secrets=secrets_of(spec.source),
             cwd=spec.data_dir,
         )
-        _forget_origin(spec.data_dir)
+        forget_origin(spec.data_dir)
     return tuple(warnings)
 
 
 #: Of the source's life, not of the copy's. Its dynamic configuration may even be another cluster's.
-_NOT_OURS = ("recovery.signal", "postmaster.pid", "postmaster.opts", DYNAMIC_CACHE)
+_NOT_OURS = (
+    "recovery.signal", "postmaster.pid", "postmaster.opts", "promote", "fallback_promote", DYNAMIC_CACHE,
+)  # fmt: skip
 
 
-def _forget_origin(data_dir: str) -> None:
-    """Before the copy counts as whole: it must never start as anything but a standby (hazard H8)."""
+def forget_origin(data_dir: str, trigger_files: Sequence[str] = ()) -> None:
+    """Before the copy counts as whole: it must never start as anything but a standby (hazard H8).
+
+    `trigger_files`: more files, inside the directory, that would promote it."""
     write_standby_signal(data_dir)
-    for name in _NOT_OURS:
+    forget_life(data_dir, trigger_files)
+
+
+def forget_life(data_dir: str, trigger_files: Sequence[str] = ()) -> None:
+    """Remove what tells of a running server, or would promote a standby."""
+    home = os.path.realpath(data_dir) + os.sep
+    for name in (*_NOT_OURS, *trigger_files):
         path = os.path.join(data_dir, name)
-        if os.path.lexists(path):
+        inside = os.path.realpath(os.path.dirname(path)) + os.sep
+        if inside.startswith(home) and os.path.lexists(path):
             os.unlink(path)
 
 
@@ -106,54 +115,3 @@ def copied_bytes(data_dir: str) -> int:
                     continue
                 seen[found.st_dev, found.st_ino] = found.st_blocks * 512
     return sum(seen.values())
-
-
-# --- other methods --------------------------------------------------------------------------------
-
-#: Keys that steer the method and are still passed to it unless `no_params` (contract 6.4).
-_STEERING = ("no_params", "no_leader", "keep_data")
-
-
-@dataclass(frozen=True)
-class CommandSpec:
-    """A method of the user's: `parameters` are the keys of its section except `command`."""
-
-    data_dir: str
-    command: str
-    scope: str
-    source: ConnectionTarget | None
-    passfile: str
-    parameters: Mapping[str, object] = field(default_factory=dict)
-
-    @property
-    def keep_data(self) -> bool:
-        return self.parameters.get("keep_data") is True
-
-
-def command_arguments(spec: CommandSpec) -> list[str]:
-    """The command line of contract 6.4. Raises ValueError on unbalanced quotes."""
-    no_params = spec.parameters.get("no_params") is True
-    argv = shlex.split(spec.command)
-    argv += [
-        f"--{name}={value}"
-        for name, value in spec.parameters.items()
-        if not (no_params and name in _STEERING)
-    ]
-    if not no_params:
-        connstring = spec.source.dsn() if spec.source else ""
-        argv += [f"--scope={spec.scope}", "--role=replica", f"--datadir={spec.data_dir}"]
-        argv += [f"--connstring={connstring}"]
-    return argv
-
-
-def clone_by_command(spec: CommandSpec, deadline_s: float, cancel: Cancellation | None = None) -> None:
-    """Run a method of the user's. With `keep_data` the directory is not emptied, before or after failure.
-
-    Raises ToolFailed (non-zero exit, deadline, cancelled), DataDirError, ValueError.
-    """
-    argv = command_arguments(spec)
-    hidden = secrets_of(spec.source) if spec.source else []
-
-    with contextlib.nullcontext() if spec.keep_data else under_construction(spec.data_dir, create=False):
-        run_tool(argv, deadline_s, cancel=cancel, passfile=spec.passfile, secrets=hidden)
-        _forget_origin(spec.data_dir)

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from postgres_ctl.api import Cancellation, ToolResult, boottime, option_arguments, run_tool, tool
-from postgres_ctl.datadir import move_aside, under_construction
+from postgres_ctl.datadir import mark_unclaimed, move_aside, under_construction
 from postgres_ctl.errors import ConfigFileError, DataDirError, ToolFailed
 from postgres_ctl.post_bootstrap import PostBootstrap, complete
 
@@ -100,6 +100,7 @@ def bootstrap(spec: InitdbSpec, deadline_s: float, cancel: Cancellation | None =
             cancel,
             program=spec.postgres,
         )
+        mark_unclaimed(spec.data_dir)
     return tuple(warnings)
 
 
@@ -151,12 +152,24 @@ def create_roles(
     deadline_s: float,
     cancel: Cancellation | None = None,
     program: str = "postgres",
+    settings: Mapping[str, str] | None = None,
+    config_file: str | None = None,
 ) -> None:
     """Create or change `roles` in a stopped data directory. Idempotent. Raises ToolFailed, DataDirError."""
     _require_plain_passwords(roles)
     statements = role_statements(roles)
     hidden = [role.password for role in roles if role.password]
-    single_user(bin_dir, data_dir, statements, deadline_s, cancel, secrets=hidden, program=program)
+    single_user(
+        bin_dir,
+        data_dir,
+        statements,
+        deadline_s,
+        cancel,
+        config_file=config_file,
+        settings=settings,
+        secrets=hidden,
+        program=program,
+    )
 
 
 def role_statements(roles: Sequence[RoleSpec]) -> list[str]:

@@ -332,6 +332,14 @@ def _unquoted(text: str) -> str:
     return re.sub(r"''|\\(.)", lambda m: _UNESCAPED.get(m[1], m[1]) if m[1] else "'", text)
 
 
+def write_recovery_signal(data_dir: str) -> None:
+    """Make the next start recover to its target and then be WRITABLE: only of a new cluster, which nobody can
+    reach yet (rule 1)."""
+    remove_standby_signal(data_dir)
+    path = os.path.join(data_dir, "recovery.signal")
+    write_if_changed(path, "", file_mode(data_dir, path))
+
+
 def write_standby_signal(data_dir: str) -> bool:
     """Make the next start a standby, durably. True when the file was not there."""
     path = os.path.join(data_dir, "standby.signal")

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from postgres_ctl.api import readable_within
 from postgres_ctl.errors import DataDirError
 from postgres_ctl.facts import DataDirState
-from postgres_ctl.process import find_postmaster, leftovers, pidfd_open, program_name
+from postgres_ctl.process import find_postmaster, leftovers, pidfd_open, processes_with, program_name
 
 #: An empty file system's own directory; it does not make a mount point "not empty".
 _IGNORED_NAMES = frozenset({"lost+found"})
@@ -34,11 +34,17 @@ def data_dir_state(data_dir: str) -> DataDirState:
         raise DataDirError(f"cannot read data directory {data_dir}: {e.strerror}") from None
     if not names or is_incomplete(data_dir):
         return DataDirState.MISSING_OR_EMPTY
+    if _incomplete_marker(data_dir).is_in_doubt():
+        return DataDirState.FOREIGN
     is_valid = "PG_VERSION" in names and os.path.exists(os.path.join(data_dir, "global", "pg_control"))
     return DataDirState.VALID if is_valid else DataDirState.FOREIGN
 
 
 # --- the marker of an incomplete copy -------------------------------------------------------------
+
+
+#: Second line of a marker: a program of the user's, which may replace the directory, works on it.
+_HANDED_OVER = "handed over\n"
 
 
 class Marker:
@@ -49,18 +55,33 @@ class Marker:
         self.path = os.path.normpath(data_dir) + suffix
 
     def is_set(self) -> bool:
-        try:
-            with open(self.path, encoding="ascii") as f:
-                return f.read() == self._identity()
-        except (OSError, ValueError):
-            return False
+        lines = self._lines()
+        return bool(lines) and lines[0] == self._identity()
 
-    def set(self) -> None:
+    def is_in_doubt(self) -> bool:
+        """It was set for a program of the user's, and another directory is there now: that program's, or one
+        that somebody restored by hand since then."""
+        lines = self._lines()
+        return lines[1:] == [_HANDED_OVER] and lines[0] != self._identity()
+
+    def set(self, handed_over: bool = False) -> None:
         """Durably. Raises DataDirError."""
         try:
-            write_synced(self.path, self._identity())
+            write_synced(self.path, self._identity() + (_HANDED_OVER if handed_over else ""))
         except OSError as e:
             raise DataDirError(f"cannot write {self.path}: {e.strerror}") from None
+
+    def follow(self) -> None:
+        """The program it was set for has made or replaced the directory: from now on it is about this one."""
+        if self.is_in_doubt():
+            self.set(handed_over=True)
+
+    def _lines(self) -> list[str]:
+        try:
+            with open(self.path, encoding="ascii") as f:
+                return f.readlines()
+        except (OSError, ValueError):
+            return []
 
     def clear(self) -> None:
         """Durably; an absent one is fine. Raises DataDirError."""
@@ -73,7 +94,10 @@ class Marker:
             raise DataDirError(f"cannot remove {self.path}: {e.strerror}") from None
 
     def _identity(self) -> str:
-        found = os.stat(self._data_dir)
+        try:
+            found = os.stat(self._data_dir)
+        except FileNotFoundError:
+            return "absent\n"
         return f"{found.st_dev}:{found.st_ino}\n"
 
 
@@ -96,26 +120,21 @@ def is_incomplete(data_dir: str) -> bool:
 
 
 @contextlib.contextmanager
-def under_construction(data_dir: str, create: bool = True) -> Iterator[None]:
+def under_construction(data_dir: str) -> Iterator[None]:
     """Make an empty `data_dir` for the block to fill; emptied again when the block raises.
 
-    Left-overs of an earlier attempt of ours are wiped first. With `create` False a missing directory
-    stays missing (some commands insist), and a crash in the block leaves a directory unknown to us.
-    Raises DataDirError when the directory is in use or holds anything that is not ours.
+    Left-overs of an earlier attempt of ours are wiped first. Raises DataDirError when the directory is in use
+    or holds anything that is not ours.
     """
-    if data_dir_state(data_dir) is not DataDirState.MISSING_OR_EMPTY:
-        raise DataDirError(f"data directory {data_dir} is not empty")
-    marker = _incomplete_marker(data_dir)
-    end_orphaned_tools(data_dir)
+    marker = _require_room(data_dir)
     if marker.is_set():
         wipe(data_dir)
-    if create or os.path.isdir(data_dir):
-        try:
-            os.makedirs(data_dir, mode=0o700, exist_ok=True)
-            os.chmod(data_dir, 0o700)
-        except OSError as e:
-            raise DataDirError(f"cannot create data directory {data_dir}: {e.strerror}") from None
-        marker.set()
+    try:
+        os.makedirs(data_dir, mode=0o700, exist_ok=True)
+        os.chmod(data_dir, 0o700)
+    except OSError as e:
+        raise DataDirError(f"cannot create data directory {data_dir}: {e.strerror}") from None
+    marker.set()
     try:
         yield
     except BaseException:
@@ -124,6 +143,76 @@ def under_construction(data_dir: str, create: bool = True) -> Iterator[None]:
         marker.clear()
         raise
     marker.clear()
+
+
+@contextlib.contextmanager
+def handed_over(data_dir: str, keep: bool = False) -> Iterator[Marker]:
+    """Let a program of the user's fill `data_dir` in the block; it counts as incomplete meanwhile.
+
+    The directory itself is removed where that is possible: some programs insist on making it. Whoever watches
+    them calls `Marker.follow`, else the death of this process leaves a directory that nobody touches. With
+    `keep` nothing is wiped: not before, and not when the block raises; what is there is incomplete then.
+    Raises DataDirError when the directory is in use or holds anything that is not ours.
+    """
+    marker = _require_room(data_dir)
+    if keep:
+        os.makedirs(data_dir, mode=0o700, exist_ok=True)
+    else:
+        if marker.is_set():
+            wipe(data_dir)
+        with contextlib.suppress(OSError):  # not there, a mount point, or in a directory of root's
+            os.rmdir(data_dir)
+    marker.set(handed_over=True)
+    try:
+        yield marker
+    except BaseException:
+        if keep:
+            marker.follow()
+        else:
+            wipe(data_dir)
+            marker.clear()
+        raise
+    marker.clear()
+
+
+def _require_room(data_dir: str) -> Marker:
+    """The marker of a directory that may be filled, and in which nobody works any more."""
+    if data_dir_state(data_dir) is not DataDirState.MISSING_OR_EMPTY:
+        raise DataDirError(f"data directory {data_dir} is not empty")
+    end_orphaned_tools(data_dir)
+    end_orphans_of(data_dir)
+    claim(data_dir)
+    return _incomplete_marker(data_dir)
+
+
+def condemn(data_dir: str) -> None:
+    """From now on what is there counts as incomplete, and will never be started, though all of it stays.
+
+    Whether that is allowed is the caller's decision, as with `wipe`. Raises DataDirError."""
+    require_unused(data_dir)
+    _incomplete_marker(data_dir).set(handed_over=True)
+
+
+# --- a new cluster that nobody has led yet --------------------------------------------------------
+
+
+def _unclaimed_marker(data_dir: str) -> Marker:
+    return Marker(data_dir, ".unclaimed")
+
+
+def mark_unclaimed(data_dir: str) -> None:
+    """The new cluster in here is whole, and nobody leads it yet: another member may make one of its own,
+    perhaps of the same backup, and lead that one. Raises DataDirError."""
+    _unclaimed_marker(data_dir).set()
+
+
+def is_unclaimed(data_dir: str) -> bool:
+    return _unclaimed_marker(data_dir).is_set()
+
+
+def claim(data_dir: str) -> None:
+    """It is the cluster's from now on: only for a holder of the leader key, and for what is made anew."""
+    _unclaimed_marker(data_dir).clear()
 
 
 # --- wiping and moving ----------------------------------------------------------------------------
@@ -142,6 +231,7 @@ def require_unused(data_dir: str) -> None:
 #: Programs of ours that may outlive us in a data directory. Commands of the user's are left to the user.
 _OUR_TOOLS = frozenset({"initdb", "pg_basebackup", "pg_rewind"})
 _KILL_WAIT_S = 5.0
+_KILL_PASSES = 100
 
 
 def end_orphaned_tools(data_dir: str) -> None:
@@ -165,6 +255,42 @@ def end_orphaned_tools(data_dir: str) -> None:
             continue
         finally:
             os.close(pidfd)
+
+
+#: In the environment of the user's programs that fill a data directory: which one.
+WORKS_ON = "HAAGENT_WORKS_ON"
+
+
+def end_orphans_of(data_dir: str) -> None:
+    """Kill the user's programs that an agent now dead left to fill `data_dir`, and see them gone.
+
+    Known by their environment, which all they start inherits. Raises DataDirError when one does not go. Call
+    it only when this agent runs nothing there itself.
+    """
+    mark = f"{WORKS_ON}={os.path.realpath(data_dir)}".encode()
+    for _ in range(_KILL_PASSES):  # one that is killed may have started another just before
+        found = processes_with(mark)
+        if not found:
+            return
+        for pid in found:
+            _kill_marked(pid, mark, data_dir)
+    raise DataDirError(f"programs that fill {data_dir} go on starting others")
+
+
+def _kill_marked(pid: int, mark: bytes, data_dir: str) -> None:
+    pidfd = pidfd_open(pid)
+    if pidfd is None:
+        return
+    try:
+        if pid not in processes_with(mark):  # asked again: only now is the pid certain to stay the same
+            return
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        if not readable_within(pidfd, _KILL_WAIT_S):
+            raise DataDirError(f"process {pid}, which fills {data_dir}, survives SIGKILL")
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(pidfd)
 
 
 def link_targets(data_dir: str) -> list[str]:

@@ -146,6 +146,11 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def processes_with(variable: bytes) -> list[int]:
+    """Living processes started with exactly this `NAME=value` in their environment; not this one."""
+    return [pid for pid in _pids() if pid != os.getpid() and variable in _environment(pid)]
+
+
 def leftovers(data_dir: str, ignore: Collection[int] = ()) -> list[int]:
     """Every process that may still change this data directory or acknowledge commits, sorted.
 
@@ -230,6 +235,15 @@ def _stat(pid: int) -> list[str]:
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as f:
             return f.read().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _environment(pid: int) -> list[bytes]:
+    """[] of one that is gone, or another user's."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as f:
+            return f.read().split(b"\0")
     except OSError:
         return []
 

@@ -54,6 +54,7 @@ missing_packages() {
     have_program haproxy || echo haproxy
     [ -e /usr/share/java/zookeeper.jar ] || echo zookeeper
     have_program promtool || echo prometheus
+    have_program pgbackrest || echo pgbackrest
 }
 
 # Ubuntu before 24.04 and old Debian know etcd as one package.

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from haagent.config import values as v
 from haagent.config.schema import BACKENDS_LATER, BACKENDS_REFUSED, KEYS, SECTIONS, Key, Status, children
 from haagent.config.sources import Tree
 from haagent.core.settings import Problem, unknown_key
@@ -31,6 +32,8 @@ class Checked:
     origins: Mapping[str, str] = field(default_factory=dict)
     #: Top-level names that have a value.
     tops: frozenset[str] = frozenset()
+    #: Paths of sections that another source than the one looked at names as methods.
+    methods: frozenset[str] = frozenset()
 
     def get(self, path: str) -> Any:
         """The value, or the key's default in the same typed form."""
@@ -94,19 +97,42 @@ def check_section(data: Mapping[str, Any], section: str, checked: Checked) -> No
                 check_section(value, path, checked)
             else:
                 checked.refuse(path, "", "must be a mapping")
-        elif name not in methods and (section or name not in (*BACKENDS_LATER, *BACKENDS_REFUSED)):
+        elif name in methods or path in checked.methods or _is_method(section, value):
+            _note_method(path, value, checked)
+        elif section or name not in (*BACKENDS_LATER, *BACKENDS_REFUSED):
             checked.warn(unknown_key(path, name, children(section)))
 
 
-def _methods(data: Mapping[str, Any], section: str) -> tuple[str, ...]:
-    """Sections with names of their own: they belong to keys that are judged themselves."""
-    found = {
-        "postgresql": [data.get("create_replica_methods"), data.get("create_replica_method")],
-        "bootstrap": [data.get("method")],
-    }.get(section, [])
-    return tuple(
-        str(name) for value in found for name in (value if isinstance(value, (list, tuple)) else [value])
+def _note_method(path: str, value: object, checked: Checked) -> None:
+    """The section of a method: what is in it is judged by `methods`, once it is known to be used."""
+    if isinstance(value, Mapping):
+        checked.values[path] = {str(k): inner for k, inner in value.items() if inner is not None}
+    else:
+        checked.refuse(path, "", "must be a mapping")
+
+
+def _is_method(section: str, value: object) -> bool:
+    """Perhaps only a standby cluster uses it, whose section stands in the store."""
+    return section == "postgresql" and isinstance(value, Mapping) and "command" in value
+
+
+def method_paths(section: str, *named: object) -> frozenset[str]:
+    """Paths of the sections in `section` that values of `create_replica_methods` or `method` name."""
+    return frozenset(
+        f"{section}.{name}"
+        for value in named
+        for name in (v.strings(value) if isinstance(value, str | list | tuple) else ())
     )
+
+
+def _methods(data: Mapping[str, Any], section: str) -> frozenset[str]:
+    """Names of sections that people have chosen: the value of a key says so."""
+    keys = {"postgresql": ("create_replica_methods", "create_replica_method"), "bootstrap": ("method",)}
+    named = [data.get(key) for key in keys.get(section, ())]
+    try:
+        return frozenset(path.partition(".")[2] for path in method_paths(section, *named))
+    except ValueError:
+        return frozenset()  # refused as a value
 
 
 def _check_value(key: Key, value: object, checked: Checked) -> None:

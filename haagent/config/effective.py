@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from haagent.config.check import Checked, check_section
+from haagent.config.check import Checked, check_section, method_paths
+from haagent.config.methods import methods_named
 from haagent.config.postgres import find_bin_dir, guc_texts, is_postgres, postgres_config
 from haagent.config.schema import KEYS, OVERLAYS, POSTGRESQL_LOCAL_ONLY
 from haagent.config.types import AgentConfig, PostgresConfig
@@ -20,6 +21,7 @@ from haagent.core.settings import Settings
 from postgres_ctl.gucs import AGENT_OWNED, OBSOLETE, PROTECTED, protected_parameters
 
 _PARAMETERS = "postgresql.parameters"
+_METHODS = ("postgresql.create_replica_methods", "postgresql.create_replica_method")
 _OVERLAYS = tuple(f"{_PARAMETERS}_{role}" for role in OVERLAYS)
 _OURS = frozenset((*PROTECTED, *AGENT_OWNED, *OBSOLETE))
 
@@ -39,7 +41,7 @@ class EffectivePostgres:
 
 def effective_postgresql(config: AgentConfig, settings: Settings) -> EffectivePostgres:
     """`settings.postgresql` under the local section. Never raises on anything a DCS may hold."""
-    merged = _dynamic_part(settings)
+    merged = _dynamic_part(config, settings)
     dynamic_texts = guc_texts(merged.get(_PARAMETERS))
     overlays = {p: guc_texts(merged.get(p)) for p in _OVERLAYS}
     local = {p: value for p, value in config.values.items() if p.startswith("postgresql.")}
@@ -60,6 +62,12 @@ def effective_postgresql(config: AgentConfig, settings: Settings) -> EffectivePo
     ]
     postgresql = postgres_config(merged)
     assert postgresql is not None  # the local part alone was complete
+    if settings.standby_cluster is not None and settings.standby_cluster.create_replica_methods:
+        names, path = (
+            settings.standby_cluster.create_replica_methods,
+            "standby_cluster.create_replica_methods",
+        )
+        postgresql = replace(postgresql, remote_methods=methods_named(merged, names, path))
     said = (*merged.warnings, *(str(p) for p in merged.problems), *warnings)
     return EffectivePostgres(postgresql, MappingProxyType(protected), settings.use_slots, said)
 
@@ -80,9 +88,11 @@ def _is_ours(parameter: str) -> bool:
     return parameter.lower() in _OURS
 
 
-def _dynamic_part(settings: Settings) -> Checked:
+def _dynamic_part(config: AgentConfig, settings: Settings) -> Checked:
     """The dynamic section, typed; what may not or cannot be used is left out with a warning."""
-    checked = Checked()
+    remote = settings.standby_cluster
+    named = [config.values.get(p) for p in _METHODS] + [remote.create_replica_methods if remote else ()]
+    checked = Checked(methods=method_paths("postgresql", *named))
     allowed = {str(k): value for k, value in settings.postgresql.items() if k not in POSTGRESQL_LOCAL_ONLY}
     allowed["parameters"] = dict(settings.parameters)
     for name in settings.postgresql:

@@ -25,6 +25,7 @@ from haagent.config.sections import (
     restapi_config,
     watchdog_config,
 )
+from haagent.config.shown import is_secret
 from haagent.config.sources import Environment, Tree, problem, read_path, read_yaml, take_environment
 from haagent.config.types import AgentConfig, ConfigErrors
 
@@ -78,7 +79,8 @@ def _build(checked: Checked, path: str | None) -> AgentConfig | None:
     check_machine(checked)
     if dcs is None or restapi is None or postgresql is None or not get("scope") or not get("name"):
         return None
-    secrets = {str(value) for p, value in checked.values.items() if KEYS[p].secret and value}
+    secrets = {str(value) for p, value in checked.values.items() if p in KEYS and KEYS[p].secret and value}
+    secrets |= _secrets_of_methods(checked)
     secrets |= {v.url_password(dcs.section.get(name, "")) for name in ("url", "proxy")} - {""}
     return AgentConfig(
         scope=get("scope"),
@@ -97,6 +99,12 @@ def _build(checked: Checked, path: str | None) -> AgentConfig | None:
         values=MappingProxyType(dict(checked.values)),
         secrets=tuple(sorted(secrets)),
     )
+
+
+def _secrets_of_methods(checked: Checked) -> set[str]:
+    """In sections whose keys we do not know the name tells."""
+    sections = [value for p, value in checked.values.items() if p not in KEYS]
+    return {str(value) for section in sections for k, value in section.items() if value and is_secret(k)}
 
 
 # --- reload --------------------------------------------------------------------------------
@@ -124,7 +132,9 @@ def reload(old: AgentConfig) -> tuple[AgentConfig, tuple[str, ...], tuple[str, .
 
 def changed_keys(old: AgentConfig, new: AgentConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Keys that differ: (those a reload puts into effect, those that need a start of the agent)."""
-    paths = sorted(
-        p for p in {*old.values, *new.values} if old.values.get(p) != new.values.get(p) and p in KEYS
-    )
-    return tuple(p for p in paths if KEYS[p].reload), tuple(p for p in paths if not KEYS[p].reload)
+    paths = sorted(p for p in {*old.values, *new.values} if old.values.get(p) != new.values.get(p))
+    return tuple(p for p in paths if _reloads(p)), tuple(p for p in paths if not _reloads(p))
+
+
+def _reloads(path: str) -> bool:
+    return KEYS[path].reload if path in KEYS else path.startswith("postgresql.")

@@ -12,6 +12,7 @@ from typing import Any
 
 from haagent.config import values as v
 from haagent.config.check import Checked, allowed_options
+from haagent.config.methods import replica_methods
 from haagent.config.schema import CALLBACKS, KEYS, OVERLAYS, ROLES, TOOLS
 from haagent.config.types import Authentication, Overlay, PostgresConfig, Role, state_dir
 from haagent.config.values import HostPort
@@ -69,6 +70,7 @@ def postgres_config(checked: Checked) -> PostgresConfig | None:
         recovery_conf=guc_texts(get("recovery_conf")),
         basebackup=allowed_options(checked, "postgresql.basebackup", _BASEBACKUP_FORBIDDEN),
         rewind=allowed_options(checked, "postgresql.rewind", REWIND_FORBIDDEN),
+        replica_methods=replica_methods(checked),
         overlays=MappingProxyType({role: _overlay(checked, role) for role in OVERLAYS}),
         pg_ctl_timeout_s=get("pg_ctl_timeout"),
         callbacks={name: command for name in CALLBACKS if (command := get(f"callbacks.{name}"))},

@@ -220,17 +220,11 @@ def _postgresql() -> Iterator[Key]:
     yield Key(p + "pg_ctl_timeout", seconds(1), "How long a start may take, seconds", 60, dynamic=True)
     yield Key(p + "krbsrvname", v.WORD, "Kerberos service name", dynamic=True)
     yield Key(p + "use_slots", v.FLAG, "Replication slots; only from the DCS", True, dynamic=True)
-    yield from _postgresql_later()
-
-
-def _postgresql_later() -> Iterator[Key]:
-    p = "postgresql."
-    basebackup: tuple[object, ...] = (["basebackup"], ("basebackup",), "basebackup", [])
-    for name in ("create_replica_methods", "create_replica_method"):
-        yield Key(
-            p + name, v.ANY, "Other ways to make a replica; basebackup is used",
-            status=Status.LATER, harmless=basebackup, dynamic=True,
-        )  # fmt: skip
+    methods = "Ways to make a replica, tried in order: basebackup, or names of sections here (docs/backup.md)"
+    yield Key(p + "create_replica_methods", v.STRINGS, methods, "basebackup", dynamic=True)
+    yield Key(
+        p + "create_replica_method", v.STRINGS, "Old name of `create_replica_methods`", (), dynamic=True
+    )
 
 
 def _hooks() -> Iterator[Key]:
@@ -269,10 +263,8 @@ def _bootstrap() -> Iterator[Key]:
     yield Key(b + "dcs", v.MAPPING, "First dynamic configuration of a new cluster", {}, reload=_START)
     yield Key(b + "initdb", v.OPTIONS, "Options of initdb", (), reload=_START)
     yield Key(b + "pg_hba", v.LINES, "Lines added to initdb's pg_hba.conf", (), reload=_START)
-    yield Key(
-        b + "method", v.WORD, "How a new cluster is made", "initdb", reload=_START,
-        status=Status.REFUSED, harmless=("initdb",), hint="is not built yet: only initdb is",
-    )  # fmt: skip
+    made = "How a new cluster is made: initdb, or the name of a section here (docs/backup.md)"
+    yield Key(b + "method", v.WORD, made, "initdb", reload=_START)
     completes = "Program that completes a new cluster, with a conninfo as its last argument"
     yield Key(b + "post_bootstrap", v.WORD, completes, reload=_START)
     yield Key(b + "post_init", v.WORD, "Old name of `post_bootstrap`", reload=_START)

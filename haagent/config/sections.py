@@ -14,6 +14,7 @@ from dcs.records import Tags, whole
 from dcs.zookeeper_options import options_from_section as zookeeper_options
 from haagent.config import values as v
 from haagent.config.check import Checked, allowed_options
+from haagent.config.methods import bootstrap_method
 from haagent.config.schema import BACKENDS, BACKENDS_LATER, BACKENDS_REFUSED, KEYS
 from haagent.config.types import (
     BootstrapConfig,
@@ -145,7 +146,7 @@ def bootstrap_config(checked: Checked, dcs: DcsSection | None) -> BootstrapConfi
     command = checked.get(f"bootstrap.{post}") if post else None
     if command is not None and not _is_command_line(command):
         checked.refuse(f"bootstrap.{post}", command, "must be a command line, with its quotes in pairs")
-    return BootstrapConfig(data, initdb, checked.get("bootstrap.pg_hba"), command)
+    return BootstrapConfig(data, initdb, checked.get("bootstrap.pg_hba"), command, bootstrap_method(checked))
 
 
 def _is_command_line(text: str) -> bool:

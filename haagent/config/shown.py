@@ -22,7 +22,7 @@ _IN_CONNINFO = re.compile(r"(?i)\b((?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'|\S
 
 def masked(value: Any, path: str = "") -> Any:
     """`value`, which stands at `path`, without secrets. Empty ones stay: they are none."""
-    if path and _is_secret(path):
+    if path and is_secret(path):
         return value if value in (None, "", FIXME) else MASK
     if isinstance(value, Mapping):
         return {key: masked(inner, f"{path}.{key}" if path else str(key)) for key, inner in value.items()}
@@ -33,7 +33,8 @@ def masked(value: Any, path: str = "") -> Any:
     return value
 
 
-def _is_secret(path: str) -> bool:
+def is_secret(path: str) -> bool:
+    """The value at this path is one; of a name that is no key of ours, by what it means."""
     key = KEYS.get(path)
     return key.secret if key is not None else bool(_SECRET_NAME.search(path))
 

@@ -105,6 +105,33 @@ class DcsSection:
 
 
 @dataclass(frozen=True)
+class ReplicaMethod:
+    """One way to make a replica; `basebackup` is pg_basebackup, and has no command."""
+
+    name: str
+    command: str = ""
+    #: `--key=value`, in order, before what the agent adds.
+    arguments: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
+    no_params: bool = False
+    no_leader: bool = False
+    keep_data: bool = False
+
+
+@dataclass(frozen=True)
+class BootstrapMethod:
+    """How a new cluster is made instead of by initdb."""
+
+    name: str
+    command: str
+    arguments: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
+    no_params: bool = False
+    #: What the program has left to say how to recover is kept.
+    keep_existing_recovery_conf: bool = False
+    #: Recovery settings; None: nothing is to be recovered but what a crash leaves.
+    recovery_conf: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
 class BootstrapConfig:
     """Section `bootstrap`: used once, for a new cluster."""
 
@@ -114,6 +141,8 @@ class BootstrapConfig:
     pg_hba: tuple[str, ...] = ()
     #: Command line of the program that completes a new cluster.
     post_bootstrap: str | None = None
+    #: None: initdb.
+    method: BootstrapMethod | None = None
 
 
 @dataclass(frozen=True)
@@ -187,6 +216,10 @@ class PostgresConfig:
     #: Arguments of pg_basebackup and pg_rewind.
     basebackup: tuple[str, ...] = ()
     rewind: tuple[str, ...] = ()
+    #: Ways to make a replica, tried in this order.
+    replica_methods: tuple[ReplicaMethod, ...] = (ReplicaMethod("basebackup"),)
+    #: Those of a standby cluster's first member; empty: the same.
+    remote_methods: tuple[ReplicaMethod, ...] = ()
     #: By role word: `primary`, `replica`, `standby_leader`.
     overlays: Mapping[str, Overlay] = field(default_factory=lambda: _EMPTY)
     krbsrvname: str | None = None

@@ -283,13 +283,16 @@ class Initdb:
 
 @dataclass(frozen=True)
 class Clone:
-    """Job: base backup from `source`; `wipe` discards what is there first, once `leader` has answered: the
-    store may know only later that it is gone (rule 7). `asked`: by an operator."""
+    """Job: a copy of `source`, or of what a backup holds where nobody leads (None).
 
-    source: Source
-    leader: Source
+    `wipe` gives up what is there first, once `leader` has answered: the store may know only later that it is
+    gone (rule 7). `asked`: by an operator; `from_leader`: by pg_basebackup only."""
+
+    source: Source | None
+    leader: Source | None
     wipe: bool = False
     asked: bool = False
+    from_leader: bool = False
 
 
 @dataclass(frozen=True)

@@ -228,8 +228,15 @@ def _settled(memory: Memory, epoch: int) -> Rejoin:
     return Rejoin(settled_epoch=epoch, epoch=memory.rejoin.epoch)
 
 
+def _as_it_is(memory: Memory) -> Rejoin:
+    return Rejoin(as_it_is_epoch=memory.last_epoch, epoch=memory.rejoin.epoch)
+
+
 def _cloned(obs: Observation, memory: Memory, result: JobResult) -> Memory:
-    """A copy of the leader fits its history; that of another member may have diverged with it."""
+    """A copy of the leader, or of the node that a standby cluster follows, fits its history; that of another
+    member, or of a backup, may have diverged.
+
+    Such a one is started as it is: pg_control may be that of a primary, but nothing here was ever its own."""
     first = memory.bootstrap == "won"
     if not result.ok and first:
         return evolve(memory, bootstrap=f"failed: {result.reason}")
@@ -239,7 +246,7 @@ def _cloned(obs: Observation, memory: Memory, result: JobResult) -> Memory:
     remote = source if isinstance(source, RemoteNode) else None
     of_the_leader = result.data.get("source") == memory.last_leader
     fits = of_the_leader or remote is not None
-    rejoin = _settled(memory, memory.last_epoch) if fits else Rejoin(epoch=memory.rejoin.epoch)
+    rejoin = _settled(memory, memory.last_epoch) if fits else _as_it_is(memory)
     if first:
         memory = evolve(memory, bootstrap="ready")
     return evolve(memory, rejoin=rejoin, remote_fits=remote, slot_wait_since=None, note=None)
@@ -253,6 +260,9 @@ def _rewound(obs: Observation, memory: Memory, result: JobResult) -> Memory:
         unseen = evolve_rejoin(memory.rejoin, unseen=True, under_way="", reason=note)
         return evolve(memory, rejoin=unseen, note=note)
     source = result.data.get("source")
+    if result.data.get("needed") is False and not isinstance(source, RemoteNode):
+        # By what pg_control tells: it is compared all the same when it does not stream.
+        return evolve(memory, rejoin=_as_it_is(memory), note=None)
     fits = source if isinstance(source, RemoteNode) else memory.remote_fits
     return evolve(memory, rejoin=_settled(memory, memory.last_epoch), remote_fits=fits, note=None)
 
@@ -313,6 +323,7 @@ def _published(obs: Observation, memory: Memory, result: JobResult) -> Memory:
 
 _HANDLERS: dict[str, Callable[[Observation, Memory, JobResult], Memory]] = {
     "initdb": _initdb,
+    "custom bootstrap": _initdb,
     "start primary": _started,
     "start standby": _started,
     "restart": _started,

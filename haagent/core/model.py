@@ -62,8 +62,8 @@ class Instance:
     """The PostgreSQL beside this agent."""
 
     data_dir: DataDirState = DataDirState.VALID
-    #: "rewind" while pg_rewind was begun and not finished; None otherwise. (A half made initdb or clone
-    #: counts as an empty directory.)
+    #: "rewind" while pg_rewind was begun and not finished; "bootstrap" while a new cluster that was made here
+    #: was never led; None otherwise. (A half made initdb or clone counts as an empty directory.)
     unfinished: str | None = None
     #: A postmaster process lives.
     alive: bool = False
@@ -318,6 +318,8 @@ class Observation:
     scheduled_restart: ScheduledRestart | None = None
     #: SIGTERM or SIGINT was received.
     stopping: bool = False
+    #: A replica can be made from a backup, without anybody to copy from (`no_leader`).
+    copies_without_leader: bool = False
     #: A program has to agree to each promotion (`pre_promote`).
     asks_before_promotion: bool = False
     watchdog: WatchdogFacts = WatchdogFacts()

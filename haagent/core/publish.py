@@ -13,6 +13,7 @@ from postgres_ctl.facts import ControlData, DataDirState, InstanceSample
 
 _JOB_STATES = {
     "initdb": "initializing new cluster",
+    "custom bootstrap": "running custom bootstrap script",
     "clone": "creating replica",
     "restart": "restarting",
     "copy slots": "restarting",
@@ -40,6 +41,8 @@ class Addresses:
 
 def state_text(obs: Observation, memory: Memory) -> str:
     """One of the state texts of contract 1.3."""
+    if obs.job is not None and obs.job.kind == "custom bootstrap" and obs.job.starting_since is not None:
+        return "starting after custom bootstrap"
     if obs.job is not None and obs.job.kind in _JOB_STATES:
         return _JOB_STATES[obs.job.kind]
     if obs.instance.alive:

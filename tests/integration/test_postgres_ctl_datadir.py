@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from postgres_ctl.api import Cancellation, ConnectionTarget
-from postgres_ctl.basebackup import CloneSpec, CommandSpec, clone, clone_by_command, copied_bytes
+from postgres_ctl.basebackup import CloneSpec, clone, copied_bytes
 from postgres_ctl.bootstrap import InitdbSpec, RoleSpec, bootstrap, create_roles
 from postgres_ctl.config_files import RecoveryConfig, ServerConfig, write_config, write_pgpass
 from postgres_ctl.controldata import (
@@ -279,22 +279,6 @@ def test_clone_abandoned_by_a_dead_agent_counts_as_empty_and_is_replaced(
     clone(CloneSpec(str(other.data_dir), BIN_DIR, target(server), "/dev/null"), PLENTY_S)
     assert data_dir_state(str(other.data_dir)) is DataDirState.VALID
     assert leftovers(str(other.data_dir)) == []
-
-
-def test_clone_by_command_gets_the_contract_arguments(server: Server, other: Server) -> None:
-    script = other.root / "copy.sh"
-    script.write_text(f'#!/bin/sh\necho "$@" > {other.root}/args\ncp -a {server.data_dir} {other.data_dir}\n')
-    script.chmod(0o755)
-    keys = {"speed": 3, "no_leader": True}
-    data = str(other.data_dir)
-    spec = CommandSpec(data, f"{script} 'one word'", "batman", target(server), "/dev/null", keys)
-    clone_by_command(spec, PLENTY_S)
-    args = (other.root / "args").read_text()
-    added = f"--scope=batman --role=replica --datadir={data} --connstring="
-    assert args.startswith(f"one word --speed=3 --no_leader=True {added}")
-    assert f"port={server.port}" in args
-    assert data_dir_state(str(other.data_dir)) is DataDirState.VALID
-    assert (other.data_dir / "standby.signal").exists()
 
 
 # --- numbers of timelines ---------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 from haagent.config.load import load
 from haagent.config.schema import CALLBACKS
 from haagent.config.sources import Environment
-from haagent.config.types import AgentConfig
+from haagent.config.types import AgentConfig, BootstrapMethod
 
 SCOPE = "sim"
 REST_PORT = 8008
@@ -55,10 +55,16 @@ def _config(name: str, tags: str, watchdog: str) -> AgentConfig:
 
 
 def agent_config(
-    name: str, tags: Mapping[str, Any], dynamic: Mapping[str, Any], watchdog: str = "off"
+    name: str,
+    tags: Mapping[str, Any],
+    dynamic: Mapping[str, Any],
+    watchdog: str = "off",
+    restored: bool = False,
 ) -> AgentConfig:
-    """The configuration of member `name`; `dynamic` is what a new cluster is bootstrapped with."""
+    """The configuration of member `name`; `dynamic` is what a new cluster is bootstrapped with, which is made
+    by initdb, or `restored` from the backup."""
     config = _config(name, json.dumps(tags, sort_keys=True), watchdog)
     # Put in afterwards: it differs in every schedule, and reading YAML would cost more than an election.
     dcs = json.loads(json.dumps(dynamic, sort_keys=True))
-    return replace(config, bootstrap=replace(config.bootstrap, dcs=dcs))
+    method = BootstrapMethod("restore", "restore") if restored else None
+    return replace(config, bootstrap=replace(config.bootstrap, dcs=dcs, method=method))

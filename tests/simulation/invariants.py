@@ -12,6 +12,7 @@ guardian frozen, a store that broke its promise) is excused here, by name, and n
     rule6.beside-a-primary       rule6.behind                rule6.told-not-to         rule6.restart-behind
     rule7.never-the-primary      rule7.last-copy             rule7.kept-aside
     rule7.histories-not-mixed    rule7.reported              agent.rewind-budget
+    rule7.no-copy-beside-a-claim
     rule8.old-sessions-end       rule9.paused-hands-off      rule10.nothing-new        agent.fault
     failsafe.promise-kept        failsafe.kept-primary
     liveness.one-primary         liveness.all-stream         liveness.answered          schedule.as-asked
@@ -506,6 +507,11 @@ class Invariants(Truth):
         promised = reversed(self.acknowledged_records)
         last = next((r for r in promised if r.index < len(gone) and gone[r.index] is r), None)
         return any(last is None or dd.holds(last) for dd in good)
+
+    def copied_without_leader(self, host: SimHost) -> None:
+        if self.store.raw_get("initialize") == "":
+            text = f"{host.name} restores a backup while somebody makes a new cluster"
+            self.violated("rule7.no-copy-beside-a-claim", text)
 
     def mixed(self, host: SimHost, why: str) -> None:
         self.violated("rule7.histories-not-mixed", f"{host.name}: {why}")

@@ -40,6 +40,7 @@ DURATIONS: dict[str, tuple[float, float, float, float]] = {
     "boot": (5.0, 40.0, 0.0, 0.0),
     "bootstrap": (0.3, 2.0, 0.0, 0.0),
     "clone": (0.2, 2.0, 0.2, 20.0),
+    "method": (0.2, 2.0, 0.2, 20.0),
     "rewind": (0.1, 1.0, 0.2, 5.0),
 }
 

@@ -40,7 +40,7 @@ class Node:
     def __init__(self, world: World, name: str, tags: Mapping[str, Any], clock: HostClock) -> None:
         self.world, self.name, self.tags = world, name, tags
         self.endpoint = f"agent:{name}"
-        self.config = agent_config(name, tags, world.plan.dynamic, world.plan.watchdog)
+        self.config = agent_config(name, tags, world.plan.dynamic, world.plan.watchdog, world.plan.restored)
         data_dir = self.config.postgresql.data_dir
         self.host = SimHost(world.land, name, data_dir, clock, (name, POSTGRES_PORT))
         self.host.watchdog = SimWatchdog(self.host, self._reset)

@@ -20,10 +20,12 @@ from postgres_ctl.basebackup import CloneSpec
 from postgres_ctl.bootstrap import InitdbSpec
 from postgres_ctl.commits import Counted, Span
 from postgres_ctl.config_files import RecoveryConfig, ServerConfig
+from postgres_ctl.custom_bootstrap import CustomSpec
 from postgres_ctl.errors import ConfigFileError, DataDirError, PostgresUnavailable, QueryFailed, ToolFailed
 from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, Lsn, TimelineSwitch
 from postgres_ctl.logical_slots import LogicalSlot
 from postgres_ctl.logical_slots import SlotState as PrimarysSlot
+from postgres_ctl.methods import MethodSpec
 from postgres_ctl.queries import CONNECT_TIMEOUT_S, SystemIdentity
 from postgres_ctl.rewind import DiscardReport, KeepPolicy, RewindOutcome, RewindSpec
 from postgres_ctl.slots import SlotPlan
@@ -348,6 +350,21 @@ class SimPostgres:
         self.host.discard(gone, "wiped")
         self.process.boundary("pg.wipe", "after")
 
+    def is_unclaimed(self, data_dir: str) -> bool:
+        return self._dd(data_dir).unclaimed
+
+    def claim(self, data_dir: str) -> None:
+        self._dd(data_dir).unclaimed = False
+
+    def condemn(self, data_dir: str) -> None:
+        self.before("pg.wipe")
+        dd = self._dd(data_dir)
+        pg_tools.require_unused(self.host, dd)
+        gone = tuple(dd.records) if dd.state == "valid" else ()
+        dd.state = "incomplete"
+        self.host.discard(gone, "wiped")
+        self.process.boundary("pg.wipe", "after")
+
     # --- the agent's own files --------------------------------------------------------------------
 
     def make_state_dir(self, path: str) -> None:
@@ -433,12 +450,21 @@ class SimPostgres:
         self._tool("pg.bootstrap", pg_tools.bootstrap, spec.data_dir, cancel)
         return ()
 
+    def custom_bootstrap(
+        self, spec: CustomSpec, deadline_s: float, cancel: Cancellation, recovering: Callable[[], object]
+    ) -> None:
+        self._tool("pg.bootstrap", pg_tools.custom_bootstrap, spec.data_dir, cancel)
+
     def clone(self, spec: CloneSpec, deadline_s: float, cancel: Cancellation) -> tuple[str, ...]:
         self._tool("pg.clone", pg_tools.clone, spec.data_dir, cancel, self._reacher(spec.source))
         return ()
 
     def has_rewind(self, bin_dir: str, program: str) -> bool:
         return True
+
+    def run_method(self, spec: MethodSpec, deadline_s: float, cancel: Cancellation) -> None:
+        reach = self._reacher(spec.source) if spec.source is not None else None
+        self._tool("pg.method", pg_tools.run_method, spec.data_dir, cancel, reach, spec.keep_data)
 
     def rewind_interrupted(self, data_dir: str) -> bool:
         return self._dd(data_dir).rewinding

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from postgres_ctl.api import Cancellation
 from postgres_ctl.errors import DataDirError, PostgresUnavailable, ToolFailed
-from postgres_ctl.facts import ControlState
+from postgres_ctl.facts import ControlState, Lsn, TimelineSwitch
 from postgres_ctl.rewind import NotNeeded, RewindFailed, RewindOutcome, Rewound
 from tests.simulation.wal import (
     CHECKPOINT,
+    END_OF_RECOVERY,
     SHUTDOWN,
     Control,
     DataDir,
@@ -71,7 +72,28 @@ def bootstrap(host: SimHost, dd: DataDir, sleep: Callable[[float], None], cancel
     dd.system_id = host.land.new_system_id()
     dd.append(SHUTDOWN, 1, host.name)
     dd.control = Control(ControlState.SHUT_DOWN, timeline=1)
-    dd.state = "valid"
+    dd.state, dd.unclaimed = "valid", True
+
+
+def custom_bootstrap(
+    host: SimHost, dd: DataDir, sleep: Callable[[float], None], cancel: Cancellation
+) -> None:
+    """Everybody restores the same backup, and ends its recovery on a timeline of the same number."""
+    _begin(host, dd)
+    try:
+        work(host, sleep, "bootstrap", cancel, lambda: None)
+    except ToolFailed:
+        dd.wipe()
+        raise
+    backup = host.land.backup
+    assert backup is not None
+    dd.system_id, dd.records = backup.system_id, list(backup.records)
+    dd.histories = {2: (TimelineSwitch(1, Lsn(backup.end), "restored"),)}
+    dd.append(END_OF_RECOVERY, 2, host.name)
+    dd.append(SHUTDOWN, 2, host.name)
+    last = len(dd.records) - 1
+    dd.control = Control(ControlState.SHUT_DOWN, last, last, 2)
+    dd.state, dd.unclaimed = "valid", True
 
 
 def clone(
@@ -108,11 +130,45 @@ def clone(
     dd.state = "valid"
 
 
-def _begin(host: SimHost, dd: DataDir) -> None:
+def run_method(
+    host: SimHost,
+    dd: DataDir,
+    sleep: Callable[[float], None],
+    cancel: Cancellation,
+    reach: Reach | None,
+    keep: bool,
+) -> None:
+    """A program of the user's: copies what `reach` reaches, or restores the backup."""
+    if reach is None:
+        for truth in host.land.truths:
+            truth.copied_without_leader(host)
+    _begin(host, dd, keep)
+    try:
+        copied = reach().dd if reach is not None else host.land.backup
+        if copied is None:
+            raise ToolFailed("restore failed with exit code 1: no backup")
+        count, control, identity = copied.durable, copied.control, copied.generation
+        work(host, sleep, "method", cancel, reach or (lambda: None))
+        if copied.generation != identity or copied.durable < count:
+            raise ToolFailed("copy failed with exit code 1: the source has changed")
+    except (ToolFailed, PostgresUnavailable) as fault:
+        if not keep:
+            dd.wipe()
+        raise ToolFailed(str(fault), cancelled=cancel.is_set()) from None
+    start = Control(redo=control.redo, checkpoint=control.checkpoint, timeline=control.timeline)
+    dd.wipe()
+    _copy(dd, copied, count, start)
+    dd.mixed = copied.mixed
+    dd.standby_signal = True
+    dd.state = "valid"
+
+
+def _begin(host: SimHost, dd: DataDir, keep: bool = False) -> None:
     if dd.state not in ("empty", "incomplete"):
         raise DataDirError(f"data directory {dd.path} is not empty")
     require_unused(host, dd)
-    dd.wipe()
+    if not keep:
+        dd.wipe()
     dd.state = "incomplete"
 
 

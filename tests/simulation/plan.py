@@ -74,6 +74,10 @@ class Plan:
     pace: float = PACE_S
     #: Non-idle decisions and faults after which everything heals; 0: at `length` only.
     events: int = EVENTS
+    #: A new cluster is restored from a backup, by whoever makes it.
+    restored: bool = False
+    #: The last member is a new one: its data directory is empty.
+    starts_empty: bool = False
     #: Mode of the watchdog device of each host.
     watchdog: str = "off"
 
@@ -208,13 +212,13 @@ BOUNDARIES = (
     "dcs.create", "dcs.put_member", "dcs.snapshot", "dcs.open_session", "dcs.move_leader", "guardian.arm",
     "guardian.start", "guardian.promote", "guardian.stop", "guardian.close", "pg.write-config", "pg.clone",
     "pg.wipe", "pg.rewind", "pg.keep-wal", "pg.checkpoint", "pg.state-file", "pg.reload", "pg.standby-signal",
-    "pg.bootstrap", "pg.slots", "peers.get",
+    "pg.bootstrap", "pg.slots", "peers.get", "pg.method",
 )  # fmt: skip
 #: Work that can be slow, or fail.
 WORK = (
     "server.start", "server.crash-recovery", "server.promote", "server.shutdown", "server.checkpoint",
     "server.replay-local", "server.orphans", "pg.rewind", "pg.clone", "pg.bootstrap", "pg.control",
-    "pg.write-config", "pg.state-file",
+    "pg.write-config", "pg.state-file", "pg.method",
 )  # fmt: skip
 STRIKES = (
     "kill-agent",
@@ -550,6 +554,38 @@ def _with_failsafe(plan: Plan) -> Plan:
     )
 
 
+# --- programs of the user's -----------------------------------------------------------------------
+
+#: This share of the plans makes replicas by a program of the user's, which may restore a backup.
+METHODS_SHARE = 0.1
+#: Ways to make a replica: by name, with the switches of its section (contract 6.4).
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "copy": {},
+    "delta": {"keep_data": True},
+    "restore": {"no_leader": True},
+    "restore-delta": {"no_leader": True, "keep_data": True},
+}
+
+
+def _with_methods(plan: Plan) -> Plan:
+    draw = Draw(plan.seed, "methods")
+    if draw.rng.random() >= METHODS_SHARE:
+        return plan
+    name = draw.pick(tuple(METHODS))
+    listed = [name, "basebackup"] if draw.rng.random() < 0.7 else [name]
+    mine = {"create_replica_methods": listed, name: {"command": name, **METHODS[name]}}
+    dynamic = {**plan.dynamic, "postgresql": {**plan.dynamic["postgresql"], **mine}}
+    return replace(plan, dynamic=dynamic, starts_empty=draw.rng.random() < 0.7)
+
+
+#: This share of the plans that begin with nothing restores a backup.
+RESTORED_SHARE = 0.3
+
+
+def _with_restore(plan: Plan) -> Plan:
+    return replace(plan, restored=plan.fresh and Draw(plan.seed, "restored").rng.random() < RESTORED_SHARE)
+
+
 def draw_plan(seed: int) -> Plan:
     """The plan of `seed`."""
     from tests.simulation.remote import FOLLOWS, following
@@ -557,7 +593,7 @@ def draw_plan(seed: int) -> Plan:
     plan = _plan_of_one(seed)
     if seed >= FOLLOWS:
         return following(plan)
-    return _with_failsafe(plan) if seed >= MODES else plan
+    return _with_failsafe(_with_restore(_with_methods(plan))) if seed >= MODES else plan
 
 
 def _plan_of_one(seed: int) -> Plan:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from tests.simulation.host import SimHost
     from tests.simulation.network import Network
     from tests.simulation.postgres import Server
-    from tests.simulation.wal import Record
+    from tests.simulation.wal import DataDir, Record
 
 
 class Truth:
@@ -40,6 +40,9 @@ class Truth:
     def rewind_succeeded(self, host: SimHost) -> None:
         """It was rewound, or need not be."""
 
+    def copied_without_leader(self, host: SimHost) -> None:
+        """A program of the user's begins to restore a backup, with nobody to copy from."""
+
     def mixed(self, host: SimHost, why: str) -> None:
         """WAL or pages of another history got into the directory, and PostgreSQL did not notice."""
 
@@ -55,6 +58,8 @@ class Land:
         self._systems = 0
         #: Lists of hosts under one name: whom they stand for now.
         self.lists: dict[tuple[str, int], Callable[[], SimHost]] = {}
+        #: What a program of the user's restores; None: nothing was ever backed up.
+        self.backup: DataDir | None = None
 
     def add(self, host: SimHost) -> None:
         self.hosts[host.name] = host

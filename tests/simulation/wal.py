@@ -183,6 +183,8 @@ class DataDir:
     slots: dict[str, SlotState] = field(default_factory=dict)
     dynamic: dict[str, Any] | None = None
     hba: list[str] = field(default_factory=list)
+    #: `.unclaimed` beside the directory: a new cluster that nobody has led.
+    unclaimed: bool = False
     #: `.rewinding` beside the directory.
     rewinding: bool = False
     #: pg_rewind was stopped while it changed files: half of two histories.
@@ -251,7 +253,7 @@ class DataDir:
         """Nothing is left in it. What lies beside it stays: kept WAL, the marker of a rewind."""
         self.state, self.system_id, self.records, self.durable = "empty", "", [], 0
         self.histories, self.history_times, self.control, self.slots = {}, {}, Control(), {}
-        self.standby_signal = self.promote_file = self.damaged = self.mixed = False
+        self.standby_signal = self.promote_file = self.damaged = self.mixed = self.unclaimed = False
         self.server, self.recovery, self.dynamic, self.hba = None, None, None, []
         self.generation += 1
 

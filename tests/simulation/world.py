@@ -94,6 +94,8 @@ class World:
         self.remote = Remote(self) if plan.follows else None
         if not plan.fresh:
             _prepare(self)
+        if plan.restored or not plan.fresh:
+            _back_up(self)
         self.invariants = Invariants(self)
         self.land.truths.append(self.invariants)
         self._faults = _FaultLog(self)
@@ -333,6 +335,29 @@ class _FaultLog(logging.Handler):
 # --- a cluster that was shut down in good order ---------------------------------------------------
 
 
+def _fill(world: World, dd: DataDir) -> None:
+    """A cluster that was shut down in good order, by `pg0`."""
+    dd.system_id, dd.state = world.land.new_system_id(), "valid"
+    dd.append(CHECKPOINT, 1, world.plan.names[0])
+    for number in range(3):
+        dd.append("data", 1, world.plan.names[0], number)
+    dd.append(SHUTDOWN, 1, world.plan.names[0])
+    last = len(dd.records) - 1
+    dd.control = Control(ControlState.SHUT_DOWN, checkpoint=last, redo=last, timeline=1)
+
+
+def _back_up(world: World) -> None:
+    """What programs of the user's restore: the cluster as it was prepared, or one of long ago."""
+    first = next(iter(world.nodes.values())).host.dd
+    backup = world.land.backup = DataDir("backup")
+    if first.state != "valid":
+        _fill(world, backup)
+        return
+    backup.system_id, backup.state = first.system_id, "valid"
+    backup.records, backup.durable = list(first.records), first.durable
+    backup.control = replace(first.control)
+
+
 def _prepare(world: World) -> None:
     """Equal data directories, `pg0` the last primary, and what its agents left in the store."""
     if world.remote is not None:
@@ -340,14 +365,9 @@ def _prepare(world: World) -> None:
         return
     first, *others = world.nodes.values()
     dd = first.host.dd
-    dd.system_id, dd.state = world.land.new_system_id(), "valid"
-    dd.append(CHECKPOINT, 1, first.name)
-    for number in range(3):
-        dd.append("data", 1, first.name, number)
-    dd.append(SHUTDOWN, 1, first.name)
-    last = len(dd.records) - 1
-    dd.control = Control(ControlState.SHUT_DOWN, checkpoint=last, redo=last, timeline=1)
-    for node in others:
+    _fill(world, dd)
+    last = dd.control.checkpoint
+    for node in others[:-1] if world.plan.starts_empty else others:
         copy = node.host.dd
         copy.system_id, copy.state, copy.standby_signal = dd.system_id, "valid", True
         copy.records, copy.durable = list(dd.records), dd.durable

@@ -56,7 +56,7 @@ def nested(path: str, value: object) -> object:
     return value
 
 
-@pytest.mark.parametrize("name", ["haagent.yml", "haagent-local.yml"])
+@pytest.mark.parametrize("name", ["haagent.yml", "haagent-local.yml", "haagent-pgbackrest.yml"])
 def test_the_examples_name_the_schema_and_fit_it(name: str) -> None:
     text = (CONFIGS / name).read_text()
     assert text.startswith("# yaml-language-server: $schema=haagent.schema.json\n")

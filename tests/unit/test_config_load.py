@@ -194,7 +194,6 @@ def test_what_is_not_built_yet_and_harmless_warns(large: AgentConfig) -> None:
     assert sorted(large.warnings) == [
         "bootstrap.users: is gone since Patroni 4.0, no users are made: ignored",
         "kubernetes: not supported yet: ignored",
-        "postgresql.create_replica_methods: not supported yet: ignored",
     ]
 
 
@@ -241,7 +240,7 @@ def test_rest_login_serves_ctl_too(loads: Loader) -> None:
     assert (config.ctl.username, config.ctl.password) == ("admin", "hunter2")
 
 
-@pytest.mark.parametrize("name", ["haagent.yml", "haagent-local.yml"])
+@pytest.mark.parametrize("name", ["haagent.yml", "haagent-local.yml", "haagent-pgbackrest.yml"])
 def test_the_examples_load_without_a_warning(name: str) -> None:
     example = Path(__file__).parents[2] / "configs" / name
     assert load(str(example), NO_VARIABLES).warnings == ()
@@ -292,7 +291,33 @@ def test_every_problem_is_told_at_once(loads: Loader) -> None:
         ({"bootstrap": {"dcs": {"synchronous_mode": "quora"}}}, "bootstrap.dcs.synchronous_mode 'quora'"),
         ({"bootstrap": {"dcs": {"failsafe_mode": "often"}}}, "bootstrap.dcs.failsafe_mode 'often'"),
         ({"bootstrap": {"dcs": {"standby_cluster": {"port": 0.5}}}}, "dcs.standby_cluster.port 0.5"),
-        ({"bootstrap": {"method": "pgbackrest", "pgbackrest": {}}}, "bootstrap.method 'pgbackrest'"),
+        (
+            {"bootstrap": {"method": "pgbackrest", "pgbackrest": {}}},
+            "bootstrap.method 'pgbackrest' must name a section with a command: bootstrap.pgbackrest",
+        ),
+        ({"bootstrap": {"method": "dcs"}}, "bootstrap.method 'dcs' has the name of another key"),
+        (
+            {"bootstrap": {"method": "x", "x": {"command": "y", "recovery_conf": "z"}}},
+            "bootstrap.x.recovery_conf 'z' must be a mapping",
+        ),
+        (
+            {"postgresql": {"create_replica_methods": ["parameters"]}},
+            "postgresql.create_replica_methods 'parameters' has the name of another key",
+        ),
+        (
+            {"postgresql": {"create_replica_methods": ["x"], "x": {"command": "a 'b"}}},
+            'postgresql.x.command "a \'b" must be a command line',
+        ),
+        (
+            {"postgresql": {"create_replica_methods": ["x"], "x": {"no_leader": "perhaps"}}},
+            "postgresql.x.no_leader 'perhaps' must be on or off",
+        ),
+        (
+            {"postgresql": {"create_replica_methods": ["x"], "x": {"hosts": ["a"]}}},
+            "postgresql.x.hosts ['a'] must be a single value",
+        ),
+        ({"postgresql": {"create_replica_methods": ["x"], "x": "y"}}, "postgresql.x must be a mapping"),
+        ({"postgresql": {"create_replica_methods": {"x": 1}}}, "methods {'x': 1} must be a list"),
         ({"postgresql": {"pre_promote": "x 'y"}}, 'pre_promote "x \'y" must be a command line'),
         ({"postgresql": {"callbacks": {"on_stop": "'x"}}}, 'callbacks.on_stop "\'x" must be a command line'),
         ({"postgresql": {"basebackup": ["format=t"]}}, "postgresql.basebackup 'format'"),

@@ -293,9 +293,35 @@ def test_the_dcs_cannot_move_an_instance(tmp_path: Path) -> None:
     assert len(found.warnings) == 3
 
 
+def test_ways_to_make_a_replica_may_stand_in_the_dcs_and_the_file_replaces_them_whole(tmp_path: Path) -> None:
+    dynamic = {
+        "create_replica_methods": ["wal_g", "basebackup"],
+        "wal_g": {"command": "wal-g fetch", "no_leader": "on", "depth": 2, "gone": None},
+        "barman": {"command": "barman", "no_params": True, "keep_data": True, "host": "b"},
+    }
+    found = effective(tmp_path, {}, {**dynamic, "create_replica_method": ["ignored"]})
+    wal_g, basebackup = found.config.replica_methods
+    assert (wal_g.name, wal_g.command, wal_g.no_leader) == ("wal_g", "wal-g fetch", True)
+    assert dict(wal_g.arguments) == {"no_leader": "on", "depth": 2}
+    assert basebackup.name == "basebackup"
+    local = {"create_replica_method": "barman,wal_g", "wal_g": {"depth": 3}}
+    found = effective(tmp_path, local, {name: dynamic[name] for name in ("barman", "wal_g")})
+    barman, wal_g = found.config.replica_methods
+    assert (barman.command, barman.no_params, barman.keep_data, dict(barman.arguments)) == (
+        "barman",
+        True,
+        True,
+        {"host": "b"},
+    )
+    assert (wal_g.command, wal_g.no_leader, dict(wal_g.arguments)) == ("wal_g", False, {"depth": 3})
+    assert found.warnings == ()
+
+
 @pytest.mark.parametrize(
     "dynamic",
     [
+        {"create_replica_methods": ["x", "basebackup"], "x": {"command": "'", "keep_data": 7}},
+        {"create_replica_methods": {"a": 1}, "create_replica_method": 3, "a": {}},
         {"pg_hba": 5, "use_pg_rewind": "perhaps", "pg_ctl_timeout": -1, "bin_dir": "relative"},
         {"parameters": {"max_connections": "many", "wal_level": "minimal", "x": [1], "y": {"a": 1}}},
         {"parameters": [], "recovery_conf": "x", "bin_name": 7, "authentication": 3, "pre_promote": "/x"},

@@ -64,6 +64,7 @@ def test_state_of_an_instance(instance: Instance, memory: Memory, state: str) ->
     ("kind", "state"),
     [
         ("initdb", "initializing new cluster"),
+        ("custom bootstrap", "running custom bootstrap script"),
         ("clone", "creating replica"),
         ("restart", "restarting"),
         ("start primary", "starting"),

@@ -68,6 +68,7 @@ def test_a_crashed_primary_recovers_as_a_standby_before_it_is_compared() -> None
     assert judge(following(crashed), failed).rule == "rejoin.rewind"
 
 
+NEVER_LED = replace(EX_PRIMARY, unfinished="bootstrap")
 HALF_REWOUND = replace(EX_PRIMARY, unfinished="rewind")
 
 
@@ -150,6 +151,19 @@ def test_a_directory_that_is_not_ours_is_never_cloned_over() -> None:
 def test_a_clone_into_an_emptied_directory_forgets_the_rewind_that_was_interrupted_there() -> None:
     decision = judge(following(replace(empty(), unfinished="rewind")))
     assert decision.actions == (Clone("pg0", "pg0", wipe=True),)
+
+
+def test_a_new_cluster_that_was_never_led_makes_way_for_the_one_that_is() -> None:
+    """It may look like it: the same backup, the same system identifier, the same number of its timeline."""
+    assert judge(following(NEVER_LED)).actions == (Clone("pg0", "pg0", wipe=True),)
+
+
+def test_a_rewind_that_saw_nothing_to_do_settles_nothing() -> None:
+    """pg_rewind goes by pg_control, which may not know the last timeline: compared if it does not stream."""
+    saw_nothing = finished("rewind", needed=False)
+    done = judge(following(EX_PRIMARY, finished=saw_nothing), Memory(last_epoch=EPOCH))
+    assert (done.rule, done.actions) == ("follow.start", (StartStandby("pg0"),))
+    assert done.memory.rejoin.settled_epoch == 0
 
 
 # --- stopped --------------------------------------------------------------------------------------

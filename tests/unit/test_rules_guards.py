@@ -284,7 +284,7 @@ def test_a_reinitialization_may_insist_on_the_leader() -> None:
     view = cluster(members=(member("pg0"), member("pg1"), member("pg2", tags=tags(clonefrom=True))))
     assert Clone("pg2", "pg0", True, True) in judge(following(standby(), view, request=REINIT)).actions
     insists = replace(REINIT, from_leader=True)
-    assert Clone("pg0", "pg0", True, True) in judge(following(standby(), view, request=insists)).actions
+    assert Clone("pg0", "pg0", True, True, True) in judge(following(standby(), view, request=insists)).actions
 
 
 def test_the_leader_is_never_reinitialized() -> None:

@@ -36,6 +36,7 @@ from tests.unit.core_facts import (
     answer,
     asked,
     cluster,
+    control,
     crashed,
     empty,
     finished,
@@ -108,6 +109,18 @@ def test_a_closed_epoch_counts_for_nothing_though_its_deadline_lies_ahead() -> N
 
 def test_without_a_data_directory_the_key_goes() -> None:
     assert judge(leading(empty())).rule == "leader.no-data"
+
+
+def test_a_restored_cluster_is_claimed_before_it_is_written_to() -> None:
+    """Also by an agent that was started after the one that made it, and still has its key (H15)."""
+    restored = control(ControlState.SHUT_DOWN, timeline=3)
+    made = replace(stopped(), control=restored, unfinished="bootstrap")
+    for memory in (Memory(bootstrap="ready"), Memory()):
+        decision = judge(leading(made), memory)
+        assert decision.rule == "bootstrap.start"
+        assert kinds(decision) == (WriteClaim, StartPrimary)
+        assert isinstance(decision.actions[0], WriteClaim)
+        assert decision.actions[0].timeline == 3
 
 
 def test_a_new_cluster_is_started_as_primary() -> None:

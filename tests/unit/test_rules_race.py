@@ -10,6 +10,7 @@ import pytest
 from dcs.records import ConfigRecord, Status, TimelineClaim
 from haagent.core.actions import (
     AskPeers,
+    Clone,
     CreateInitialize,
     DeleteInitialize,
     Exit,
@@ -77,6 +78,55 @@ def test_while_another_bootstraps_an_empty_member_waits() -> None:
 
 def test_an_empty_member_of_a_known_cluster_without_leader_waits() -> None:
     assert judge(obs("pg1", empty(), FREE)).rule == "bootstrap.wait"
+
+
+def test_an_empty_member_of_a_known_cluster_without_leader_restores_a_backup_if_it_can() -> None:
+    decision = judge(obs("pg1", empty(), FREE, copies_without_leader=True))
+    assert (decision.rule, decision.actions) == ("bootstrap.without-leader", (Clone(None, None),))
+    assert decision.reason == "trying to bootstrap (without leader)"
+    failed = finished("clone", False, "restore: no backup")
+    seen = obs("pg1", empty(), FREE, copies_without_leader=True, finished=failed)
+    assert judge(seen).rule == "clone.pause"
+
+
+def test_no_backup_is_restored_while_a_new_cluster_is_made_or_before() -> None:
+    busy = (member("pg0", state="initializing new cluster"),)
+    claimed = obs("pg1", empty(), replace(NEW, initialize="", members=busy), copies_without_leader=True)
+    assert judge(claimed).rule == "bootstrap.wait"
+    tagged = Identity("pg1", "demo", tags(nofailover=True))
+    before = replace(obs("pg1", empty(), NEW, copies_without_leader=True), me=tagged)
+    assert judge(before).rule == "bootstrap.wait"
+
+
+#: A whole new cluster, whose agent died before it led.
+NEVER_LED = replace(stopped(ControlState.SHUT_DOWN), unfinished="bootstrap")
+
+
+def test_a_new_cluster_that_was_never_led_still_becomes_the_cluster() -> None:
+    decision = judge(obs("pg0", NEVER_LED, NEW))
+    assert (decision.rule, decision.actions) == ("bootstrap.go-on", (CreateInitialize(),))
+    assert decision.memory.bootstrap == "ready"
+    begun = judge(obs("pg0", NEVER_LED, replace(NEW, initialize=SYSTEM)))
+    assert (begun.rule, begun.actions) == ("bootstrap.go-on", ())
+    # Also where it held the key, and claimed the timeline of what it had restored, but did not start yet.
+    claimed = replace(NEW, initialize=SYSTEM, claims=(TimelineClaim(2, "pg0", 7),))
+    assert judge(obs("pg0", NEVER_LED, claimed), Memory(last_leader="pg0")).rule == "bootstrap.go-on"
+    again = judge(obs("pg0", NEVER_LED, replace(NEW, initialize="")), decision.memory)
+    assert again.actions == (PutInitialize(SYSTEM), PutInitialConfig(), TakeLeader())
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        replace(NEW, initialize=""),
+        replace(NEW, initialize="7999999999999999999"),
+        replace(NEW, initialize=SYSTEM, claims=(TimelineClaim(2, "pg1", 7),)),
+        replace(NEW, initialize=SYSTEM, status=Status(5)),
+    ],
+)
+def test_a_new_cluster_that_another_one_has_overtaken_waits_to_be_given_up(view: Any) -> None:
+    decision = judge(obs("pg0", NEVER_LED, view))
+    assert (decision.rule, decision.actions) == ("bootstrap.overtaken", ())
 
 
 def test_a_finished_bootstrap_takes_the_key() -> None:

@@ -194,6 +194,11 @@ def has_data(obs: Observation) -> bool:
     return obs.instance.data_dir is DataDirState.VALID and obs.instance.unfinished is None
 
 
+def was_never_led(obs: Observation) -> bool:
+    """A whole new cluster is here that no agent has led yet: no member's data before one does."""
+    return obs.instance.data_dir is DataDirState.VALID and obs.instance.unfinished == "bootstrap"
+
+
 def rewind_is_possible(obs: Observation) -> bool:
     control = obs.instance.control
     hints = isinstance(control, ControlData) and (control.wal_log_hints or control.data_checksums)

@@ -71,16 +71,28 @@ def stopped(obs: Observation, memory: Memory) -> Decision | None:
     """The key is ours and PostgreSQL does not run."""
     if not common.owns_key(obs) or obs.instance.alive:
         return None
-    if not common.has_data(obs):
+    new = memory.bootstrap == "ready" or common.was_never_led(obs)
+    if not common.has_data(obs) and not new:
         reason = "released leader key voluntarily as there is no usable data directory here"
         return Decision("leader.no-data", reason, memory, (ReleaseLeader(common.epoch_of(obs)),))
     guard = Guard(epoch=common.epoch_of(obs), pid=0)
-    if memory.bootstrap == "ready" and memory.start_failures < START_TRIES:
+    if new and memory.start_failures < START_TRIES:
         line = "initialized a new cluster"
+        actions = (*_claim_of_restored(obs), StartPrimary(guard))
         return _watchdog_first(obs, memory) or Decision(
-            "bootstrap.start", "starting the new cluster", memory, (StartPrimary(guard),), line=line
+            "bootstrap.start", "starting the new cluster", memory, actions, line=line
         )
     return _start_or_hand_over(obs, memory, guard)
+
+
+def _claim_of_restored(obs: Observation) -> tuple[Action, ...]:
+    """A restored cluster begins on a timeline that another member may have made of the same backup: the claim
+    says whose it is, before anything is written on it (H15)."""
+    cluster, mine = common.view(obs), obs.instance.timeline or 0
+    if _lost_claim(obs, cluster) is None:
+        return ()
+    note = "restored from a backup"
+    return (WriteClaim(mine, common.epoch_of(obs), cluster.claims_version, note),)
 
 
 def _start_or_hand_over(obs: Observation, memory: Memory, guard: Guard) -> Decision:

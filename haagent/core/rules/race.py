@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dcs.records import ClusterSnapshot
 from haagent.core import slots, watchdog
 from haagent.core.actions import (
@@ -59,6 +61,8 @@ def _race_for_new_cluster(obs: Observation, memory: Memory) -> Decision:
             f"initialize is gone, but a cluster was here ({trace}): a member with its data has to come first"
         )
         return common.wait("bootstrap.known-cluster", reason, evolve(memory, note=reason))
+    if common.was_never_led(obs):
+        return _go_on(obs, memory, allowed)
     if free and allowed and obs.instance.unfinished is None:
         won = evolve(memory, bootstrap="won")
         remote = common.remote_node(obs)
@@ -76,7 +80,39 @@ def _race_for_new_cluster(obs: Observation, memory: Memory) -> Decision:
     if cloned is not None:
         return cloned
     abandoned = _abandoned(obs, memory) if allowed else None
-    return abandoned or common.wait("bootstrap.wait", "waiting for leader to bootstrap", memory)
+    restored = _copy_without_leader(obs, memory, initialize)
+    return abandoned or restored or common.wait("bootstrap.wait", "waiting for leader to bootstrap", memory)
+
+
+def _go_on(obs: Observation, memory: Memory, allowed: bool) -> Decision:
+    """An agent before this one made a new cluster here, and died before it led. Nobody has written to it, so
+    it may still become the cluster, if no other one has: else it is given up as soon as that one is led."""
+    mine, initialize = obs.instance.system_identifier, common.view(obs).initialize
+    begun = initialize is not None and initialize == mine
+    free = initialize is None and not unreadable(common.view(obs), "initialize")
+    # Who only held the key has changed nothing: what is written to is claimed first, and unmarked.
+    claims = common.view(obs).claims
+    mine_only = bool(claims) and all(claim.name == obs.me.name for claim in claims)
+    trace = _left_in_the_store(replace(common.view(obs), claims=()) if mine_only else common.view(obs))
+    if mine is None or not allowed or not (begun or free) or trace is not None:
+        reason = "the new cluster that was made here is not led: waiting for the leader of another one"
+        return common.wait("bootstrap.overtaken", reason, evolve(memory, note=reason))
+    claim = () if begun else (CreateInitialize(),)
+    ready = evolve(memory, bootstrap="ready")
+    reason = "a new cluster was made here and never led: going on with it"
+    return Decision("bootstrap.go-on", reason, ready, claim, 0.0)
+
+
+def _copy_without_leader(obs: Observation, memory: Memory, initialize: str | None) -> Decision | None:
+    """From a backup, of a cluster that is known: one that is just being made ("") has none yet (contract
+    2.10). What is restored is an ordinary member: whether it may lead is judged as of any other."""
+    if not initialize or not obs.copies_without_leader or obs.instance.unfinished is not None:
+        return None
+    if obs.now < memory.rejoin.not_before:
+        pause = memory.rejoin.not_before - obs.now
+        return common.wait("clone.pause", memory.note or "waiting to clone", memory, pause)
+    reason = "trying to bootstrap (without leader)"
+    return Decision("bootstrap.without-leader", reason, memory, (Clone(None, None),))
 
 
 def _copy_of_remote(obs: Observation, memory: Memory) -> Decision | None:
@@ -96,6 +132,10 @@ def _trace_of_a_cluster(cluster: ClusterSnapshot, memory: Memory) -> str | None:
     """Signs of a cluster that is or was here: a new one would lock out all who have its data (rule 7)."""
     if memory.last_leader is not None:
         return f"{memory.last_leader} was its leader"
+    return _left_in_the_store(cluster)
+
+
+def _left_in_the_store(cluster: ClusterSnapshot) -> str | None:
     has_data = next((m.name for m in cluster.members if m.xlog_location is not None), None)
     return common.left_by_a_leader(cluster) or (f"{has_data} has its data" if has_data is not None else None)
 

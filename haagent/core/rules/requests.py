@@ -154,7 +154,7 @@ def _reinitialize(obs: Observation, memory: Memory, request: OperatorRequest) ->
             request, f"leader {key.name} is not a running primary yet, can not reinitialize", memory
         )
     source = key.name if request.from_leader else clone_source(obs)
-    clone = Clone(source, key.name, wipe=True, asked=True)
+    clone = Clone(source, key.name, wipe=True, asked=True, from_leader=request.from_leader)
     answer = AnswerRequest(request.id, 200, "reinitialize started")
     began = rejoin.begin(evolve(memory, reinitializing=True), rejoin.CLONE)
     return Decision(
