@@ -30,7 +30,14 @@ from haagent.storage import Storage
 from postgres_ctl import config_files, gucs, process, standby
 from postgres_ctl.api import ConnectionTarget
 from postgres_ctl.errors import ConfigFileError, PostgresError
-from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, TimelineSwitch, slot_name
+from postgres_ctl.facts import (
+    ControlData,
+    ControlState,
+    DataDirState,
+    InstanceSample,
+    TimelineSwitch,
+    slot_name,
+)
 from postgres_ctl.sync_standbys import PARAMETER
 
 log = logging.getLogger(__name__)
@@ -695,6 +702,10 @@ class LocalInstance:
         self._servers, self._recoveries = {}, {}  # the programs may be newer ones since the last start
         names = self._names_at_start(writable)
         wanted = self._wanted(writable, upstream, names)
+        if wanted.recovery is not None and _has_archive(wanted) and _crashed_as_primary(self._control):
+            # Nothing of the archive before all local WAL is replayed: a newer timeline's segment would go on
+            # where our own history has left it. Set again as soon as the server answers.
+            wanted = replace(wanted, recovery=wanted.recovery.without_archive())
         self._write_files(wanted.files, wanted)
         self._applied, self._files_primary, self._sync_names = wanted, writable, names
         if isinstance(self._control, ControlData):
@@ -772,3 +783,17 @@ class LocalInstance:
     def log_tail(self) -> str:
         """Last FATAL, PANIC or ERROR line of the postmaster's own output, for people."""
         return self.pg.log_tail(self._state_path("postgresql.log"))
+
+
+def _has_archive(wanted: Applied) -> bool:
+    settings = dict(wanted.files.parameters) | (wanted.recovery.gucs() if wanted.recovery is not None else {})
+    return bool(settings.get("restore_command"))
+
+
+def _crashed_as_primary(control: ControlData | Unavailable) -> bool:
+    """It first replays all WAL in its directory, whatever timeline it is to follow then."""
+    return isinstance(control, ControlData) and control.state in (
+        ControlState.IN_PRODUCTION,
+        ControlState.SHUTTING_DOWN,
+        ControlState.IN_CRASH_RECOVERY,
+    )

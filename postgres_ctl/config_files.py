@@ -15,7 +15,7 @@ import re
 import shutil
 import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -127,6 +127,10 @@ class RecoveryConfig:
     extra: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
     #: Major version of the server: some connection keywords are newer than 14.
     major_version: int = 14
+
+    def without_archive(self) -> RecoveryConfig:
+        """The same, and no WAL or history file comes from the archive."""
+        return replace(self, extra={**self.extra, "restore_command": ""})
 
     def gucs(self) -> dict[str, str]:
         """Recovery settings by name. Without a primary, conninfo and slot are left out."""

@@ -233,6 +233,42 @@ def write_wal(node: Node, megabytes: int) -> None:
 
 
 @pytest.mark.slow
+def test_the_archive_gets_what_a_dead_primary_had_ready_and_gives_what_pg_rewind_misses(shared: Path) -> None:
+    """The archive was out of order until the primary died; no slot keeps WAL, and the archive has it all."""
+    archive, broken = shared / "archive", shared / "broken"
+    archive.mkdir(mode=0o777)
+    archive.chmod(0o777)
+    settings = {
+        "use_slots": False,
+        "parameters": {
+            "wal_keep_size": 0,
+            "archive_mode": "on",
+            "archive_command": f"test ! -e {broken} && cp %p {archive}/%f",
+        },
+        "recovery_conf": {"restore_command": f"cp {archive}/%f %p"},
+    }
+    dcs = {"maximum_lag_on_failover": 2**30, "postgresql": settings}
+    with Cluster(nodes=2, ttl=4, dcs=dcs, parameters=QUIET) as cluster:
+        old = cluster.leader()
+        broken.touch()
+        old.sql("checkpoint")
+        write_wal(old, 64)
+        ready = [path.stem for path in (old.data_dir / "pg_wal" / "archive_status").glob("*.ready")]
+        assert ready
+        cluster.wait_streaming(1)
+        new = diverge(cluster, old)
+        broken.unlink()
+        for _ in range(2):
+            write_wal(new, 32)
+            new.sql("checkpoint")
+        old.start()
+        cluster.wait_streaming(1, 120)
+        assert "files that the server had not yet" in old.log()
+        assert {path.name for path in archive.iterdir()} >= set(ready)
+        wait_same_tables(cluster, old, new)
+
+
+@pytest.mark.slow
 def test_lots_of_wal_before_and_after_the_failover() -> None:
     """No setting keeps what pg_rewind needs: the new leader does, and gives it to whoever comes back."""
     with Cluster(
