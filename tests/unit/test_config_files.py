@@ -357,3 +357,8 @@ def test_dynamic_configuration_is_cached(data: Path) -> None:
 def test_no_temporary_file_is_left(data: Path) -> None:
     write_config(sample_server(str(data)), sample_recovery())
     assert not [name for name in os.listdir(data) if name.endswith(".tmp")]
+
+
+def test_without_the_archive_all_else_stays() -> None:
+    usual = RecoveryConfig(extra={"restore_command": "cp %f %p", "recovery_min_apply_delay": "1s"})
+    assert usual.without_archive().gucs() == usual.gucs() | {"restore_command": ""}
