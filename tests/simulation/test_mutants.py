@@ -19,9 +19,7 @@ from tests.simulation.plan import AIMED
 
 MUTANTS = {mutant.name: mutant for mutant in mutate.mutants()}
 KNOWN = known()
-CHECKS = frozenset(
-    re.findall(r"\b(?:rule\d+|failsafe|liveness|agent|schedule)\.[a-z-]+", invariants.__doc__ or "")
-)
+CHECKS = frozenset(re.findall(r"\b[a-z]+\d*(?:-[a-z]+)*\.[a-z]+(?:-[a-z]+)*", invariants.__doc__ or ""))
 #: Where the seeds written down do not catch one any more, so many fresh ones are tried.
 SCHEDULES = 100
 #: A search may take so long on a busy machine, seconds.
