@@ -6,6 +6,7 @@
     wal.py        H14 H15 H18 H20     WAL and timelines, hand-over, pause
     rejoining.py  H14 H15             a member that diverged and comes back
     vitality.py   H9 H12 H13          a primary of no use to clients
+    failsafe.py   H19                 failsafe mode
     coverage.py   what else covers a hazard, and which do not concern what exists
     mutants/      mechanisms switched off that only a staged hazard misses; else those of ../mutants serve
     play.py       plays scenarios in a mutated copy of the tree
@@ -15,7 +16,7 @@ it is, where no rule may break and the hazard must really have been met; and in 
 its mechanism is switched off, where the named check must fail.
 """
 
-from tests.simulation.hazards import fence, lease, rejoining, vitality, wal
+from tests.simulation.hazards import failsafe, fence, lease, rejoining, vitality, wal
 from tests.simulation.hazards.stage import SCENARIOS, Played, Scenario
 
-__all__ = ["SCENARIOS", "Played", "Scenario", "fence", "lease", "rejoining", "vitality", "wal"]
+__all__ = ["SCENARIOS", "Played", "Scenario", "failsafe", "fence", "lease", "rejoining", "vitality", "wal"]

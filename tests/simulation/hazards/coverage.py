@@ -84,7 +84,6 @@ REASONS: dict[str, str] = {
     "H16": "A vote that counts too little costs acknowledged writes in synchronous modes, not built: "
     "elsewhere a standby that has not read its WAL shows less than it has, and a loss stays within rule 5.",
     "H17": "Synchronous modes are not built: switching them on is refused.",
-    "H19": "Staged by plans with failsafe mode (plan.py): simulator checks `failsafe.*` and `rule1.*`.",
     "H21": "No Patroni in the simulator: while one leads, rule 1 is not promised (docs/safety.md).",
     "H22": "Not promised (docs/safety.md): the simulator's writers wait as told and cancel nothing.",
 }
