@@ -110,6 +110,7 @@ def parse_answer(name: str, asked_at: float, body: object) -> PeerAnswer:
         location=_lsn(xlog.get("location")),
         tags=Tags(dict(tags)) if isinstance(tags, Mapping) else Tags(),
         watchdog_failed=body.get("watchdog_failed") is True,
+        failsafe_active=body.get("failsafe_mode_is_active") is True,
         is_haagent=ours is not None,
         cannot_lead=cannot if isinstance(cannot, str) else None,
         replication_state=_text(body.get("replication_state")),

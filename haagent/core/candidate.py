@@ -609,6 +609,8 @@ def handover_refusal(obs: Observation, cluster: ClusterSnapshot, name: str, forc
         return f"{name} does not answer: {peer.cause}"
     if isinstance(peer, PeerAnswer) and (peer.watchdog_failed or peer.cannot_lead):
         return f"{name} cannot lead: {peer.cannot_lead or 'its watchdog failed'}"
+    if isinstance(peer, PeerAnswer) and peer.failsafe_active and not peer.is_haagent:
+        return f"{name} keeps out of the race for up to one ttl, as it was asked in failsafe mode"
     return (
         None if forced else sync_candidate.handover_refusal(obs, cluster, name) or _stream_refusal(obs, name)
     )

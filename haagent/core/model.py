@@ -221,6 +221,8 @@ class PeerAnswer:
     location: Lsn | None
     tags: Tags = field(default_factory=Tags)
     watchdog_failed: bool = False
+    #: It has promised not to lead (failsafe mode); Patroni's members keep that also after a hand-over.
+    failsafe_active: bool = False
     is_haagent: bool = False
     cannot_lead: str | None = None
     replication_state: str | None = None

@@ -97,7 +97,7 @@ def _code() -> Path:
     return target
 
 
-def _as_agent_user() -> list[str]:
+def as_agent_user() -> list[str]:
     """Command prefix: become postgres when we are root; die with the test process where that is safe."""
     # The parent-death signal follows the thread that forked, so only the main one may ask for it.
     main = threading.current_thread() is threading.main_thread()
@@ -235,7 +235,7 @@ class Node:
         command = [sys.executable, "-m", "haagent", *run, *arguments]
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                self._launcher + _as_agent_user() + command,
+                self._launcher + as_agent_user() + command,
                 cwd=self.root,
                 env=environment,
                 stdin=subprocess.DEVNULL,

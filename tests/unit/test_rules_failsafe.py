@@ -12,6 +12,7 @@ from dcs.records import Broken, Status
 from haagent.core import failsafe
 from haagent.core import lease as lease_core
 from haagent.core.actions import AskPeers, StopInstance, TakeLeader, WriteFailsafe
+from haagent.core.candidate import handover_refusal
 from haagent.core.failsafe import Question, Reply
 from haagent.core.model import LeaseFacts, Memory, Observation, PromiseFacts
 from haagent.promises import Promises
@@ -39,6 +40,7 @@ from tests.unit.core_facts import (
     request,
     standby,
 )
+from tests.unit.core_facts import answer as peer_answer
 
 ON = replace(SETTINGS, failsafe_mode=True)
 URLS = {n: f"http://10.0.0.{n[-1]}:8008/patroni" for n in ("pg0", "pg1", "pg2")}
@@ -151,6 +153,16 @@ def test_whoever_hands_the_key_over_needs_no_promise_any_more() -> None:
     given = asked(free(failsafe=URLS, status=Status(OPTIME - 100, final_timeline=1)), request())
     promised = PromiseFacts(NOW + 12, "pg0", 3)
     assert judge(racing(lost_stream(), given, settings=ON, promise=promised), REMEMBERS).rule == "race.take"
+
+
+def test_a_patroni_member_that_promised_is_no_candidate_and_one_of_ours_is() -> None:
+    """It would keep out of the race although it is handed the key."""
+    seen = leading(primary(), settings=ON)
+    for is_haagent in (True, False):
+        peer = peer_answer("pg1", failsafe_active=True, is_haagent=is_haagent)
+        asks = replace(seen, peers={"pg1": peer})
+        refused = handover_refusal(asks, cluster(), "pg1", forced=False)
+        assert (refused is None) is is_haagent
 
 
 # --- the outage -----------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def carried(stage: Stage) -> tuple[str, str, str]:
     retry_timeout=4,
 )
 def agents_that_promised_are_started_again(stage: Stage) -> None:
-    """They do not reach the leader any more: nothing but what they have promised tells them that it goes on."""
+    """They do not reach the leader any more: only what they have promised tells them that it goes on."""
     a, b, c = carried(stage)
     promised_at = stage.now
     for other in (b, c):
@@ -58,7 +58,7 @@ def store_is_silent_for_longer_than_a_lease(stage: Stage) -> None:
 @scenario("H19", {"failsafe-membership-ignored": "rule1.one-writable"}, failsafe_mode=True)
 def member_that_is_not_asked_comes_back(stage: Stage) -> None:
     """It was away for so long that the leader does not ask it any more, then the leader loses the store."""
-    a, b, c = stage.settle()
+    a, _, c = stage.settle()
     stage.strike("kill-agent", c, duration=3 * stage.ttl_s)
     stage.until(f"{c} is not named", lambda: c not in (stage.store.raw_get("failsafe") or c))
     stage.cut_off(a, c)
