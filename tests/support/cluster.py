@@ -106,7 +106,7 @@ def as_agent_user() -> list[str]:
     return ["setpriv", *user, *dying, "--"] if user or dying else []
 
 
-def runas_agent_user(*argv: str, deadline_s: float = DEADLINE_S) -> str:
+def run_as_agent_user(*argv: str, deadline_s: float = DEADLINE_S) -> str:
     """Run a program as the user of the agents; its output. Fails the test when it fails."""
     done = subprocess.run(
         [*as_agent_user(), *argv], cwd="/", capture_output=True, text=True, timeout=deadline_s, check=False
