@@ -61,25 +61,28 @@ class RemoteJobs:
                 f"here {control.system_identifier}"
             )
         in_recovery = self._pg.is_in_recovery(target, ASK_S)
-        mine, position = self._end(control)
+        mine, position, whole = self._end(control)
         detail, unseen = self._divergence(mine, position, control, theirs.timeline, in_recovery, target)
-        unknown = detail is not None and in_recovery and mine > theirs.timeline
+        behind = detail is not None and in_recovery and mine > theirs.timeline
         return {
             "source": remote,
-            "diverged": detail is not None and not unknown,
+            "diverged": detail is not None and not behind,
             "unseen": unseen,
-            "unknown": unknown,
+            "unknown": behind or (detail is None and not whole),
+            "whole": whole,
             "detail": detail or "",
         }
 
-    def _end(self, control: ControlData) -> tuple[int, Lsn]:
-        """Timeline and end of what this directory has, of a server that answers, else by pg_control."""
+    def _end(self, control: ControlData) -> tuple[int, Lsn, bool]:
+        """Timeline and end of what this directory has, of a server that answers, else by pg_control; and
+        whether that is all: it may have received what it has not read yet."""
         sample = self.instance.sampler.fresh(1.0)
         if isinstance(sample, InstanceSample) and sample.timeline is not None:
-            return sample.timeline, sample.replay_lsn or Lsn(0)
+            return sample.timeline, sample.replay_lsn or Lsn(0), sample.position_is_proven
         if control.min_recovery_end > control.checkpoint_lsn:
-            return control.min_recovery_end_timeline, control.min_recovery_end
-        return control.newest_timeline, control.checkpoint_lsn
+            return control.min_recovery_end_timeline, control.min_recovery_end, False
+        clean = control.state is ControlState.SHUT_DOWN
+        return control.newest_timeline, control.checkpoint_lsn, clean
 
     def _divergence(
         self,

@@ -530,11 +530,19 @@ def _ahead(peer: PeerAnswer) -> str:
 
 
 def _blocks(obs: Observation, memory: Memory, peer: PeerAnswer) -> bool:
-    if peer.tags.nofailover or peer.watchdog_failed:
+    if peer.tags.nofailover or peer.watchdog_failed or _may_be_behind(obs, memory):
         return False
     missing = memory.leader_missing_since
     waited = missing is not None and obs.now > missing + obs.settings.ttl_s
     return peer.cannot_lead is None or not waited
+
+
+def _may_be_behind(obs: Observation, memory: Memory) -> bool:
+    """Whoever leads a standby cluster follows the remote node: nothing is lost by being behind. For one ttl
+    the others go first all the same."""
+    since = memory.leader_missing_since
+    late = since is not None and obs.now > since + obs.settings.ttl_s
+    return late and obs.settings.standby_cluster is not None
 
 
 def _is_ahead(obs: Observation, peer: PeerAnswer) -> bool:

@@ -31,6 +31,8 @@ from postgres_ctl.facts import ControlData, slot_name
 
 #: Histories are compared again with the node of another cluster that gives no stream after this, seconds.
 REMOTE_PAUSE_S = 10.0
+#: And after this while a standby has not read all WAL it has.
+WHOLE_PAUSE_S = 1.0
 #: Names of gone members are remembered at least this long after their slots were given up, seconds.
 SLOTS_FORGOTTEN_S = 600.0
 #: Seen again within so long, a member is not noted anew, seconds.
@@ -297,6 +299,8 @@ def _compared_with_remote(obs: Observation, memory: Memory, remote: RemoteNode, 
         )
         note = f"diverged from the {remote}: {detail}"
         return evolve(memory, rejoin=rejoin, remote_fits=None, note=note)
+    if result.data.get("unknown") and not result.data.get("whole", True):
+        return evolve(memory, remote_not_before=obs.now + WHOLE_PAUSE_S)
     if result.data.get("unknown"):
         return evolve(memory, note=f"the {remote}: {detail}")
     return evolve(memory, rejoin=_settled(memory, memory.last_epoch), remote_fits=remote, note=None)

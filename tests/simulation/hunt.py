@@ -28,6 +28,7 @@ from rich.table import Table
 from tests.simulation import mutate
 from tests.simulation.mutate import Mutant
 from tests.simulation.plan import AIMED
+from tests.simulation.remote import FOLLOWS
 from tests.simulation.search import Found
 
 #: Seeds that are known to catch a mutant: tried first where time is short.
@@ -36,6 +37,8 @@ KNOWN = mutate.FOLDER / "seeds.json"
 SCHEDULES, LIMIT_S = 2000, 150.0
 #: It may take so many times as long by the clock, and then so long to notice; seconds.
 BUSY, SLACK_S = 10, 120.0
+#: Checks that only fail in a standby cluster, or are to.
+OF_STANDBY_CLUSTERS = ("standby-cluster.read-only", "liveness.follows-remote")
 #: Fresh seeds are drawn below this.
 SEEDS = 2**40
 
@@ -89,7 +92,9 @@ def known_seeds(mutant: str) -> tuple[int, ...]:
 def hunt(mutant: Mutant, first: int, schedules: int, limit_s: float, known: Iterable[int] = ()) -> Outcome:
     """Plant `mutant` in a copy and run schedules there until one fails that does not without it.
 
-    Raises BadPatch."""
+    One about standby clusters is looked for among their schedules. Raises BadPatch."""
+    if mutant.expected[0] in OF_STANDBY_CLUSTERS and first < FOLLOWS:
+        first += FOLLOWS
     seeds, spent, runs = list(known), 0.0, 0
     with tempfile.TemporaryDirectory(prefix="haagent-mutant-") as folder:
         mutate.plant(mutant, Path(folder))

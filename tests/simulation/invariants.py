@@ -60,6 +60,8 @@ _ANSWER_S = 2.45
 _HANDS_OFF = frozenset(
     ("Promote", "StartPrimary", "StartStandby", "StopInstance", "Clone", "Rewind", "Initdb")
 )
+#: A rewind or a clone that was begun may take so long, seconds.
+_WORK_S = 60.0
 #: After a writable host thaws, its guardian gets so long beyond the stop budget to run at all, seconds.
 _THAW_S = 0.5
 
@@ -136,6 +138,8 @@ class Invariants(Truth):
         #: Since when the cluster follows another one, by the store; None while it does not.
         self.follows_since = self.engine.now if world.plan.follows else None
         self._configured = False
+        #: The section was there until then: what was begun may go on.
+        self.followed_until = 0.0
         #: WAL of the server whose position was published last.
         self._published: list[Record] = []
         self.moves = 0
@@ -186,6 +190,8 @@ class Invariants(Truth):
         self._configured = True
         if not there and made and not self.world.promoted_by_hand:
             self.violated("standby-cluster.read-only", "the configuration was made without its section")
+        if not there and self.follows_since is not None:
+            self.followed_until = self.engine.now
         if there and self.follows_since is None:
             self.acknowledged_records.clear()
         self.follows_since = (self.follows_since or self.engine.now) if there else None
@@ -468,7 +474,8 @@ class Invariants(Truth):
             server = host.server
             serves = server is not None and not server.gone and not server.in_recovery
             leads = self.holder is not None and self.holder.name == host.name
-            if serves or (leads and self.follows_since is None):
+            follows = self.follows_since is not None or self.engine.now < self.followed_until + _WORK_S
+            if serves or (leads and not follows):
                 text = f"{host.name} was {why}, and the key is held by {self._held_by()} ({server!r})"
                 self.violated("rule7.never-the-primary", text)
         data = tuple(record for record in records if record.kind == DATA)

@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 
 from tests.simulation.plan import AIMED, RARE, Plan, common_plan, draw_plan, somebody_may_lead
+from tests.simulation.remote import FOLLOWS
 from tests.simulation.run import UNREACHED, known_rules, run_batch, run_seed, shrink
 from tests.simulation.world import World
 
 ROOT = Path(__file__).parent.parent.parent
 SEEDS = tuple(range(100))
 #: So many seeds derive from the commit.
-FRESH = 20
+FRESH = 24
 _HASH = "from tests.simulation.test_simulation import trace_hash; print(trace_hash({seed}))"
 
 
@@ -45,11 +46,11 @@ def state_of_the_sources() -> int:
 
 
 def fresh_seeds(count: int) -> tuple[int, ...]:
-    """New ones with every commit, half of them plain plans, half of those that aim at the leader."""
+    """New ones with every commit: plain plans, those that aim at the leader, and standby clusters."""
     state = state_of_the_sources()
     plain = 1000 + state % (AIMED - 2000)
-    aimed = AIMED + state
-    return tuple(first + i for first in (plain, aimed) for i in range(count // 2))
+    aimed, following = AIMED + state, FOLLOWS + state
+    return tuple(first + i for first in (plain, aimed, following) for i in range(count // 3))
 
 
 @pytest.mark.parametrize("number", range(FRESH))
