@@ -63,6 +63,8 @@ class RemoteJobs:
         in_recovery = self._pg.is_in_recovery(target, ASK_S)
         mine, position, whole = self._end(control)
         detail, unseen = self._divergence(mine, position, control, theirs.timeline, in_recovery, target)
+        if detail is None and whole:
+            self._pg.drop_held_timelines(self.instance.config.postgresql.data_dir, mine)
         behind = detail is not None and in_recovery and mine > theirs.timeline
         return {
             "source": remote,

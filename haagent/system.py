@@ -163,6 +163,9 @@ class SystemPostgres:
     def hold_timelines(self, data_dir: str, above: int, wanted: int) -> None:
         timelines.hold_numbers(data_dir, above, wanted)
 
+    def drop_held_timelines(self, data_dir: str, above: int) -> None:
+        timelines.drop_held(data_dir, above)
+
     def free_timelines(self, data_dir: str, control: ControlData) -> None:
         timelines.free_numbers(data_dir, control)
 

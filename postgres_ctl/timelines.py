@@ -36,6 +36,30 @@ def hold_numbers(data_dir: str, above: int, wanted: int) -> None:
         raise DataDirError(f"timeline {wanted} exists already: {history_path(data_dir, wanted)}")
 
 
+def drop_held(data_dir: str, above: int) -> None:
+    """Remove the place holders of numbers above timeline `above`: in a cluster that follows another one those
+    are the other's to make, and a running standby takes a file that is there for the real one.
+
+    Raises DataDirError."""
+    folder = os.path.dirname(history_path(data_dir, above))
+    try:
+        for name in os.listdir(folder):
+            number, ending = name[:8], name[8:]
+            if ending != ".history" or not _is_hexadecimal(number) or int(number, 16) <= above:
+                continue
+            path = os.path.join(folder, name)
+            with open(path, encoding="utf-8", errors="replace") as file:
+                held = file.read(len(_TEXT) + 1) == _TEXT
+            if held:
+                os.unlink(path)
+    except OSError as e:
+        raise DataDirError(f"cannot clear place holders in {folder}: {e.strerror}") from None
+
+
+def _is_hexadecimal(text: str) -> bool:
+    return bool(text) and all(c in "0123456789ABCDEF" for c in text)
+
+
 def free_numbers(data_dir: str, control: ControlData) -> None:
     """Remove the newest history files, while a server in this state could not start with them.
 

@@ -490,7 +490,8 @@ class Invariants(Truth):
 
     def _reported(self, host: SimHost, gone: tuple[Record, ...]) -> None:
         """Rule 7: what only this member had is written down on its disk before it goes."""
-        lost, node = only_here(gone, self._line), self.world.nodes[host.name]
+        ours = tuple(record for record in gone if record.author in self.world.nodes)
+        lost, node = only_here(ours, self._line), self.world.nodes[host.name]
         job = node.agent.runner.facts()[0] if node.agent_is_up else None
         asked = job is not None and job.title == "reinitialize"  # it may go on over a full disk
         if lost and not asked and not is_written_down(host, lost):

@@ -328,6 +328,10 @@ class SimPostgres:
         self._dd(data_dir).hold_numbers(above, wanted)
         self.process.boundary("pg.hold-timelines", "after")
 
+    def drop_held_timelines(self, data_dir: str, above: int) -> None:
+        dd = self._dd(data_dir)
+        dd.histories = {n: switches for n, switches in dd.histories.items() if switches or n <= above}
+
     def free_timelines(self, data_dir: str, control: ControlData) -> None:
         self._dd(data_dir).free_numbers()
 

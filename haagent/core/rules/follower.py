@@ -107,7 +107,9 @@ def _clone(obs: Observation, memory: Memory, wipe: bool) -> Decision:
     source = clone_source(obs)
     reason = f"trying to bootstrap from leader '{source}'" if source == key.name else f"cloning from {source}"
     begun = rejoin.begin(evolve(memory, bootstrap=None), rejoin.CLONE)
-    return Decision("clone.begin", reason, begun, (Clone(source, key.name, wipe),))
+    # What goes is measured by whose line it has left: the leader of a standby cluster may yet leave it, too.
+    by = common.whose_line(obs) if memory.rejoin.diverged else key.name
+    return Decision("clone.begin", reason, begun, (Clone(source, by, wipe),))
 
 
 def _slot_is_there(obs: Observation) -> bool:
