@@ -431,10 +431,11 @@ class Interpreter:
 
     def _initdb(self, action: a.Initdb) -> bool:
         kind = "custom bootstrap" if self.config.bootstrap.method is not None else "initdb"
-        return self.runner.start(kind, partial(self.jobs.make_cluster, self.runner.starting_now))
+        body = partial(self.jobs.make_cluster, self.runner.starting_now, self.runner.copied)
+        return self.runner.start(kind, body)
 
     def _clone(self, action: a.Clone) -> bool:
-        body = partial(self.jobs.clone, action, self._view().initialize or None)
+        body = partial(self.jobs.clone, action, self._view().initialize or None, self.runner.copied)
         where = f"from {action.source}" if action.source is not None else "(without leader)"
         title = "reinitialize" if action.asked else f"bootstrap {where}"
         return self.runner.start("clone", body, where, title=title)

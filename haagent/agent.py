@@ -542,6 +542,9 @@ class Agent:
             settings = self.observer.settings
             return Published(self.config.scope, self.config.name, "starting", "uninitialized", settings)
         obs, memory = shown.facts, shown.memory
+        job = self.runner.facts()[0]
+        if job is not None and obs.job is not None:
+            obs = replace(obs, job=job)  # it goes on between two steps
         seen = self._seen_cluster
         was, planned = _known(obs.instance.sample), self.requests.scheduled()
         ttl = obs.settings.ttl_s * (1 if obs.instance.serves_as_primary else 2)
@@ -561,6 +564,7 @@ class Agent:
             alive_until=float("inf") if obs.settings.pause else shown.at + obs.settings.loop_wait_s + ttl,
             scheduled_restart=planned.wish.shown if planned is not None else None,
             note=note(obs, memory),
+            copied=obs.job.copied if obs.job is not None else None,
             cannot_lead=cannot_lead(obs, memory),
             rejoin=rejoin_view(obs, memory),
             discards=self.instance.rejoin.discards,

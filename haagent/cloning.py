@@ -21,6 +21,7 @@ from haagent.jobs_words import IDENTIFY_S, options_of
 from postgres_ctl.api import Cancellation, ConnectionTarget
 from postgres_ctl.basebackup import CloneSpec
 from postgres_ctl.errors import PostgresError, ToolFailed
+from postgres_ctl.facts import CopyProgress
 from postgres_ctl.methods import MethodSpec
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ COPY_S = 7 * 24 * 3600.0
 #: pg_basebackup is tried so often, with this pause, seconds.
 TRIES, PAUSE_S = 2, 5.0
 
+#: Told now and then how far a copy is.
+Report = Callable[[CopyProgress], object]
 BASEBACKUP = ReplicaMethod("basebackup")
 
 
@@ -47,7 +50,7 @@ class Ground:
 
 
 def make_replica(
-    ground: Ground, wanted: Clone, system_identifier: str | None, cancel: Cancellation
+    ground: Ground, wanted: Clone, system_identifier: str | None, copied: Report, cancel: Cancellation
 ) -> dict[str, Any]:
     """Raises PostgresError: with the reason of every method, when none has made it."""
     pg = ground.instance.effective.config
@@ -60,7 +63,8 @@ def make_replica(
         _give_up_data(ground, wanted, keep=methods[0].keep_data, cancel=cancel)
     if source is not None:
         ground.instance.pg.write_pgpass(pg.pgpass, [source])
-    by = _first_that_works(ground.instance, methods, source, system_identifier, cancel)
+    with ground.instance.pg.watch_copy(pg.data_dir, source, copied):
+        by = _first_that_works(ground.instance, methods, source, system_identifier, cancel)
     ground.instance.forget_kept()
     for name in ground.instance.pg.restore_backups(ground.instance.server_config(primary=False)):
         log.info("%s brought back from the copy in the data directory", name)

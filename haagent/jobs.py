@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from haagent import guardian_types as guardian
-from haagent.cloning import Ground, make_replica
+from haagent.cloning import Ground, Report, make_replica
 from haagent.core.actions import Clone, Source
 from haagent.core.model import JobFacts, JobResult, Unavailable
 from haagent.hooks import Hooks
@@ -26,7 +26,7 @@ from haagent.rejoin_jobs import RejoinJobs
 from haagent.runtime import Event, Runtime
 from postgres_ctl.api import Cancellation
 from postgres_ctl.errors import PostgresError
-from postgres_ctl.facts import ControlState, DataDirState, InstanceSample
+from postgres_ctl.facts import ControlState, CopyProgress, DataDirState, InstanceSample
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +117,12 @@ class JobRunner:
                 self._job.facts = replace(self._job.facts, starting_since=since)
         self._on_change()
         return since
+
+    def copied(self, progress: CopyProgress) -> None:
+        """How far the running job is. Wakes nobody: the next step tells it."""
+        with self._lock:
+            if self._job is not None:
+                self._job.facts = replace(self._job.facts, copied=progress)
 
     def start_background(self, kind: str, body: Body) -> None:
         with self._lock:
@@ -366,17 +372,21 @@ class InstanceJobs:
 
     # --- data
 
-    def make_cluster(self, recovering: Callable[[], object], cancel: Cancellation) -> dict[str, Any]:
+    def make_cluster(
+        self, recovering: Callable[[], object], copied: Report, cancel: Cancellation
+    ) -> dict[str, Any]:
         """New cluster with its roles; nothing listens. A failure leaves `<data_dir>.failed`."""
         self.instance.require_storage()
-        make_cluster(self.instance, recovering, cancel)
+        make_cluster(self.instance, recovering, copied, cancel)
         return {}
 
-    def clone(self, wanted: Clone, system_identifier: str | None, cancel: Cancellation) -> dict[str, Any]:
+    def clone(
+        self, wanted: Clone, system_identifier: str | None, copied: Report, cancel: Cancellation
+    ) -> dict[str, Any]:
         """A replica, in place of what is there with `wipe`; PostgreSQL is stopped first (rule 7)."""
         self.instance.require_storage()
         ground = Ground(self.instance, self._upstream, self._stop_for_good, self._note_wiped)
-        return make_replica(ground, wanted, system_identifier, cancel)
+        return make_replica(ground, wanted, system_identifier, copied, cancel)
 
     def _stop_for_good(self, cancel: Cancellation) -> None:
         self._hooks.before_stop(cancel)

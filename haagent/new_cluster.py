@@ -14,6 +14,7 @@ from haagent.jobs_words import options_of
 from postgres_ctl.api import Cancellation
 from postgres_ctl.bootstrap import InitdbSpec, RoleSpec
 from postgres_ctl.custom_bootstrap import CustomSpec
+from postgres_ctl.facts import CopyProgress
 from postgres_ctl.post_bootstrap import PostBootstrap
 
 log = logging.getLogger(__name__)
@@ -25,8 +26,15 @@ POST_BOOTSTRAP_S = 24 * 3600.0
 RESTORE_S = 7 * 24 * 3600.0
 
 
-def make_cluster(instance: LocalInstance, recovering: Callable[[], object], cancel: Cancellation) -> None:
-    """`recovering` is told when a program has restored what is now recovered. Raises PostgresError."""
+def make_cluster(
+    instance: LocalInstance,
+    recovering: Callable[[], object],
+    copied: Callable[[CopyProgress], object],
+    cancel: Cancellation,
+) -> None:
+    """`recovering` is told when a program has restored what is now recovered, `copied` how far it is.
+
+    Raises PostgresError."""
     config, pg = instance.config, instance.effective.config
     method = config.bootstrap.method
     if method is None:
@@ -34,7 +42,8 @@ def make_cluster(instance: LocalInstance, recovering: Callable[[], object], canc
             log.warning("%s", warning)
     else:
         log.info("running custom bootstrap script: %s", method.name)
-        instance.pg.custom_bootstrap(_custom_spec(instance, pg, method), RESTORE_S, cancel, recovering)
+        with instance.pg.watch_copy(pg.data_dir, None, copied):
+            instance.pg.custom_bootstrap(_custom_spec(instance, pg, method), RESTORE_S, cancel, recovering)
     instance.forget_kept()
     lines = config.bootstrap.pg_hba
     if lines and pg.pg_hba is None:

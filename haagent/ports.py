@@ -8,6 +8,7 @@ are those of `postgres_ctl` and `guardian_client`: a port adds no meaning.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,7 +24,15 @@ from postgres_ctl.bootstrap import InitdbSpec
 from postgres_ctl.commits import Counted, Span
 from postgres_ctl.config_files import RecoveryConfig, ServerConfig
 from postgres_ctl.custom_bootstrap import CustomSpec
-from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, Lsn, ProbeAnswer, TimelineSwitch
+from postgres_ctl.facts import (
+    ControlData,
+    CopyProgress,
+    DataDirState,
+    InstanceSample,
+    Lsn,
+    ProbeAnswer,
+    TimelineSwitch,
+)
 from postgres_ctl.logical_slots import LogicalSlot, SlotState
 from postgres_ctl.methods import MethodSpec
 from postgres_ctl.queries import SystemIdentity
@@ -190,6 +199,11 @@ class Postgres(Protocol):
     def custom_bootstrap(
         self, spec: CustomSpec, deadline_s: float, cancel: Cancellation, recovering: Callable[[], object]
     ) -> None: ...
+
+    def watch_copy(
+        self, data_dir: str, source: ConnectionTarget | None, report: Callable[[CopyProgress], object]
+    ) -> AbstractContextManager[None]:
+        """`report` is told now and then how far a copy into `data_dir` is, while the block runs."""
 
     def clone(self, spec: CloneSpec, deadline_s: float, cancel: Cancellation) -> tuple[str, ...]: ...
 

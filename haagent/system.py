@@ -6,6 +6,7 @@ import functools
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,7 @@ from postgres_ctl import (
     commits,
     config_files,
     controldata,
+    copy_progress,
     custom_bootstrap,
     datadir,
     gucs,
@@ -43,7 +45,7 @@ from postgres_ctl import (
 )
 from postgres_ctl.api import Cancellation, ConnectionTarget
 from postgres_ctl.errors import DataDirError, PostgresError
-from postgres_ctl.facts import ControlData, DataDirState, Lsn, TimelineSwitch
+from postgres_ctl.facts import ControlData, CopyProgress, DataDirState, Lsn, TimelineSwitch
 from postgres_ctl.slots import SlotPlan, apply_plan
 
 #: An answer of a peer is never larger, bytes.
@@ -280,6 +282,11 @@ class SystemPostgres:
         recovering: Callable[[], object],
     ) -> None:
         custom_bootstrap.custom_bootstrap(spec, deadline_s, cancel, recovering)
+
+    def watch_copy(
+        self, data_dir: str, source: ConnectionTarget | None, report: Callable[[CopyProgress], object]
+    ) -> AbstractContextManager[None]:
+        return copy_progress.watched(data_dir, source, report)
 
     def clone(self, spec: basebackup.CloneSpec, deadline_s: float, cancel: Cancellation) -> tuple[str, ...]:
         return basebackup.clone(spec, deadline_s, cancel)

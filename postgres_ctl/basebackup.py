@@ -104,10 +104,15 @@ def forget_life(data_dir: str, trigger_files: Sequence[str] = ()) -> None:
 
 
 def copied_bytes(data_dir: str) -> int:
-    """Bytes in the directory and in what its links lead to, as far as they can be seen: a progress value."""
+    """Bytes in the directory and in its tablespaces, without WAL, as far as they can be seen: a progress
+    value."""
     seen: dict[tuple[int, int], int] = {}
+    wal = os.path.realpath(os.path.join(data_dir, "pg_wal"))
     for root in (data_dir, *link_targets(data_dir)):
-        for directory, _, files in os.walk(root):
+        for directory, below, files in os.walk(root):
+            below[:] = [name for name in below if os.path.join(directory, name) != wal]
+            if directory == wal:
+                break
             for name in files:
                 try:
                     found = os.lstat(os.path.join(directory, name))

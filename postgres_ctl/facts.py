@@ -228,6 +228,32 @@ class InstanceSample:
         return self.walreceiver_status == "streaming" or self.startup_waits_for_wal
 
 
+@dataclass(frozen=True)
+class CopyProgress:
+    """How far a copy into a data directory is."""
+
+    copied_bytes: int
+    #: Of the source's databases; None where nobody could be asked.
+    total_bytes: int | None = None
+
+    @property
+    def percent(self) -> int | None:
+        """None while it is not known, at most 99: WAL and files outside of databases count as well."""
+        if not self.total_bytes:
+            return None
+        return min(99, 100 * self.copied_bytes // self.total_bytes)
+
+    def __str__(self) -> str:
+        if self.total_bytes is None:
+            return f"{_megabytes(self.copied_bytes)} copied"
+        of = f"{_megabytes(self.copied_bytes)} of {_megabytes(self.total_bytes)}"
+        return f"{of} copied ({self.percent} %)"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1024**2:.0f} MB" if size < 10 * 1024**3 else f"{size / 1024**3:.1f} GB"
+
+
 # --- names ------------------------------------------------------------------------------------------
 
 #: NAMEDATALEN - 1.

@@ -161,6 +161,7 @@ class _Own(Collector):
         yield self._gauge("build_info", "Version of the agent.", 1, "version", __version__)
         yield from self._moment()
         yield from self._outlook()
+        yield from self._copy()
         yield from self._slots()
         yield from self._probes()
         yield from self._counts(self._numbers.measures)
@@ -212,6 +213,14 @@ class _Own(Collector):
         if seen.loss_bytes is not None:
             help_text = "WAL the best candidate lacks: lost if this primary were lost now."
             yield self._gauge("failover_expected_loss_bytes", help_text, seen.loss_bytes)
+
+    def _copy(self) -> Iterator[Metric]:
+        copied = self._published.copied
+        if copied is None:
+            return
+        yield self._gauge("copied_bytes", "Of a copy into the data directory, so far.", copied.copied_bytes)
+        if copied.total_bytes is not None:
+            yield self._gauge("copy_total_bytes", "What it will have, about.", copied.total_bytes)
 
     def _slots(self) -> Iterator[Metric]:
         """Who makes this server keep WAL, and how much (contract 6.2: the disk must not fill)."""

@@ -146,6 +146,9 @@ _DISCARD = record(
 )
 
 
+_COPY = record({"copied_bytes": INTEGER, "total_bytes": nullable(INTEGER)})
+
+
 def _ours() -> Schema:
     return record(
         {
@@ -153,10 +156,11 @@ def _ours() -> Schema:
             "note": nullable(TEXT),
             "cannot_lead": nullable(TEXT),
             "position_is_proven": BOOLEAN,
+            "copy": described(_COPY, "How far a copy into its data directory is"),
             "rejoin": described(_REJOIN, "How far it is on its way back under the leader"),
             "discarded": described(listed(_DISCARD), "WAL that was thrown away here last"),
         },
-        ("position_is_proven", "rejoin", "discarded"),
+        ("position_is_proven", "copy", "rejoin", "discarded"),
     )
 
 

@@ -147,6 +147,11 @@ def _agent(published: Published) -> dict[str, Any]:
         "note": published.note,
         "cannot_lead": published.cannot_lead,
     }
+    if published.copied is not None:
+        ours["copy"] = {
+            "copied_bytes": published.copied.copied_bytes,
+            "total_bytes": published.copied.total_bytes,
+        }
     if published.rejoin != NOT_NEEDED:
         ours["rejoin"] = _rejoin(published.rejoin)
     if published.discards:

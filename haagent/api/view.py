@@ -17,7 +17,7 @@ from haagent.core.restart import RestartWish
 from haagent.core.settings import Settings
 from haagent.core.vitals import Vitals
 from haagent.measures import Measures
-from postgres_ctl.facts import InstanceSample
+from postgres_ctl.facts import CopyProgress, InstanceSample
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ class Published:
     alive_until: float = 0.0
     #: One line for people: a running job with its progress, a failing recovery and its reason.
     note: str | None = None
+    #: How far a copy into its data directory is; None while there is none.
+    copied: CopyProgress | None = None
     #: Why this member cannot take over now, one line; None when it could or it leads.
     cannot_lead: str | None = None
     #: How far it is on its way back under the leader.

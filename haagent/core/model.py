@@ -23,7 +23,7 @@ from haagent.core.settings import Settings
 from haagent.core.slot_memory import SlotMemory
 from haagent.core.standby_cluster import RemoteNode
 from haagent.core.vitals import Remedies, Vitals
-from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, Lsn, TimelineSwitch
+from postgres_ctl.facts import ControlData, CopyProgress, DataDirState, InstanceSample, Lsn, TimelineSwitch
 
 
 @dataclass(frozen=True)
@@ -269,6 +269,8 @@ class JobFacts:
     title: str = ""
     #: A restart has stopped PostgreSQL and starts it since then.
     starting_since: float | None = None
+    #: Of a clone or a restore: how far it is.
+    copied: CopyProgress | None = None
     #: A restarted primary that needs longer is handed over, seconds; None: it may take as long as it does.
     start_timeout_s: float | None = None
 

@@ -121,7 +121,8 @@ def member_record(obs: Observation, memory: Memory, where: Addresses) -> Member:
 def note(obs: Observation, memory: Memory) -> str | None:
     """One line for people; what probes find comes first."""
     usual = memory.note or logical_slots.note(obs, memory)
-    lines = [line for line in (vitality.note(obs), usual) if line]
+    copied = f"{obs.job.words}: {obs.job.copied}" if obs.job is not None and obs.job.copied else None
+    lines = [line for line in (vitality.note(obs), copied, usual) if line]
     return "; ".join(lines) or None
 
 

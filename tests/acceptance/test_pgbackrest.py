@@ -104,11 +104,10 @@ def test_pgbackrest_makes_replicas_and_a_cluster_of_the_past(repository: Path) -
         # Another cluster, of the same data as they were at one point in time.
         a.sql("select pg_create_restore_point('here')")
         a.sql("insert into kept values (3)")
+        segment = a.value("select pg_walfile_name(pg_current_wal_insert_lsn())")
         a.sql("select pg_switch_wal()")
-        archived = (
-            "select last_archived_wal >= pg_walfile_name(pg_current_wal_lsn() - 1) from pg_stat_archiver"
-        )
-        cluster.wait_for(lambda: a.value(archived), 60, "the WAL is in the repository")
+        archived = "select last_archived_wal >= %s from pg_stat_archiver"
+        cluster.wait_for(lambda: a.value(archived, segment), 60, "the WAL is in the repository")
         (past,) = restored.nodes
         method = as_in_the_example(prepare(repository, past, archives=False), "bootstrap")
         method["pgbackrest"]["command"] = method["pgbackrest"]["command"].replace(

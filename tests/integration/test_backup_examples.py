@@ -77,17 +77,17 @@ def stub(tool: str, source: Server, other: Server) -> str:
     return str(path)
 
 
-def configured(tool: str, program: str, tmp_path: Path) -> AgentConfig:
-    text = EXAMPLES[tool]
+def configured(tool: str, source: Server, other: Server) -> AgentConfig:
+    program, text = stub(tool, source, other), EXAMPLES[tool]
     own: dict[str, Any] = yaml.safe_load(text)
     base: dict[str, Any] = {
         "scope": "main",
         "name": "pg1",
         "restapi": {"listen": "127.0.0.1:8008"},
-        "local": {"path": str(tmp_path / "dcs.db")},
+        "local": {"path": str(other.root / "dcs.db")},
         "postgresql": {
             "listen": "127.0.0.1:5432",
-            "data_dir": str(tmp_path / "data"),
+            "data_dir": str(other.root / "main"),
             "bin_dir": BIN_DIR,
             "authentication": {"replication": {"username": "replicator"}},
         },
@@ -105,8 +105,8 @@ def configured(tool: str, program: str, tmp_path: Path) -> AgentConfig:
 
 
 @pytest.mark.parametrize("tool", EXAMPLES)
-def test_a_replica_by_a_recording_stub(tool: str, source: Server, other: Server, tmp_path: Path) -> None:
-    config = configured(tool, stub(tool, source, other), tmp_path)
+def test_a_replica_by_a_recording_stub(tool: str, source: Server, other: Server) -> None:
+    config = configured(tool, source, other)
     method, last = config.postgresql.replica_methods
     assert (method.no_leader, method.no_params, last.name) == (True, True, "basebackup")
     target = ConnectionTarget("127.0.0.1", source.port, SUPERUSER)
@@ -123,9 +123,9 @@ def test_a_replica_by_a_recording_stub(tool: str, source: Server, other: Server,
 
 
 @pytest.mark.parametrize("tool", EXAMPLES)
-def test_a_new_cluster_by_a_recording_stub(tool: str, source: Server, other: Server, tmp_path: Path) -> None:
+def test_a_new_cluster_by_a_recording_stub(tool: str, source: Server, other: Server) -> None:
     """Up to the recovery: the stub's copy of a stopped server has nothing to recover from an archive."""
-    config = configured(tool, stub(tool, source, other), tmp_path)
+    config = configured(tool, source, other)
     method = config.bootstrap.method
     assert method is not None
     assert method.recovery_conf is not None

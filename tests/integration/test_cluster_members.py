@@ -101,6 +101,15 @@ def test_reinitialize_and_what_a_pause_allows() -> None:
         cluster.wait_for(lambda: "configuration reloaded" in b.log(), 60, "the reload")
         assert b.rest("/reinitialize", "POST", {}) == (200, "reinitialize started")
         cluster.wait_for(lambda: b.rest("/patroni")[1]["state"] == "creating replica", 60, "it copies")
+
+        def copied() -> dict[str, int]:
+            return dict(b.rest("/patroni")[1]["haagent"].get("copy") or {})
+
+        cluster.wait_for(lambda: copied().get("copied_bytes"), 60, "its progress")
+        assert copied()["copied_bytes"] < copied()["total_bytes"]
+        assert "haagent_copy_total_bytes{" in b.rest("/metrics")[1]
+        cluster.wait_for(lambda: "reinitialize: " in b.member_key().get("note", ""), 60, "it is in the list")
+        assert b.member_key()["note"].endswith("%)")
         for path in ("/reinitialize", "/restart"):
             assert b.rest(path, "POST", {}) == (503, "reinitialize already in progress")
         b.write_config(FAST)
@@ -108,6 +117,7 @@ def test_reinitialize_and_what_a_pause_allows() -> None:
         cluster.wait_for(lambda: b.log().count("configuration reloaded") == 2, 60, "the reload")
         assert b.rest("/reinitialize", "POST", {"force": True}, timeout_s=60) == (200, "reinitialize started")
         cluster.wait_streaming(1)
+        assert "copy" not in b.rest("/patroni")[1]["haagent"]
         assert a.rest("/reinitialize", "POST", {"force": True}) == (
             503,
             "I am the leader, can not reinitialize",

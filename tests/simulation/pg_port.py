@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +23,7 @@ from postgres_ctl.commits import Counted, Span
 from postgres_ctl.config_files import RecoveryConfig, ServerConfig
 from postgres_ctl.custom_bootstrap import CustomSpec
 from postgres_ctl.errors import ConfigFileError, DataDirError, PostgresUnavailable, QueryFailed, ToolFailed
-from postgres_ctl.facts import ControlData, DataDirState, InstanceSample, Lsn, TimelineSwitch
+from postgres_ctl.facts import ControlData, CopyProgress, DataDirState, InstanceSample, Lsn, TimelineSwitch
 from postgres_ctl.logical_slots import LogicalSlot
 from postgres_ctl.logical_slots import SlotState as PrimarysSlot
 from postgres_ctl.methods import MethodSpec
@@ -458,6 +459,11 @@ class SimPostgres:
         self, spec: CustomSpec, deadline_s: float, cancel: Cancellation, recovering: Callable[[], object]
     ) -> None:
         self._tool("pg.bootstrap", pg_tools.custom_bootstrap, spec.data_dir, cancel)
+
+    def watch_copy(
+        self, data_dir: str, source: ConnectionTarget | None, report: Callable[[CopyProgress], object]
+    ) -> AbstractContextManager[None]:
+        return nullcontext(None)
 
     def clone(self, spec: CloneSpec, deadline_s: float, cancel: Cancellation) -> tuple[str, ...]:
         self._tool("pg.clone", pg_tools.clone, spec.data_dir, cancel, self._reacher(spec.source))
