@@ -17,7 +17,7 @@ from haagent.core.settings import Settings
 from haagent.core.vitals import ProbeFacts, Vitals
 from haagent.measures import Measures
 from haagent.runtime import SystemRuntime
-from postgres_ctl.facts import Lsn, ProbeFault, Slot
+from postgres_ctl.facts import CopyProgress, Lsn, ProbeFault, Slot
 from tests.unit.test_health import END, LEASE, NOW, PRIMARY, QUORUM, REPLICA, SYNC, member, sample
 
 #: Name, type and value of every sample of a replica, in order (recorded from Patroni 4.1.5).
@@ -248,11 +248,19 @@ def test_slots_show_what_they_keep() -> None:
     assert f"haagent_slot_retained_bytes{{{labels.format('new')}}}" not in text
 
 
+def test_a_copy_shows_how_far_it_is() -> None:
+    shown = values(replace(REPLICA, copied=CopyProgress(300, 1000)))
+    assert (shown["haagent_copied_bytes"], shown["haagent_copy_total_bytes"]) == (300, 1000)
+    assert "haagent_copy_total_bytes" not in values(replace(REPLICA, copied=CopyProgress(300)))
+    assert "haagent_copied_bytes" not in values(REPLICA)
+
+
 def test_the_documentation_lists_every_metric_and_no_other() -> None:
     text = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
     told = set(re.findall(r"`((?:patroni|haagent)_[a-z_]+)`", text))
     measures = Measures(SystemRuntime())
     measures.decided_at = NOW
     gone = Discard("n1", 0, 9, None, "rewind", "2030-01-01T10:00:00+00:00")
-    full = page(replace(PRIMARY, discards=(gone,)), LEASE, Numbers(measures, Outlook(("n2",), 1)))
+    busy = replace(PRIMARY, discards=(gone,), copied=CopyProgress(1, 2))
+    full = page(busy, LEASE, Numbers(measures, Outlook(("n2",), 1)))
     assert told == set(re.findall(r"^# TYPE ((?:patroni|haagent)_(?!process)\w+)", full, re.MULTILINE))
