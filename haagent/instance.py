@@ -358,6 +358,7 @@ class LocalInstance:
         facts = Instance(
             alive=True,
             leftovers=False,
+            ending=not postmaster.running,
             writable=writable,
             writable_epoch=postmaster.writable_epoch,
             pid=postmaster.pid,

@@ -69,6 +69,8 @@ class Instance:
     alive: bool = False
     #: Processes or shared memory of a dead postmaster are still there: fenced, but not stopped (H9).
     leftovers: bool = False
+    #: The guardian saw the postmaster end, and is still at ending what that left: it counts as alive.
+    ending: bool = False
     #: The postmaster was started, or promoted, to accept writes (or nobody can exclude it).
     writable: bool = False
     #: Epoch under which the guardian let it; None of a standby, and where nobody knows.

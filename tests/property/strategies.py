@@ -240,6 +240,7 @@ instances = st.builds(
     ).map(tuple),
     last_exit=st.none() | st.builds(LastExit, booleans, booleans),
     config_outdated=booleans,
+    ending=st.sampled_from([False, False, False, True]),
     storage_hangs=booleans,
     sync_names=st.none() | sync_names,
     user_sync_names=st.sampled_from(["", "other"]),

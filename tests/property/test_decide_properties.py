@@ -202,7 +202,7 @@ def leadership_is_given_up_only_with_the_server(obs: Observation, decision: Deci
     for action in of(a.CloseEpoch, decision):
         assert isinstance(action, a.CloseEpoch)
         assert action.epoch == obs.lease.epoch
-        assert obs.instance.leftovers or of(a.StopInstance, decision)
+        assert obs.instance.leftovers or obs.instance.ending or of(a.StopInstance, decision)
         assert not obs.settings.pause
 
 

@@ -25,6 +25,7 @@ from haagent.core.model import (
     Memory,
     Observation,
     OperatorRequest,
+    Unavailable,
     evolve,
 )
 from haagent.core.publish import cannot_lead, note
@@ -320,3 +321,12 @@ def test_what_cannot_be_ended_lets_the_lease_run_out_once_somebody_can_take_over
         left_over(settings=paused()),
     ):
         assert judge(*kept).rule == "guard.not-proven-stopped"
+
+
+def test_the_same_while_the_guardian_is_still_at_ending_it() -> None:
+    def ending(for_s: float) -> Observation:
+        mute = replace(silent(writable=True), sample=Unavailable(NOW - for_s, "does not run"), ending=True)
+        return leading(mute, peers=FIT)
+
+    assert judge(ending(60.0), SETTLED).actions == (CloseEpoch(EPOCH),)
+    assert judge(ending(1.0), SETTLED).rule == "leader.no-answer"

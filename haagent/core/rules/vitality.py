@@ -36,6 +36,9 @@ LEFTOVERS_S = 5.0
 
 def unhealthy(obs: Observation, memory: Memory) -> Decision | None:
     """The key is ours, PostgreSQL is its primary, and probes say that nobody can use it."""
+    sample = obs.instance.sample
+    if obs.instance.ending and isinstance(sample, Unavailable):
+        return _let_expire(obs, memory, sample.since)
     ill = illness(obs)
     if ill is None or not common.owns_key(obs) or not obs.lease.holds(obs.now):
         return None
@@ -141,9 +144,13 @@ def hopeless_job(obs: Observation, memory: Memory) -> Decision | None:
 
 def leftovers(obs: Observation, memory: Memory) -> Decision | None:
     """What cannot be ended keeps nobody else from leading: once somebody is there the lease runs out (H9)."""
+    return _let_expire(obs, memory, memory.down_since)
+
+
+def _let_expire(obs: Observation, memory: Memory, since: float | None) -> Decision | None:
     if isinstance(obs.cluster, Unavailable) or obs.settings.pause or not common.owns_key(obs):
         return None
-    epoch, since = common.epoch_of(obs), memory.down_since
+    epoch = common.epoch_of(obs)
     if obs.lease.closed_epoch >= epoch or since is None or obs.now < since + LEFTOVERS_S:
         return None
     actions: tuple[Action, ...]

@@ -44,6 +44,15 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/integration/test_postgres_ctl_datadir.py::"
         "test_orphaned_backend_of_a_killed_postmaster_is_a_leftover",
     ),
+    "H12": (
+        "tests/chaos/test_unhealthy.py::test_load_that_takes_all_connections_and_processors_changes_nothing",
+        "tests/chaos/test_unhealthy.py::test_hung_postmaster_is_restarted_in_place",
+    ),
+    "H13": (
+        "tests/chaos/test_unhealthy.py::"
+        "test_primary_on_a_hung_disk_is_replaced_although_it_cannot_be_stopped",
+        "tests/chaos/test_unhealthy.py::test_nobody_hands_over_when_all_share_the_fault",
+    ),
     "H10": (
         f"{_FENCE}::test_postgresql_dies_with_its_guardian",
         f"{_FENCE}::test_killed_agent_does_not_stop_the_fence",

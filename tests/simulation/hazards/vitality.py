@@ -72,6 +72,16 @@ def dead_primary_that_cannot_be_ended(stage: Stage) -> None:
     stage.expect("something of it is there", lambda: stage.server(a).any_alive)
 
 
+@scenario("H9", {"vitality-waits-for-what-cannot-be-ended": REMEDIED})
+def killed_primary_that_cannot_be_ended(stage: Stage) -> None:
+    """The guardian lives, kills what is left, and nothing of it ends: that is known long before any probe."""
+    a, b, c = stage.settle()
+    stage.strike("stuck-postgres", a)
+    stage.strike("kill-postgres", a)
+    stage.must(REMEDIED, "another one leads", lambda: stage.leads(b) or stage.leads(c), REMEDY_S / 2.5)
+    stage.expect("something of it is there", lambda: stage.server(a).any_alive)
+
+
 @scenario("H12", {"vitality-one-probe-is-enough": KEPT})
 def storage_is_slow_for_a_moment(stage: Stage) -> None:
     """Less than ten seconds: load, not a fault."""
