@@ -14,13 +14,13 @@ from dataclasses import replace
 from haagent.core.vitals import ProbeFacts, Vitals
 from haagent.instance import LocalInstance
 from haagent.runtime import Runtime
-from postgres_ctl.facts import ProbeAnswer
+from postgres_ctl.facts import ProbeAnswer, ProbeFault
 
 log = logging.getLogger(__name__)
 
-#: Between two probes while all is well, and while they fail, seconds. After SOON of those the pause grows: at
-#: a server that hangs each new connection may be one more process that hangs.
-EVERY_S, AGAIN_S, SLOWEST_S, SOON = 5.0, 1.0, 60.0, 10
+#: Between two probes while all is well, and while they fail, seconds. After SOON of those the pause grows
+#: where new connections are not answered: each may be one more process that hangs.
+EVERY_S, AGAIN_S, SLOWEST_S, SOON = 5.0, 1.0, 60.0, 20
 #: A probe gets `retry_timeout`, and not less than this, seconds: on a busy host a new connection takes time.
 LEAST_S = 2.0
 
@@ -43,6 +43,8 @@ class Probe:
         self._name, self._look, self._subject = name, look, subject
         self._deadline_s, self._on_change = deadline_s, on_change
         self._facts = ProbeFacts()
+        #: What that is about.
+        self._about: object = None
         self._ended = False
         self._thread = runtime.thread(self._run, f"probe-{name}")
 
@@ -55,18 +57,20 @@ class Probe:
             self._cond.notify_all()
 
     def facts(self) -> ProbeFacts:
-        """Any thread; never blocks."""
-        return self._facts
+        """Any thread; never blocks. What was found about another server says nothing of this one."""
+        facts, about = self._facts, self._about
+        return facts if about == self._subject() else ProbeFacts(failures=facts.failures)
 
     def _run(self) -> None:
-        about: object = None
         while True:
             with self._cond:
                 self._cond.wait_for(lambda: self._ended, self._pause_s())
                 if self._ended:
                     return
-            if about != (about := self._subject()) or about is None:
+            about = self._subject()
+            if about != self._about or about is None:
                 self._forget()
+            self._about = about
             if about is None:
                 continue
             began_at = self._now()
@@ -82,6 +86,8 @@ class Probe:
         failed = self._facts.in_a_row
         if failed == 0:
             return EVERY_S
+        if self._facts.fault is not ProbeFault.UNREACHED:
+            return AGAIN_S
         return min(SLOWEST_S, AGAIN_S * 2.0 ** min(10, max(0, failed - SOON)))
 
     def _forget(self) -> None:

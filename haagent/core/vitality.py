@@ -46,6 +46,9 @@ class Illness:
     #: The storage itself was found wanting: no restart helps, and if it hangs, no clean stop is possible.
     of_the_disk: bool
     text: str
+    #: When the first of the probes began that have failed in a row, and when the last of them ended.
+    since: float
+    seen_at: float
 
     @property
     def restart_may_help(self) -> bool:
@@ -63,7 +66,10 @@ def illness(obs: Observation) -> Illness | None:
     for facts, of_the_disk in ((disk, True), (server, False)):
         if facts.fault is not None and _long_enough(obs, facts):
             storage = of_the_disk or facts.fault in (ProbeFault.FULL, ProbeFault.BROKEN)
-            return Illness(facts.fault, storage, _text(facts, of_the_disk))
+            ended_at = (facts.began_at or 0.0) + facts.took_s
+            return Illness(
+                facts.fault, storage, _text(facts, of_the_disk), facts.failing_since or 0.0, ended_at
+            )
     return None
 
 
@@ -138,6 +144,13 @@ def tried(obs: Observation, memory: Memory) -> Memory:
     """A hand-over for the primary's health is being begun."""
     remedies = replace(memory.remedies, tries=memory.remedies.tries + 1, tried_at=obs.now)
     return evolve(memory, remedies=remedies)
+
+
+def fit(obs: Observation, memory: Memory, ill: Illness) -> Memory:
+    """A standby is fit to take over."""
+    since = memory.remedies.fit_since
+    known = since is not None and since >= ill.since
+    return evolve(memory, remedies=replace(memory.remedies, fit_since=since if known else obs.now))
 
 
 def leader_changed(obs: Observation, remedies: Remedies) -> Remedies:

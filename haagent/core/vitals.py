@@ -41,6 +41,8 @@ class Remedies:
     #: Hand-overs in a row that were begun for it and have not ended the leadership, and when the last began.
     tries: int = 0
     tried_at: float | None = None
+    #: Since when somebody has been fit to take over from an unhealthy primary.
+    fit_since: float | None = None
     #: Why an unhealthy primary stays: told once.
     told: str = ""
     #: When another member became the leader.

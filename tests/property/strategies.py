@@ -344,6 +344,7 @@ remedies = st.builds(
     tries=st.integers(0, 3),
     tried_at=maybe_time,
     changes=st.lists(times, max_size=3).map(tuple),
+    fit_since=maybe_time,
 )
 
 observations = st.builds(

@@ -63,11 +63,13 @@ from tests.unit.core_facts import (
 FULL, HANGS = ProbeFault.FULL, ProbeFault.HANGS
 UNREACHED, BROKEN = ProbeFault.UNREACHED, ProbeFault.BROKEN
 FIT = (answer("pg1"), answer("pg2"))
-SETTLED = Memory(checkpointed_epoch=EPOCH)
+SEEN = Remedies(fit_since=NOW - 2)
+#: Somebody has been fit since before the last probe failed.
+SETTLED = Memory(checkpointed_epoch=EPOCH, remedies=SEEN)
 
 
 def failing(fault: ProbeFault, for_s: float = 100.0, in_a_row: int = 9) -> ProbeFacts:
-    return ProbeFacts(NOW - 1, 1.0, fault, "why", NOW - for_s, in_a_row, in_a_row)
+    return ProbeFacts(NOW - 1.5, 1.0, fault, "why", NOW - for_s, in_a_row, in_a_row)
 
 
 def disk(fault: ProbeFault, *more: float | int) -> Vitals:
@@ -145,9 +147,9 @@ def test_a_hung_server_on_good_storage_is_killed_and_started_again(fault: ProbeF
 
 
 def test_one_that_hangs_again_and_again_is_handed_over() -> None:
-    used_up = evolve(SETTLED, remedies=Remedies(restarts=(NOW - 9,) * RESTARTS))
+    used_up = evolve(SETTLED, remedies=replace(SEEN, restarts=(NOW - 9,) * RESTARTS))
     assert let_go(judge(sick(server(UNREACHED)), used_up))
-    long_ago = evolve(SETTLED, remedies=Remedies(restarts=(NOW - 9999,) * RESTARTS))
+    long_ago = evolve(SETTLED, remedies=replace(SEEN, restarts=(NOW - 9999,) * RESTARTS))
     assert judge(sick(server(UNREACHED)), long_ago).rule == "leader.unhealthy-restart"
 
 
@@ -180,7 +182,7 @@ def test_a_full_disk_is_handed_over_like_a_switchover_first() -> None:
 
 
 def test_a_full_disk_on_which_that_failed_is_handed_over_like_a_crash() -> None:
-    failed = evolve(SETTLED, remedies=Remedies(tries=1, tried_at=NOW - RETRY_S))
+    failed = evolve(SETTLED, remedies=replace(SEEN, tries=1, tried_at=NOW - RETRY_S))
     assert let_go(judge(sick(disk(FULL)), failed))
     mute = asked(cluster(), request("pg0", "pg1"))
     assert let_go(judge(sick(disk(FULL), silent(writable=True), view=mute), failed))
@@ -223,6 +225,20 @@ def test_the_others_are_asked_first() -> None:
     assert (decision.rule, decision.actions) == ("leader.unhealthy-ask", (AskPeers(("pg1", "pg2")),))
 
 
+def test_the_fault_has_to_outlast_that_of_the_successor() -> None:
+    """A shared fault ends for one before the other; what was fit in an earlier illness says nothing."""
+    for since in (None, NOW - 5000):
+        before = evolve(SETTLED, remedies=Remedies(fit_since=since))
+        first = judge(sick(disk(HANGS)), before)
+        assert (first.rule, first.actions) == ("leader.unhealthy-confirm", ())
+        assert first.memory.remedies.fit_since == NOW
+        assert judge(sick(disk(HANGS)), first.memory).rule == "leader.unhealthy-confirm"
+        later = failing(HANGS)
+        seen = replace(sick(Vitals(disk=replace(later, began_at=NOW + 1))), now=NOW + 2.1)
+        again = replace(seen, peers={p.name: replace(p, asked_at=NOW + 2.0) for p in FIT})
+        assert let_go(judge(again, first.memory))
+
+
 # --- nobody to go to ------------------------------------------------------------------------------
 
 
@@ -257,7 +273,7 @@ def test_without_a_fit_standby_it_stays_and_says_so_once(seen: Observation) -> N
 
 def test_hand_overs_that_nobody_asked_for_come_at_growing_distances() -> None:
     def after(*changes: float) -> str:
-        memory = evolve(SETTLED, remedies=Remedies(changes=changes))
+        memory = evolve(SETTLED, remedies=replace(SEEN, changes=changes))
         return judge(sick(disk(HANGS)), memory).rule
 
     stays, goes = "leader.unhealthy", "leader.unhealthy-hand-over"
@@ -270,9 +286,9 @@ def test_hand_overs_that_nobody_asked_for_come_at_growing_distances() -> None:
 
 
 def test_a_hand_over_that_failed_is_tried_again_later() -> None:
-    memory = evolve(SETTLED, remedies=Remedies(tries=2, tried_at=NOW - RETRY_S))
+    memory = evolve(SETTLED, remedies=replace(SEEN, tries=2, tried_at=NOW - RETRY_S))
     assert judge(sick(disk(HANGS)), memory).rule == "leader.unhealthy"
-    memory = evolve(SETTLED, remedies=Remedies(tries=2, tried_at=NOW - 2 * RETRY_S))
+    memory = evolve(SETTLED, remedies=replace(SEEN, tries=2, tried_at=NOW - 2 * RETRY_S))
     assert let_go(judge(sick(disk(HANGS)), memory))
 
 

@@ -3,7 +3,7 @@
 probes fail ─ long enough ─► a restart may help, and was not tried too often ─► kill, start again
                                   │ no
                                   ▼
-                   a standby is fit, and the cluster was calm ─ no ─► stay, and say so
+                   a standby is fit, the cluster was calm, the fault goes on ─ no ─► stay, say so
                                   │ yes
             ┌─────────────────────┴─────────────────────────┐
     it may stop cleanly (full                    it cannot, or did not: close the
@@ -28,7 +28,7 @@ from haagent.core.candidate import ANSWER_LIFE_S, best_successor, unanswered
 from haagent.core.model import Decision, Memory, Observation, Unavailable, evolve
 from haagent.core.rules import common
 from haagent.core.rules.leading import clean_stop, not_answering, steady, stopped
-from haagent.core.vitality import Illness, calm_at, illness, may_restart, restarted, tried
+from haagent.core.vitality import Illness, calm_at, fit, illness, may_restart, restarted, tried
 
 #: What is left of a dead primary is waited for so long before its key is let go, seconds.
 LEFTOVERS_S = 5.0
@@ -70,6 +70,11 @@ def _hand_over(obs: Observation, memory: Memory, ill: Illness) -> Decision:
     name = _successor(obs)
     if name is None:
         return _stay(obs, memory, ill, "no standby can take over")
+    memory = fit(obs, memory, ill)
+    if ill.seen_at <= (memory.remedies.fit_since or 0.0):
+        # A fault that all have ends for one before the other: it must have outlasted the other's.
+        reason = f"{name} is fit: waiting for one more probe; {ill.text}"
+        return common.wait("leader.unhealthy-confirm", reason, memory, 1.0)
     begun = tried(obs, memory)
     if ill.stops_cleanly and obs.instance.answers and begun.remedies.tries == 1:
         return _cleanly(obs, begun, ill, name)
@@ -120,14 +125,15 @@ def _stay(obs: Observation, memory: Memory, ill: Illness, why: str) -> Decision:
     assert usual is not None
     reason = f"unhealthy, and staying the leader: {why}; {ill.text}"
     remedies = memory.remedies
+    told = remedies.told == reason
     return replace(
         usual,
         rule="leader.unhealthy",
         reason=reason,
         line=reason,
-        memory=evolve(usual.memory, remedies=replace(remedies, told=reason)),
+        memory=evolve(usual.memory, remedies=replace(remedies, told=reason, fit_since=None)),
         again_in_s=ANSWER_LIFE_S,
-        heartbeat=remedies.told == reason,
+        heartbeat=told,
     )
 
 
