@@ -165,11 +165,13 @@ def test_postmaster_that_hangs_again_and_again_is_replaced() -> None:
         primary = cluster.wait_streaming(1)
         writers.wait_acknowledged(50)
         for _ in range(3):
+            # Else the next one would not let the standby in.
+            cluster.wait_streaming(1, HEALED_S)
             pid = stop_postmaster(primary)
 
             def dealt_with(pid: int = pid) -> bool:
-                again = primary.postmaster_pid() not in (None, pid)
-                return again and any(node.is_writable() for node in cluster.leaders())
+                gone = primary.postmaster_pid() != pid
+                return gone and any(node.is_writable() for node in cluster.leaders())
 
             cluster.wait_for(dealt_with, HEALED_S, "the hung one is gone, and one leads")
         assert wait_successor(cluster, writers, primary) is not primary

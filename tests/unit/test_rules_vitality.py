@@ -265,6 +265,8 @@ def test_without_a_fit_standby_it_stays_and_says_so_once(seen: Observation) -> N
     assert "staying the leader" in decision.reason
     assert not {StopInstance, CloseEpoch, BeginSwitchover} & {type(a) for a in decision.actions}
     assert not decision.heartbeat
+    # Its own writes to the store would wake it for ever.
+    assert decision.again_in_s is None or not decision.actions
     assert judge(seen, decision.memory).heartbeat
 
 

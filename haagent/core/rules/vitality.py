@@ -24,7 +24,7 @@ from haagent.core.actions import (
     Guard,
     StopInstance,
 )
-from haagent.core.candidate import ANSWER_LIFE_S, best_successor, unanswered
+from haagent.core.candidate import best_successor, unanswered
 from haagent.core.model import Decision, Memory, Observation, Unavailable, evolve
 from haagent.core.rules import common
 from haagent.core.rules.leading import clean_stop, not_answering, steady, stopped
@@ -120,7 +120,7 @@ def _successor(obs: Observation) -> str | None:
 
 
 def _stay(obs: Observation, memory: Memory, ill: Illness, why: str) -> Decision:
-    """As ever, with an alarm: whoever cannot be replaced is kept."""
+    """As ever, with an alarm: whoever cannot be replaced is kept. Each probe that fails wakes the loop."""
     usual = steady(obs, memory) if obs.instance.answers else not_answering(obs, memory)
     assert usual is not None
     reason = f"unhealthy, and staying the leader: {why}; {ill.text}"
@@ -132,7 +132,6 @@ def _stay(obs: Observation, memory: Memory, ill: Illness, why: str) -> Decision:
         reason=reason,
         line=reason,
         memory=evolve(usual.memory, remedies=replace(remedies, told=reason, fit_since=None)),
-        again_in_s=ANSWER_LIFE_S,
         heartbeat=told,
     )
 
