@@ -391,6 +391,8 @@ class Interpreter:
         return True
 
     def _tend_logical_slots(self, action: a.TendLogicalSlots) -> bool:
+        for name in action.anew:
+            log.error("logical slot %s is not here and made anew: its consumer misses changes", name)
         body = partial(self.slot_jobs.tend, action.create, action.advance)
         self.runner.start_background(logical_slots.TEND, body)
         return True

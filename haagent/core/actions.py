@@ -230,6 +230,8 @@ class TendLogicalSlots:
     both may have to wait for transactions, or read much WAL."""
 
     create: tuple[PermanentSlot, ...] = ()
+    #: Of these, those whose consumers lose what they had not confirmed: there is no copy here.
+    anew: tuple[str, ...] = ()
     #: slot -> its database and how far it may go
     advance: Mapping[str, tuple[str, Lsn]] = field(default_factory=dict)
 

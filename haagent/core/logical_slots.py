@@ -21,7 +21,7 @@ from haagent.core.model import Decision, JobResult, Memory, Observation, Unavail
 from haagent.core.rules import common
 from haagent.core.slot_config import LOGICAL, PermanentSlot
 from haagent.core.slot_memory import SlotMemory
-from haagent.core.slots import feedback_slot, published, wanted
+from haagent.core.slots import feedback_slot, on_the_leaders_line, published, wanted
 from postgres_ctl.facts import InstanceSample, Lsn, Slot
 
 #: Kinds of background work and of the job.
@@ -65,7 +65,10 @@ def tend(obs: Observation, memory: Memory) -> tuple[TendLogicalSlots, ...]:
     if not sample.in_recovery:
         names = {s.name for s in sample.slots}
         missing = tuple(slot for name, slot in sorted(want.items()) if name not in names)
-        return (TendLogicalSlots(create=missing),) if missing else ()
+        anew = tuple(slot.name for slot in missing if slot.name in published(obs.cluster))
+        return (TendLogicalSlots(missing, anew),) if missing else ()
+    if not on_the_leaders_line(obs, memory):
+        return ()
     told, limit = published(obs.cluster), sample.replay_lsn or Lsn(0)
     moves = {}
     for name, slot in _here(obs, want).items():

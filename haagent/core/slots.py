@@ -135,7 +135,7 @@ def plan(obs: Observation, memory: Memory) -> SyncSlots | None:
     physical = {n for n, slot in want.items() if slot.type == PHYSICAL}
     create = tuple(sorted(n for n in physical if n not in have or n in why))
     idle = {n: have[n] for n in physical & set(have) - set(why) if not have[n].active}
-    advance = _advances(obs, obs.cluster, sample, idle)
+    advance = _advances(obs, obs.cluster, sample, idle) if on_the_leaders_line(obs, memory) else {}
     return SyncSlots(create, tuple(why), advance, why) if create or why or advance else None
 
 
@@ -191,6 +191,18 @@ def _member_of(cluster: ClusterSnapshot, slot: str) -> Member | None:
 def published(cluster: ClusterSnapshot) -> Mapping[str, int]:
     """Positions of slots as the leader told them last."""
     return (cluster.status.slots if cluster.status else None) or {}
+
+
+def on_the_leaders_line(obs: Observation, memory: Memory) -> bool:
+    """Positions that the leader tells are positions in this server's history, too: it leads, or streams, or
+    replays the leader's timeline from an archive. A number alone says nothing of WAL that diverged (H15)."""
+    if isinstance(obs.cluster, Unavailable) or obs.cluster.leader is None:
+        return False
+    if obs.instance.serves_as_primary or memory.not_streaming_since is None:
+        return True
+    leader = obs.cluster.member(obs.cluster.leader.name)
+    from_archive = obs.me.tags.nostream and leader is not None and leader.timeline is not None
+    return from_archive and leader is not None and leader.timeline == obs.instance.timeline
 
 
 def _advances(

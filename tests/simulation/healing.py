@@ -15,6 +15,7 @@ from dcs import codec
 from haagent.core.candidate import standing
 from haagent.core.model import Unavailable
 from haagent.core.restart import ALWAYS
+from tests.simulation.consumers import not_kept
 from tests.simulation.plan import may_lead
 from tests.simulation.remote import put_back
 from tests.simulation.wal import in_common
@@ -95,7 +96,7 @@ def not_whole(world: World) -> str:
             return f"all-stream: {node.name} does not stream ({server!r}, {note})"
     if world.unanswered:
         return f"answered: {world.unanswered} operator requests have no answer"
-    return ""
+    return not_kept(world)
 
 
 def _follows(leader: Server, remote: Remote) -> bool:

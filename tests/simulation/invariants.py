@@ -17,6 +17,7 @@ guardian frozen, a store that broke its promise) is excused here, by name, and n
     failsafe.promise-kept        failsafe.kept-primary
     liveness.one-primary         liveness.all-stream         liveness.answered          schedule.as-asked
     standby-cluster.read-only    liveness.follows-remote
+    slots.never-ahead            liveness.slots-kept
 
 Rule 4 (synchronous modes) gets its checks with those modes.
 """
@@ -142,6 +143,8 @@ class Invariants(Truth):
         self.followed_until = 0.0
         #: WAL of the server whose position was published last.
         self._published: list[Record] = []
+        #: Slot -> where one of that name began that a leader told of: a leader without a copy makes it anew.
+        self.slots_begun: dict[str, int] = {}
         self.moves = 0
         #: Member -> what its pre_promote said last, and when.
         self.agreed: dict[str, tuple[bool, float]] = {}
@@ -216,6 +219,8 @@ class Invariants(Truth):
         server = self.world.server_of(self.holder.name) if self.holder is not None else None
         if server is not None:
             self.published_timeline, self._published = server.timeline, server.dd.records
+            for name, slot in server.dd.slots.items():
+                self.slots_begun[name] = max(slot.made_at, self.slots_begun.get(name, 0))
 
     def _leader_changed(self) -> None:
         now, old, new = self.engine.now, self.holder, self.store.leader()

@@ -124,7 +124,7 @@ class SimSession:
 
 def _as_read(name: str, slot: SlotState) -> PrimarysSlot:
     at = lsn_at(slot.restart) if slot.restart is not None else None
-    state = str(slot.restart).encode() if slot.plugin is not None else None
+    state = f"{slot.restart} {slot.made_at}".encode() if slot.plugin is not None else None
     return PrimarysSlot(name, slot.database, slot.plugin, at, at, XMIN, False, state)
 
 
@@ -209,7 +209,7 @@ class SimPostgres:
             else:
                 slots.pop(name, None)
         for name in plan.create:
-            slots.setdefault(name, SlotState(server.dd.durable))
+            slots.setdefault(name, SlotState(server.dd.durable, made_at=server.dd.durable))
         for name, lsn in plan.advance:
             slot, count = slots.get(name), min(count_until(lsn.value), server.replay)
             if slot is not None and name not in active and (slot.restart or 0) < count:
@@ -227,7 +227,8 @@ class SimPostgres:
         for slot in slots:
             known = mine.get(slot.name)
             if slot.to is None and known is None and not server.in_recovery:
-                mine[slot.name] = SlotState(server.dd.durable, slot.database, slot.plugin)
+                end = server.dd.durable
+                mine[slot.name] = SlotState(end, slot.database, slot.plugin, made_at=end)
             elif slot.to is not None and known is not None and server.in_recovery:
                 known.restart = max(known.restart or 0, min(count_until(slot.to.value), server.replay))
         server.dirty()
@@ -342,8 +343,9 @@ class SimPostgres:
     def place_slots(self, data_dir: str, slots: Sequence[PrimarysSlot]) -> None:
         for slot in slots:
             self.before("pg.place-slot")
-            at = int((slot.state or b"0").decode())
-            self._dd(data_dir).slots[slot.name] = SlotState(at, slot.database, slot.plugin)
+            at, made_at = map(int, (slot.state or b"0 0").split())
+            copy = SlotState(at, slot.database, slot.plugin, made_at=made_at)
+            self._dd(data_dir).slots[slot.name] = copy
         self.process.boundary("pg.place-slot", "after")
 
     def wipe(self, data_dir: str) -> None:

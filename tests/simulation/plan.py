@@ -586,6 +586,39 @@ def _with_restore(plan: Plan) -> Plan:
     return replace(plan, restored=plan.fresh and Draw(plan.seed, "restored").rng.random() < RESTORED_SHARE)
 
 
+# --- permanent slots ------------------------------------------------------------------------------
+
+#: This share of the plans has permanent slots with consumers, and faults around the work on them.
+SLOTS_SHARE, SLOTS_TIMES = 0.2, 4
+SLOTS = {
+    "archive": {"type": "physical"},
+    "cdc": {"type": "logical", "database": "postgres", "plugin": "test_decoding"},
+}
+_SLOTS_WORK = ("pg.slots", "pg.logical-slots", "pg.read-slots", "pg.place-slot")
+
+
+def _with_slots(plan: Plan) -> Plan:
+    if _share(plan.seed, "slot") >= SLOTS_SHARE:
+        return plan
+    draw = Draw(plan.seed, "slots")
+    rng, end = draw.rng, plan.faults[-1].at
+    found = [
+        Fault(
+            rng.uniform(0.0, end / 2),
+            "boundary",
+            rng.choice(plan.names),
+            draw.pick(STRIKES),
+            plan.ttl_s * rng.uniform(0.2, 1.5),
+            1.0,
+            f"{rng.choice(_SLOTS_WORK)} {rng.choice(('before', 'after'))}",
+        )
+        for _ in range(SLOTS_TIMES)
+    ]
+    postgresql = {**plan.dynamic["postgresql"], "use_slots": True}
+    dynamic = {**plan.dynamic, "slots": SLOTS, "postgresql": postgresql}
+    return replace(plan, dynamic=dynamic, faults=tuple(sorted((*plan.faults, *found), key=lambda f: f.at)))
+
+
 def draw_plan(seed: int) -> Plan:
     """The plan of `seed`."""
     from tests.simulation.remote import FOLLOWS, following
@@ -593,7 +626,7 @@ def draw_plan(seed: int) -> Plan:
     plan = _plan_of_one(seed)
     if seed >= FOLLOWS:
         return following(plan)
-    return _with_failsafe(_with_restore(_with_methods(plan))) if seed >= MODES else plan
+    return _with_slots(_with_failsafe(_with_restore(_with_methods(plan)))) if seed >= MODES else plan
 
 
 def _plan_of_one(seed: int) -> Plan:

@@ -133,6 +133,8 @@ class SlotState:
     restart: int | None = None
     database: str | None = None
     plugin: str | None = None
+    #: Where it began, here or where it was copied from.
+    made_at: int = 0
     _shown: Slot | None = field(default=None, repr=False, compare=False)
     _shown_key: tuple[int | None, bool] | None = field(default=None, repr=False, compare=False)
 

@@ -17,6 +17,7 @@ from typing import Any
 from dcs import codec
 from haagent.core.watchdog import REQUIRED
 from postgres_ctl.facts import ControlState, Lsn, TimelineSwitch
+from tests.simulation import consumers
 from tests.simulation.client import Writer
 from tests.simulation.engine import START_S, Crash, Engine, HostClock, Livelock, Process
 from tests.simulation.episodes import CANDIDATE, LEADER
@@ -99,6 +100,7 @@ class World:
         self.invariants = Invariants(self)
         self.land.truths.append(self.invariants)
         self._faults = _FaultLog(self)
+        consumers.begin(self)
         for node in self.nodes.values():
             Writer(self, node)
             self.engine.after(self.engine.rng("start").uniform(0.0, 0.5), node.start_agent)

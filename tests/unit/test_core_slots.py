@@ -25,6 +25,7 @@ from tests.unit.core_facts import (
     cluster,
     following,
     leading,
+    lost_stream,
     member,
     obs,
     paused,
@@ -267,6 +268,17 @@ def test_on_a_standby_they_follow_their_consumers() -> None:
     )
     on_leader = with_slots(primary(), *WHOLE, behind)
     assert planned(leading(on_leader, view, settings=told)) is None
+
+
+def test_positions_of_another_history_move_nothing() -> None:
+    """WAL of this standby may have left the leader's line: the same number is another place there (H15)."""
+    behind = (slot("pg0", OPTIME - 8, active=False), slot("pg2", active=False))
+    alone = with_slots(lost_stream(), *behind)
+    assert planned(following(alone)) is None
+    archive = Identity("pg1", "demo", tags(nostream=True))
+    assert planned(following(alone, me=archive)) == SyncSlots(advance={"pg0": Lsn(OPTIME)})
+    other = cluster(members=(member("pg0", timeline=2), member("pg1"), member("pg2")))
+    assert planned(following(alone, other, me=archive)) is None
 
 
 def test_the_leader_publishes_what_it_looks_after() -> None:

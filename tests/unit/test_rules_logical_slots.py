@@ -75,6 +75,8 @@ def lacking(view: ClusterSnapshot = VIEW, **changes: Any) -> Observation:
 
 def test_the_primary_makes_it() -> None:
     assert tend(leading(primary(), settings=WITH), Memory()) == (TendLogicalSlots(create=(CDC,)),)
+    lost = leading(primary(), VIEW, settings=WITH)
+    assert tend(lost, Memory()) == (TendLogicalSlots(create=(CDC,), anew=("cdc",)),)
     there = leading(having(primary(), cdc()), settings=WITH)
     assert tend(there, Memory()) == ()
 
