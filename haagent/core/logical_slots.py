@@ -19,6 +19,7 @@ from dataclasses import replace
 from haagent.core.actions import CheckSlots, CopySlots, TendLogicalSlots
 from haagent.core.model import Decision, JobResult, Memory, Observation, Unavailable, evolve
 from haagent.core.rules import common
+from haagent.core.schedule import request_in_force
 from haagent.core.slot_config import LOGICAL, PermanentSlot
 from haagent.core.slot_memory import SlotMemory
 from haagent.core.slots import feedback_slot, on_the_leaders_line, published, wanted
@@ -101,6 +102,8 @@ def may_copy(obs: Observation, memory: Memory) -> CopySlots | None:
     if isinstance(cluster, Unavailable) or cluster.leader is None or since is None or obs.settings.pause:
         return None
     assert isinstance(sample, InstanceSample)
+    if request_in_force(obs, cluster) is not None:
+        return None  # the candidate of a switchover has to stream
     told = published(cluster)
     slots = tuple(
         s

@@ -35,6 +35,7 @@ from tests.unit.core_facts import (
     NOW,
     OPTIME,
     SETTINGS,
+    asked,
     cluster,
     finished,
     following,
@@ -44,6 +45,7 @@ from tests.unit.core_facts import (
     member,
     paused,
     primary,
+    request,
     slot,
     standby,
     tags,
@@ -152,6 +154,10 @@ def test_not_while_the_leader_does_not_hear_what_it_needs_or_it_is_there(here: I
 
 def test_not_in_a_pause() -> None:
     assert copy_of(lacking(settings=paused(permanent_slots={"cdc": CDC}))) is None
+
+
+def test_not_while_a_switchover_is_asked_for() -> None:
+    assert copy_of(lacking(view=asked(VIEW, request()))) is None
 
 
 def test_standbys_restart_in_turn() -> None:
