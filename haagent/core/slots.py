@@ -48,7 +48,7 @@ def member_slots(obs: Observation, cluster: ClusterSnapshot) -> frozenset[str]:
 
 
 def _never_leads(obs: Observation) -> bool:
-    return obs.me.tags.nofailover and not obs.instance.serves_as_primary
+    return obs.me.tags.nofailover and not _serves_all(obs)
 
 
 def _retained_here(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> frozenset[str]:
@@ -177,7 +177,7 @@ def _idles(obs: Observation, cluster: ClusterSnapshot, slot: Slot) -> bool:
     settled = cluster.leader is not None and (cluster.leader.name != obs.me.name or _serves_all(obs))
     member = _member_of(cluster, slot.name)
     if member is None:  # a permanent one: its consumer comes to the leader
-        return settled and not obs.instance.serves_as_primary
+        return settled and not _serves_all(obs)
     return settled and not _should_stream_from_here(obs, cluster, member)
 
 
@@ -198,7 +198,7 @@ def on_the_leaders_line(obs: Observation, memory: Memory) -> bool:
     replays the leader's timeline from an archive. A number alone says nothing of WAL that diverged (H15)."""
     if isinstance(obs.cluster, Unavailable) or obs.cluster.leader is None:
         return False
-    if obs.instance.serves_as_primary or memory.not_streaming_since is None:
+    if _serves_all(obs) or memory.not_streaming_since is None:
         return True
     leader = obs.cluster.member(obs.cluster.leader.name)
     from_archive = obs.me.tags.nostream and leader is not None and leader.timeline is not None
@@ -240,7 +240,7 @@ def _known_position(
         or (sample.in_recovery and (member.tags.replicatefrom is not None or _old_leader(cluster)))
     )
     own = (member.xlog_location or 0) if elsewhere and member is not None else 0
-    told = published(cluster).get(name, 0) if sample.in_recovery else 0
+    told = published(cluster).get(name, 0) if not _serves_all(obs) else 0
     return Lsn(max(told, own))
 
 

@@ -82,6 +82,8 @@ def not_kept(world: World) -> str:
     permanent = _permanent(data) if isinstance(data, dict) else {}
     if not permanent or not data.get("postgresql", {}).get("use_slots", True):
         return ""
+    if data.get("standby_cluster"):
+        permanent = {name: slot for name, slot in permanent.items() if slot.get("type") == "physical"}
     wrong = (_wrong_on(world, node, set(permanent)) for node in world.nodes.values() if not node.stays_out)
     return next((text for text in wrong if text), "")
 
