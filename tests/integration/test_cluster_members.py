@@ -33,6 +33,11 @@ def slot_position(node: Node, name: str) -> int:
     return int(node.value(asked, name))
 
 
+def slots_for(node: Node, member: Node) -> int:
+    asked = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s"
+    return int(node.value(asked, member.name))
+
+
 def test_tags_and_reload() -> None:
     with Cluster(nodes=3, ttl=4, parameters=QUIET) as cluster:
         a = cluster.leader()
@@ -68,6 +73,15 @@ def test_tags_and_reload() -> None:
         retag(c, replicatefrom=None, noloadbalance=None, nosync=None, mine=None)
         cluster.wait_for(lambda: feeds(a, c), 60, "c streams from the leader")
         cluster.wait_for(lambda: c.status("/replica") == 200, 60, "c is in the balance again")
+
+        # Not to stream at all: it follows nobody, is told so once, and nobody keeps a slot for it.
+        retag(c, nostream=True)
+        cluster.wait_for(lambda: c.value("SHOW primary_conninfo") == "", 60, "c follows nobody")
+        cluster.wait_for(lambda: slots_for(a, c) == 0, 60, "no slot is kept for c")
+        holds_for(lambda: c.log().count("following nobody: nostream") == 1, 3, "it is told so once")
+        assert not feeds(a, c)
+        retag(c, nostream=None)
+        cluster.wait_for(lambda: feeds(a, c), 60, "c streams from the leader again")
 
         # The end of a cascade can lead, too: it says itself how far it is.
         retag(c, replicatefrom=b.name)
