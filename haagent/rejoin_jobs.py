@@ -21,7 +21,7 @@ from haagent.remote import require_source
 from postgres_ctl.api import Cancellation, ConnectionTarget
 from postgres_ctl.commits import Counted, Span, spans_beyond
 from postgres_ctl.errors import PostgresError
-from postgres_ctl.facts import ControlData, InstanceSample, Lsn, parting
+from postgres_ctl.facts import ControlData, ControlState, InstanceSample, Lsn, parting
 from postgres_ctl.rewind import (
     DiscardReport,
     KeepPolicy,
@@ -125,6 +125,7 @@ class RejoinJobs:
             program=pg.bin_name["pg_rewind"],
             parted=kept.parted_at,
             kept_dir=kept.directory,
+            was_written=control.state is ControlState.IN_ARCHIVE_RECOVERY,
             segment_bytes=control.wal_segment_bytes,
         )
         outcome = self._pg.rewind(self._with_archive(spec, host_port), REWIND_S, cancel)

@@ -64,10 +64,15 @@ class Marker:
         lines = self._lines()
         return lines[1:] == [_HANDED_OVER] and lines[0] != self._identity()
 
-    def set(self, handed_over: bool = False) -> None:
+    def of_this_boot(self) -> bool:
+        """Set with its boot, and the host was not started since: what was written then is not lost."""
+        return self.is_set() and self._lines()[1:] == [_boot_id()]
+
+    def set(self, handed_over: bool = False, with_boot: bool = False) -> None:
         """Durably. Raises DataDirError."""
+        more = _HANDED_OVER if handed_over else _boot_id() if with_boot else ""
         try:
-            write_synced(self.path, self._identity() + (_HANDED_OVER if handed_over else ""))
+            write_synced(self.path, self._identity() + more)
         except OSError as e:
             raise DataDirError(f"cannot write {self.path}: {e.strerror}") from None
 
@@ -99,6 +104,11 @@ class Marker:
         except FileNotFoundError:
             return "absent\n"
         return f"{found.st_dev}:{found.st_ino}\n"
+
+
+def _boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as f:
+        return f.read()
 
 
 def directory_id(data_dir: str) -> str:

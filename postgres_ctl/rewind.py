@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from postgres_ctl import restore
 from postgres_ctl.api import Cancellation, ConnectionTarget, boottime, option_arguments, run_tool, tool
-from postgres_ctl.config_files import remove_dynamic_cache, write_standby_signal
+from postgres_ctl.config_files import read_text, remove_dynamic_cache, write_standby_signal
 from postgres_ctl.datadir import Marker, end_orphaned_tools, fsync_dir, require_unused
 from postgres_ctl.errors import DataDirError, PostgresError, ToolFailed
 from postgres_ctl.facts import ControlData, Lsn
@@ -93,6 +93,8 @@ class RewindSpec:
     segment_bytes: int = 16 * 1024 * 1024
     #: Where this server's own WAL was kept when an interrupted pg_rewind was begun.
     kept_dir: str | None = None
+    #: By pg_control, an interrupted pg_rewind had written everything: it cannot be done again.
+    was_written: bool = False
 
 
 def has_program(bin_dir: str, program: str = "pg_rewind") -> bool:
@@ -134,8 +136,10 @@ def rewind(spec: RewindSpec, deadline_s: float, cancel: Cancellation | None = No
     try:
         end_orphaned_tools(spec.data_dir)
         require_unused(spec.data_dir)
+        if again and spec.was_written:
+            return _sync_what_was_written(spec, marker)
         arguments = rewind_arguments(spec.options)[0]
-        marker.set()
+        marker.set(with_boot=True)
         output, fetched = _run_with_its_wal(spec, arguments, deadline_s, cancel)
         remove_dynamic_cache(spec.data_dir)
         write_standby_signal(spec.data_dir)
@@ -148,6 +152,23 @@ def rewind(spec: RewindSpec, deadline_s: float, cancel: Cancellation | None = No
     except PostgresError as e:
         return RewindFailed(str(e), damaged=again)
     return NotNeeded(fetched) if "no rewind required" in output else Rewound(fetched)
+
+
+def _sync_what_was_written(spec: RewindSpec, marker: Marker) -> RewindOutcome:
+    """pg_rewind writes pg_control last, and then syncs: only that was cut off.
+
+    Raises PostgresError."""
+    label = read_text(os.path.join(spec.data_dir, "backup_label")) or ""
+    if "BACKUP METHOD: pg_rewind" not in label:
+        return RewindFailed("pg_rewind was interrupted, and what it left cannot be rewound", damaged=True)
+    if not marker.of_this_boot():
+        reason = "pg_rewind was cut off before its files were on the disk, and the host was started since"
+        return RewindFailed(f"{reason}: only a clone helps", damaged=True)
+    os.sync()
+    remove_dynamic_cache(spec.data_dir)
+    write_standby_signal(spec.data_dir)
+    marker.clear()
+    return Rewound()
 
 
 def rewind_arguments(options: Sequence[str | Mapping[str, object]]) -> tuple[list[str], list[str]]:
