@@ -29,6 +29,7 @@ from tests.simulation.world import Result, World
 
 #: Rules that no plan reaches, and why: each is tested in tests/unit.
 UNREACHED = {
+    "bootstrap.no-remote": "a new standby cluster that follows an archive only",
     "start.replica-first": "a standby that ran before any agent led the cluster: no moving over here",
     "race.two-primaries": "two primaries that run and answer with no key held, just after a pause",
     "switchover.stopping": "somebody starts the server by hand, read-only, in the middle of a hand-over",
