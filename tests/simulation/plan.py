@@ -461,7 +461,7 @@ def _with_schedules(plan: Plan) -> Plan:
 # --- illness --------------------------------------------------------------------------------------
 
 #: This share of the plans has members that live and are of no use, long enough to be noticed; drawn apart.
-ILL_SHARE, ILL_TIMES = 0.12, 3
+ILL_SHARE, ILL_TIMES = 0.08, 3
 #: So long, seconds: noticed after ten, or thirty, by probes every five.
 ILL_S = (8.0, 80.0)
 _ILL = ("full-disk", "full-disk", "stuck-postgres", "stuck-postgres", "freeze-postmaster", "hang-postgres")
@@ -475,7 +475,7 @@ def _ill(draw: Draw, at: float) -> list[Fault]:
 
 
 def _with_illness(plan: Plan) -> Plan:
-    draw = Draw(plan.seed, "ill")
+    draw = Draw(plan.seed, "unhealthy")
     if draw.rng.random() >= ILL_SHARE:
         return plan
     draw.names, draw.ttl_s = plan.names, plan.ttl_s
