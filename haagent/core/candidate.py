@@ -213,9 +213,12 @@ def expected_loss_bytes(obs: Observation, cluster: ClusterSnapshot) -> int | Non
 
 def expected_loss_text(obs: Observation, cluster: ClusterSnapshot) -> str:
     """One line for people: what taking over now may lose (rule 5)."""
-    known, missing = expected_loss_bytes(obs, cluster), sync_candidate.membership(obs, cluster)
-    if missing is not None:
-        return f"{sync_candidate.WAIVED} ({missing})"
+    text, missing = _wal_loss_text(obs, cluster), sync_candidate.membership(obs, cluster)
+    return text if missing is None else f"{text}; {sync_candidate.WAIVED} ({missing})"
+
+
+def _wal_loss_text(obs: Observation, cluster: ClusterSnapshot) -> str:
+    known = expected_loss_bytes(obs, cluster)
     if known is None:
         return "unknown"
     if known == 0:

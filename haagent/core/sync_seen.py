@@ -31,7 +31,10 @@ def follow(obs: Observation, seen: SyncSeen) -> SyncSeen:
         nothing = seen.flushed is None and seen.primary_since is None
         return seen if nothing else replace(seen, flushed=None, primary_since=None, to_confirm=None)
     if seen.primary_since is None:
-        seen = replace(seen, primary_since=obs.now, to_confirm=sample.flush_lsn)
+        promised = (
+            isinstance(obs.cluster, Unavailable) or sync.in_force(obs.settings, obs.cluster) is not None
+        )
+        seen = replace(seen, primary_since=obs.now, to_confirm=sample.flush_lsn if promised else None)
     return _confirmed(obs, _note_end(seen, sample), sample)
 
 

@@ -36,7 +36,7 @@ OBEYING_S = 120.0
 #: A schedule with more events than this is a storm: something goes round and round.
 STORM_EVENTS = 200_000
 #: Refusals that an operator may waive, after a loss that no agent may take in silence.
-FOR_AN_OPERATOR = {"lag", "timeline.diverged"}
+FOR_AN_OPERATOR = {"lag", "timeline.diverged", "sync.member", "sync.votes"}
 #: The goal is looked at this often, seconds.
 LOOK_EVERY_S = 0.5
 
@@ -94,6 +94,9 @@ def not_whole(world: World) -> str:
         if server is None or server.gone or not server.in_recovery or not _streams(server, primary):
             note = node.agent.memory.note if node.agent_is_up else "no agent"
             return f"all-stream: {node.name} does not stream ({server!r}, {note})"
+    missing = world.invariants.sync.not_named(primary)
+    if missing:
+        return f"sync-named: {missing}"
     if world.unanswered:
         return f"answered: {world.unanswered} operator requests have no answer"
     return not_kept(world)
@@ -203,6 +206,7 @@ def _a_switchover(world: World) -> _Wish | None:
     """To somebody who may lead; None when there is nobody."""
     holder = world.store.leader()
     fit = [n for n in _obedient(world) if may_lead(n.tags) and "store.went-back" not in _refuses(n.agent)]
+    fit = [n for n in fit if world.invariants.sync.is_asked_for(n.name)]
     if holder is None or not fit:
         return None
     to = fit[world.plan.seed % len(fit)]

@@ -9,6 +9,8 @@ guardian frozen, a store that broke its promise) is excused here, by name, and n
     rule1.writable-under-lease   rule1.one-writable          rule2.promote-after-key
     rule2.release-after-stop     rule1.callback-under-lease
     rule3.switchover-loses-nothing                           rule5.loss-bounded         rule5.loss-reported
+    rule4.promoted-has-everything  rule4.named-have-everything  rule4.sync-fits-the-setting
+    rule4.member-leads           rule4.strict-waits (sync_rules.py)
     rule6.beside-a-primary       rule6.behind                rule6.told-not-to         rule6.restart-behind
     rule7.never-the-primary      rule7.last-copy             rule7.kept-aside
     rule7.histories-not-mixed    rule7.reported              agent.rewind-budget
@@ -18,8 +20,7 @@ guardian frozen, a store that broke its promise) is excused here, by name, and n
     liveness.one-primary         liveness.all-stream         liveness.answered          schedule.as-asked
     standby-cluster.read-only    liveness.follows-remote
     slots.never-ahead            liveness.slots-kept
-
-Rule 4 (synchronous modes) gets its checks with those modes.
+    liveness.sync-named
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from tests.simulation.rejoining import Budget, is_written_down, only_here
 from tests.simulation.reports import Report, unreported
 from tests.simulation.schedules import done_as_asked
 from tests.simulation.store import Holder
+from tests.simulation.sync_rules import SyncRules
 from tests.simulation.wal import (
     DATA,
     END_OF_RECOVERY,
@@ -149,8 +151,10 @@ class Invariants(Truth):
         #: Member -> what its pre_promote said last, and when.
         self.agreed: dict[str, tuple[bool, float]] = {}
         self.failsafe = FailsafeTruth(self)
+        self.sync = SyncRules(world, self)
         self.store.on_change.append(self._store_changed)
         self._read_config()
+        self.sync.key_changed()
 
     def violated(self, name: str, text: str) -> None:
         """Noted, never raised: this may run inside the code under test, which would catch it."""
@@ -172,10 +176,13 @@ class Invariants(Truth):
             self._read_claims()
         elif event.key == "status":
             self._read_status()
+        elif event.key == "sync":
+            self.sync.key_changed()
 
     def _read_config(self) -> None:
         data = _json(self.store.raw_get("config"))
         self._read_section(data)
+        self.sync.config_changed(data)
         paused = data.get("pause") is True
         if paused != self.paused:
             self.paused = paused
@@ -272,6 +279,7 @@ class Invariants(Truth):
         node, server = self.world.nodes.get(new.name), self.world.server_of(new.name)
         if node is None or server is None or not server.in_recovery or server.gone:
             return
+        self.sync.taken(new.name)
         tags = node.tags
         if tags.get("nofailover") or tags.get("failover_priority", 1) <= 0:
             self.violated("rule6.told-not-to", f"{new.name} took the key with tags {dict(tags)}")
@@ -285,7 +293,7 @@ class Invariants(Truth):
                 self.violated(
                     "rule6.beside-a-primary", f"{new.name} took the key; {peer} said it is a primary"
                 )
-            elif answer.able and not self._forced() and self._is_ahead(server, answer):
+            elif self._counts(peer, answer) and self._is_ahead(server, answer):
                 text = f"{new.name} has {len(server.dd.records)} records, {peer} said it has {answer.count}"
                 self.violated("rule6.behind", text)
         if not self._forced() and gone.holder is not None:
@@ -312,6 +320,13 @@ class Invariants(Truth):
         on_the_line = max(in_common(self._line, answer.records), len(mine))
         return min(answer.count, on_the_line) > len(mine)
 
+    def _counts(self, peer: str, answer: Answer) -> bool:
+        return answer.able and not self._forced() and self.sync.blocks(peer)
+
+    def is_forced(self) -> bool:
+        """An operator's failover by hand may be what is going on."""
+        return self._forced()
+
     def _forced(self) -> bool:
         return self.failover_asked or self.engine.now < self.forced_until
 
@@ -331,6 +346,7 @@ class Invariants(Truth):
             self._reads_only(server)
             self._line = server.dd.records
             self._restarted(server)
+        self.sync.look(server)
         self.look()
 
     def not_writable(self, server: Server) -> None:
@@ -427,6 +443,10 @@ class Invariants(Truth):
         two = len(self.writable_servers) > 1 and "pause" in map(self.unleased.get, self.writable_servers)
         if not two and (self._holds(server) or not self._unreliable(server)):
             self.acknowledged_records.append(record)
+            self.sync.acknowledged(server, record)
+
+    def waits_changed(self, server: Server) -> None:
+        self.sync.look(server)
 
     def hook_ended(self, node: Node, name: str, agreed: bool) -> None:
         self.world.trace(node.name, "hook", f"{name}: {'agrees' if agreed else 'refuses'}")
@@ -446,6 +466,7 @@ class Invariants(Truth):
             return
         self.world.trace(server.member, "postgres", f"promoted to timeline {timeline}")
         self._asked_first(server)
+        self.sync.promoted(server)
         lost = self._missing_on(server)
         if not lost:
             return
@@ -474,6 +495,8 @@ class Invariants(Truth):
     def discarded(self, host: SimHost, records: tuple[Record, ...], why: str) -> None:
         if host.name not in self.world.nodes:
             return
+        if records and why in ("lost", "mixed"):
+            self.sync.lost.add(host.name)
         if why in ("wiped", "rewound"):
             self.world.trace(host.name, "disk", f"{why}: {len(records)} records")
             server = host.server

@@ -448,6 +448,47 @@ def _for_later(draw: Draw, at: float) -> list[Fault]:
     return [wish] if trouble is None else [wish, trouble]
 
 
+# --- synchronous modes ----------------------------------------------------------------------------
+
+#: This share of the plans that may switch on modes has a synchronous one at some time.
+SYNC_SHARE, SYNC_CHANGES = 0.4, 4
+
+
+def _sync_settings(draw: Draw) -> dict[str, Any]:
+    rng = draw.rng
+    return {
+        "synchronous_mode": rng.choice((True, "quorum", True, "quorum", False)),
+        "synchronous_mode_strict": rng.random() < 0.4,
+        "synchronous_node_count": rng.choice((1, 1, 2, 3)),
+    }
+
+
+def with_sync(plan: Plan) -> Plan:
+    """Modes from the start, changed now and then, and tags that choose."""
+    draw = Draw(plan.seed, "sync")
+    if draw.rng.random() >= SYNC_SHARE or plan.dynamic.get("failsafe_mode"):
+        return plan
+    rng, end = draw.rng, plan.faults[-1].at
+    dynamic = {**plan.dynamic, **_sync_settings(draw)}
+    if not dynamic["synchronous_mode"] and rng.random() < 0.7:
+        dynamic["synchronous_mode"] = True
+    changes = [
+        Fault(rng.uniform(0.0, end), "settings", rng.choice(plan.names), detail=_patch(draw))
+        for _ in range(rng.choice((0, 0, 1, SYNC_CHANGES)))
+    ]
+    tags = {name: {**of, **_sync_tags(rng)} for name, of in plan.tags.items()}
+    faults = tuple(sorted((*plan.faults, *changes), key=lambda f: f.at))
+    return replace(plan, dynamic=dynamic, tags=tags, faults=faults)
+
+
+def _patch(draw: Draw) -> str:
+    return json.dumps(_sync_settings(draw), sort_keys=True)
+
+
+def _sync_tags(rng: random.Random) -> dict[str, Any]:
+    return rng.choice(({"nosync": True}, {"sync_priority": 2})) if rng.random() < 0.1 else {}
+
+
 def _with_schedules(plan: Plan) -> Plan:
     draw = Draw(plan.seed, "due")
     if draw.rng.random() >= SCHEDULED_SHARE:
@@ -626,7 +667,9 @@ def draw_plan(seed: int) -> Plan:
     plan = _plan_of_one(seed)
     if seed >= FOLLOWS:
         return following(plan)
-    return _with_slots(_with_failsafe(_with_restore(_with_methods(plan)))) if seed >= MODES else plan
+    if seed < MODES:
+        return plan
+    return with_sync(_with_slots(_with_failsafe(_with_restore(_with_methods(plan)))))
 
 
 def _plan_of_one(seed: int) -> Plan:

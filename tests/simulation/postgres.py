@@ -349,11 +349,11 @@ class Server:
         self._step("checkpoint", partial(self._checkpointed, done))
 
     def _checkpointed(self, done: Callable[[], object]) -> None:
+        self.sessions.publish()
         if self.in_recovery:
             self._restartpoint()
         else:
             self._write_checkpoint(CHECKPOINT)
-            self.sessions.publish()
             self.grew()
         done()
 

@@ -157,17 +157,25 @@ class Sessions:
     # --- synchronous replication ------------------------------------------------------------------
 
     def use_names(self, names: str, first: bool) -> bool:
-        """synchronous_standby_names was read; True when it has to be published."""
+        """synchronous_standby_names was read; True when it has to be published.
+
+        That backends wait at all is published by the checkpointer (H17); for whom, walsenders read.
+        """
         rule = parse_sync(names)
         changed = rule != self.sync_rule
         self.sync_rule = rule
         if first:
             self.sync_in_force = rule
+        elif changed and rule is not None and self.sync_in_force is not None:
+            self.publish()
+            return False
         return changed and not first
 
     def publish(self) -> None:
         """From now on backends wait for what is shown; an empty setting acknowledges all (H17)."""
         self.sync_in_force = self.sync_rule
+        for truth in self.server.land.truths:
+            truth.waits_changed(self.server)
         self.release()
 
     def release(self) -> None:

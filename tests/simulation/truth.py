@@ -31,6 +31,9 @@ class Truth:
     def acknowledged(self, server: Server, record: Record) -> None:
         """The client is about to be told that its record is committed."""
 
+    def waits_changed(self, server: Server) -> None:
+        """Its backends wait by another synchronous_standby_names from now on."""
+
     def discarded(self, host: SimHost, records: tuple[Record, ...], why: str) -> None:
         """Records left a data directory: "wiped", "rewound", "lost" (power), "crashed", "mixed"."""
 

@@ -6,6 +6,7 @@ HAZARDS = tuple(f"H{number}" for number in range(1, 23))
 
 _DCS, _ETCD, _SQLITE = (f"tests/contract/test_{name}.py" for name in ("dcs", "etcd3_faults", "local"))
 _FENCE, _GUARDIAN = "tests/integration/test_guardian_fence.py", "tests/integration/test_guardian_requests.py"
+_SYNC = "tests/unit/test_rules_sync.py"
 _QUERIES = "tests/integration/test_postgres_ctl_queries.py"
 
 #: Hazard -> tests on the real store, kernel or server, or of pure code.
@@ -68,7 +69,14 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/unit/test_candidate.py::test_each_fact_alone_stops_a_member_and_explain_says_so",
         f"{_QUERIES}::test_standby_after_restart_has_a_proven_position_only_when_it_read_all_its_wal",
     ),
-    "H17": ("tests/unit/test_settings.py::test_a_safety_promise_that_is_not_built_is_refused",),
+    "H14": (
+        f"{_SYNC}::test_in_strict_mode_clients_wait_until_a_standby_has_what_a_primary_began_with",
+        f"{_SYNC}::test_a_leader_that_lost_wal_is_no_synchronous_standby_of_its_own",
+    ),
+    "H17": (
+        f"{_SYNC}::test_nobody_is_named_before_a_checkpoint_has_published_the_setting_and_he_has_caught_up",
+        f"{_SYNC}::test_standbys_get_ready_to_make_commits_wait_from_the_first_one_on",
+    ),
     "H19": (
         "tests/integration/test_failsafe.py::test_one_member_that_does_not_answer_ends_it_before_the_lease_does",
         "tests/integration/test_failsafe.py::test_a_leader_that_alone_lost_the_store_keeps_the_others_out_of_the_race",
@@ -88,11 +96,11 @@ REASONS: dict[str, str] = {
     "H3": "Kubernetes is not built; SQLite's boot id is a matter of the real file.",
     "H4": "Consul is not built.",
     "H10": "What the kernel does (signals, timers, pipes, reaping) is tried on the real one.",
-    "H11": "A paused virtual machine is not covered without synchronous modes: docs/safety.md, not promised.",
-    "H14": "Strict synchronous mode is not built.",
-    "H16": "A vote that counts too little costs acknowledged writes in synchronous modes, not built: "
+    "H11": "A paused virtual machine is covered by synchronous modes only: what a thawed host acknowledges "
+    "alone is not promised (docs/safety.md).",
+    "H16": "A vote that counts too little costs acknowledged writes by quorum: no script, a unit test; "
     "elsewhere a standby that has not read its WAL shows less than it has, and a loss stays within rule 5.",
-    "H17": "Synchronous modes are not built: switching them on is refused.",
+    "H17": "No script: schedules with synchronous modes meet it, and catch sync-checkpoint-skipped.",
     "H21": "No Patroni in the simulator: while one leads, rule 1 is not promised (docs/safety.md).",
     "H22": "Not promised (docs/safety.md): the simulator's writers wait as told and cancel nothing.",
 }
