@@ -16,8 +16,8 @@ KEY = "sync"
 
 
 def is_on(settings: Settings) -> bool:
-    """A synchronous mode is wanted."""
-    return settings.synchronous_mode is not SyncMode.OFF
+    """A synchronous mode is wanted: never in a cluster that follows another one (contract 5.3)."""
+    return settings.synchronous_mode is not SyncMode.OFF and settings.standby_cluster is None
 
 
 def in_force(settings: Settings, cluster: ClusterSnapshot) -> SyncState | None:
@@ -60,7 +60,7 @@ def takes_votes(settings: Settings, sync: SyncState) -> bool:
 def never_empty(settings: Settings) -> bool:
     """Commits wait from the first one after a promotion: the setting is never empty on a standby (H17)."""
     quorum = settings.synchronous_mode is SyncMode.QUORUM
-    return quorum or (is_on(settings) and settings.synchronous_mode_strict)
+    return is_on(settings) and (quorum or settings.synchronous_mode_strict)
 
 
 def standby_names(settings: Settings, user: str) -> str:
