@@ -35,7 +35,20 @@ def follow(obs: Observation, seen: SyncSeen) -> SyncSeen:
             isinstance(obs.cluster, Unavailable) or sync.in_force(obs.settings, obs.cluster) is not None
         )
         seen = replace(seen, primary_since=obs.now, to_confirm=sample.flush_lsn if promised else None)
+    if not seen.published and sample.sync_names and _named_already(obs):
+        seen = replace(seen, published=True)
     return _confirmed(obs, _note_end(seen, sample), sample)
+
+
+def _named_already(obs: Observation) -> bool:
+    """Whoever is in our own `/sync` was named because backends wait: an agent of before knew."""
+    key = None if isinstance(obs.cluster, Unavailable) else sync.in_force(obs.settings, obs.cluster)
+    return (
+        key is not None
+        and key.leader is not None
+        and sync.voters(key).names > {obs.me.name.lower()}
+        and (key.leader.lower() == obs.me.name.lower())
+    )
 
 
 def _same_setting(seen: SyncSeen, pid: int, sample: InstanceSample) -> SyncSeen:

@@ -112,6 +112,17 @@ def test_nobody_is_named_before_a_checkpoint_has_published_the_setting_and_he_ha
     assert next_write(seen(key("pg1"), "pg1", waited_for("pg1")), caught_up("pg1")) is None
 
 
+def test_an_agent_that_is_started_again_goes_on_where_the_last_one_was() -> None:
+    """It notes anew how far standbys have to be, without another CHECKPOINT."""
+    both = (waited_for("pg1"), waited_for("pg2"))
+    obs = seen(key("pg1"), "2 (pg1,pg2)", *both, settings=TWO)
+    noted = judge(obs, Memory(checkpointed_epoch=EPOCH)).memory
+    says = obs.instance.sample
+    assert isinstance(says, InstanceSample)
+    later = replace(obs, instance=replace(obs.instance, sample=replace(says, sampled_at=NOW)))
+    assert next_write(later, noted) == (("pg1", "pg2"), 0)
+
+
 def test_another_standby_takes_the_place_of_one_that_is_gone() -> None:
     gone = sender("pg2")
     assert next_write(seen(key("pg1"), "pg1", gone)) == ((), 0)
