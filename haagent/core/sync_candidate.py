@@ -17,7 +17,7 @@ from haagent.core.roles import same_member
 from haagent.core.schedule import request_in_force
 from haagent.core.settings import SyncMode
 from haagent.core.timelines import position_in_my_history
-from postgres_ctl.facts import InstanceSample, Lsn
+from postgres_ctl.facts import InstanceSample
 
 #: What a failover by hand to somebody who is not in `/sync` says of its loss.
 WAIVED = "commits that were acknowledged to clients may be missing"
@@ -38,7 +38,7 @@ def membership(obs: Observation, cluster: ClusterSnapshot) -> str | None:
     listed = ", ".join(name for name in (key.leader, *key.standbys) if name)
     if not is_member(obs, key) and not _may_come_from_outside(obs, cluster, key):
         return f"not a synchronous standby: {listed} may lead"
-    return _lost_its_own_wal(obs, cluster, key)
+    return None
 
 
 def _may_come_from_outside(obs: Observation, cluster: ClusterSnapshot, key: SyncState) -> bool:
@@ -46,16 +46,6 @@ def _may_come_from_outside(obs: Observation, cluster: ClusterSnapshot, key: Sync
     request = request_in_force(obs, cluster)
     planned = request is not None and request.is_switchover
     return obs.settings.synchronous_mode is SyncMode.QUORUM and not planned
-
-
-def _lost_its_own_wal(obs: Observation, cluster: ClusterSnapshot, key: SyncState) -> str | None:
-    """The last leader has every commit, unless its disk has lost some since (H14)."""
-    status, sample = cluster.status, obs.instance.sample
-    if not _is_leader(key, obs.me.name) or status is None or not isinstance(sample, InstanceSample):
-        return None
-    if status.optime <= sample.position.value:
-        return None
-    return f"it led up to {Lsn(status.optime)}, and now its WAL ends at {sample.position}"
 
 
 def _is_leader(key: SyncState, name: str) -> bool:

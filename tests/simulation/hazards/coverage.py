@@ -69,10 +69,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/unit/test_candidate.py::test_each_fact_alone_stops_a_member_and_explain_says_so",
         f"{_QUERIES}::test_standby_after_restart_has_a_proven_position_only_when_it_read_all_its_wal",
     ),
-    "H14": (
-        f"{_SYNC}::test_in_strict_mode_clients_wait_until_a_standby_has_what_a_primary_began_with",
-        f"{_SYNC}::test_a_leader_that_lost_wal_is_no_synchronous_standby_of_its_own",
-    ),
+    "H14": (f"{_SYNC}::test_in_strict_mode_clients_wait_until_a_standby_has_what_a_primary_began_with",),
     "H17": (
         f"{_SYNC}::test_nobody_is_named_before_a_checkpoint_has_published_the_setting_and_he_has_caught_up",
         f"{_SYNC}::test_standbys_get_ready_to_make_commits_wait_from_the_first_one_on",
