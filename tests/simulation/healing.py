@@ -123,7 +123,8 @@ def _streams(server: Server, primary: Server) -> bool:
 def _operator_decides(world: World) -> bool:
     """A disk lost what it had flushed, more than may be lost in silence (rule 5): an operator fails over
     by hand to whoever has most and refuses for nothing else, as docs/safety.md says. True when done."""
-    if world.store.leader() is not None or not any(node.lost_wal for node in world.nodes.values()):
+    lost = any(node.lost_wal for node in world.nodes.values())
+    if world.store.leader() is not None or not (lost or _only_diverged_is_left(world)):
         return False
     fit = [n for n in world.nodes.values() if n.agent_is_up and _refuses(n.agent) <= FOR_AN_OPERATOR]
     if not fit:
@@ -133,6 +134,12 @@ def _operator_decides(world: World) -> bool:
     body = {"leader": None, "candidate": best.name}
     best.ask("failover", lambda agent: agent.operations.failover(body))
     return True
+
+
+def _only_diverged_is_left(world: World) -> bool:
+    """In a synchronous mode nobody leads beside who left the cluster's line, as nonsense in `history` says."""
+    up = [n for n in world.nodes.values() if n.agent_is_up]
+    return world.invariants.sync.mode != "off" and any("timeline.diverged" in _refuses(n.agent) for n in up)
 
 
 def _refuses(agent: Agent) -> set[str]:
