@@ -137,7 +137,7 @@ def _operator_decides(world: World) -> bool:
 
 
 def _only_diverged_is_left(world: World) -> bool:
-    """In a synchronous mode nobody leads beside who left the cluster's line, as nonsense in `history` says."""
+    """In a synchronous mode nobody else may lead, and who may left the line that `history` tells of."""
     up = [n for n in world.nodes.values() if n.agent_is_up]
     return world.invariants.sync.mode != "off" and any("timeline.diverged" in _refuses(n.agent) for n in up)
 
