@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from dcs import codec
 from dcs.api import Conflict, Dcs, Ok, Taken, Unknown
 from dcs.records import ClusterSnapshot, HistoryRow, OperationOutcome, Status, TimelineClaim, Unfenced
+from haagent import failpoints
 from haagent.config.types import AgentConfig
 from haagent.core import actions as a
 from haagent.core import logical_slots, sync
@@ -145,6 +146,7 @@ class Interpreter:
             try:
                 if not self._guarded(action) or not self._table[type(action)](action):
                     return done, type(action).__name__
+                failpoints.passed(type(action).__name__)
             except PostgresError as fault:
                 log.warning("%s: %s", type(action).__name__, fault)
                 return done, f"{type(action).__name__}: {fault}"
