@@ -24,6 +24,8 @@ class Disk:
 
     def make_state_dir(self, path: str) -> None: ...
 
+    def read_text(self, path: str) -> None: ...
+
     def find_postmaster(self, data_dir: str) -> tuple[int, int]:
         return 7, 1
 
