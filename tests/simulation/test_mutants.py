@@ -45,10 +45,13 @@ def test_many_were_caught_and_every_check_has_caught_two() -> None:
 
 #: Checks that fewer than two planted bugs have made fail yet, in a search of seconds each: open.
 NOT_TWICE_YET = (
+    "agent.fault",
     "rule4.member-leads",
     "rule4.named-have-everything",
     "rule4.promoted-has-everything",
     "rule4.strict-waits",
+    "rule6.restart-behind",
+    "rule7.kept-aside",
 )
 
 
