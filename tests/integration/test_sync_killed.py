@@ -75,7 +75,7 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["priority", pytest.param("quorum", marks=pytest.mark.slow)])
 def test_killed_after_each_write(mode: str) -> None:
     with Cluster(nodes=3, ttl=20) as cluster:
         killing = Killing(cluster)
