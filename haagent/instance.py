@@ -703,7 +703,8 @@ class LocalInstance:
         self._servers, self._recoveries = {}, {}  # the programs may be newer ones since the last start
         names = self._names_at_start(writable)
         wanted = self._wanted(writable, upstream, names)
-        if wanted.recovery is not None and _has_archive(wanted) and _crashed_as_primary(self._control):
+        crashed = _crashed_as_primary(self._control) and not self._is_a_copy(pg.data_dir)
+        if wanted.recovery is not None and _has_archive(wanted) and crashed:
             # Nothing of the archive before all local WAL is replayed: a newer timeline's segment would go on
             # where our own history has left it. Set again as soon as the server answers.
             wanted = replace(wanted, recovery=wanted.recovery.without_archive())
@@ -780,6 +781,11 @@ class LocalInstance:
         with self._exit_seen:
             self._exits.clear()
         self.guardian_state()
+
+    def _is_a_copy(self, data_dir: str) -> bool:
+        """A base backup, whose pg_control is that of the running server it was made of: it may need the
+        archive to become consistent."""
+        return self.pg.read_text(f"{data_dir}/backup_label") is not None
 
     def log_tail(self) -> str:
         """Last FATAL, PANIC or ERROR line of the postmaster's own output, for people."""

@@ -180,9 +180,9 @@ def test_haagentctl_on_a_living_cluster() -> None:
         assert cluster.wait_streaming(1) is leader
         assert leader.value("select timeline_id from pg_control_checkpoint()") == 1
 
-        # A promise this agent does not keep is refused before it is written.
-        assert leader.rest("/config", "PATCH", {"failsafe_mode": True})[0] == 400
-        assert "failsafe_mode" not in cluster.stored()["config"]
+        # What makes no sense is refused before it is written.
+        assert leader.rest("/config", "PATCH", {"standby_cluster": "yes"})[0] == 400
+        assert "standby_cluster" not in cluster.stored()["config"]
 
         # Built anew.
         (standby.data_dir / "left-over").touch()

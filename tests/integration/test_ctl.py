@@ -913,9 +913,9 @@ def test_edit_config_without_key(cluster: Cluster) -> None:
 
 
 def test_edit_config_refuses_what_the_agents_would_refuse(cluster: Cluster) -> None:
-    result = cluster.run("edit-config", "-q", "-s", "failsafe_mode=true", "--force")
+    result = cluster.run("edit-config", "-q", "-s", "standby_cluster=yes", "--force")
     assert result.code == 1
-    assert result.err.startswith("Error: failsafe_mode")
+    assert result.err.startswith("Error: standby_cluster")
     assert cluster.config() == CONFIG
 
 
