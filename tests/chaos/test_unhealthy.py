@@ -100,7 +100,8 @@ def test_primary_on_a_hung_disk_is_replaced_although_it_cannot_be_stopped() -> N
 
 
 @needs_disks
-@pytest.mark.parametrize("fault", ["full", pytest.param("hung", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["full", "hung"])
 def test_nobody_hands_over_when_all_share_the_fault(fault: str) -> None:
     """One disk under all of them. The primary says what is wrong, and stays."""
     with contextlib.ExitStack() as stack:
@@ -140,6 +141,7 @@ def stop_postmaster(node: Node) -> int:
     return pid
 
 
+@pytest.mark.slow
 def test_hung_postmaster_is_restarted_in_place() -> None:
     """Old sessions go on writing until then; that is no reason to leave it so."""
     with Cluster(nodes=2, ttl=TTL_S) as cluster, Writers(cluster) as writers:

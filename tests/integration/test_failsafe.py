@@ -71,6 +71,7 @@ def test_the_primary_goes_on_without_the_store_as_long_as_all_members_agree() ->
         assert evidence.missing(cluster.leader().dsn) == []
 
 
+@pytest.mark.slow
 def test_one_member_that_does_not_answer_ends_it_before_the_lease_does() -> None:
     with failsafe_cluster() as cluster:
         leader = cluster.wait_streaming(2)
