@@ -454,7 +454,7 @@ def _peer_checks(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> 
         _no_other_primary(other_primaries(obs, memory)),
         _owner_lost_in_pause(obs, memory, cluster, answers),
         _nobody_ahead(obs, memory, cluster, answers),
-        _nobody_preferred(obs, cluster, answers),
+        _nobody_preferred(obs, memory, cluster, answers),
     )
 
 
@@ -535,9 +535,14 @@ def _ahead(peer: PeerAnswer) -> str:
 def _blocks(obs: Observation, memory: Memory, peer: PeerAnswer) -> bool:
     if peer.tags.nofailover or peer.watchdog_failed or _may_be_behind(obs, memory):
         return False
+    unable = peer.cannot_lead is not None or failsafe.leaves_out(obs.cluster, peer.name)
+    return not (unable and _waited(obs, memory))
+
+
+def _waited(obs: Observation, memory: Memory) -> bool:
+    """One ttl for whoever should go first and does not: it cannot, for whatever reason."""
     missing = memory.leader_missing_since
-    waited = missing is not None and obs.now > missing + obs.settings.ttl_s
-    return peer.cannot_lead is None or not waited
+    return missing is not None and obs.now > missing + obs.settings.ttl_s
 
 
 def _may_be_behind(obs: Observation, memory: Memory) -> bool:
@@ -560,8 +565,12 @@ def my_position(obs: Observation) -> Lsn:
     return obs.instance.sample.position if isinstance(obs.instance.sample, InstanceSample) else Lsn(0)
 
 
-def _nobody_preferred(obs: Observation, cluster: ClusterSnapshot, answers: list[PeerAnswer]) -> Check:
-    """At equal WAL the higher failover_priority goes first."""
+def _nobody_preferred(
+    obs: Observation, memory: Memory, cluster: ClusterSnapshot, answers: list[PeerAnswer]
+) -> Check:
+    """At equal WAL the higher failover_priority goes first; for one ttl, since it may not be able to."""
+    if _waited(obs, memory):
+        return Check("peer.priority", True, "whoever is preferred has not come in one ttl")
     request = request_in_force(obs, cluster)
     if request is not None and request.candidate == obs.me.name:
         return Check("peer.priority", True, "this member was asked for")

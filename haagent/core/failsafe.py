@@ -163,6 +163,11 @@ def not_a_member(obs: Observation, memory: Memory, cluster: ClusterSnapshot) -> 
     return f"the last leader asks {named} in failsafe mode, and may go on without asking {obs.me.name}"
 
 
+def leaves_out(cluster: ClusterSnapshot | Unavailable, name: str) -> bool:
+    """The key `failsafe` does not name this member: it will not lead, whatever it would like to."""
+    return not isinstance(cluster, Unavailable) and name not in (cluster.failsafe or (name,))
+
+
 def _left_by_patroni(memory: Memory) -> bool:
     last = next((m for m in memory.last_members if m.name == memory.last_leader), None)
     return last is not None and not last.is_haagent

@@ -120,6 +120,17 @@ def test_each_fact_alone_stops_a_member_and_explain_says_so(case: str) -> None:
     }
 
 
+@pytest.mark.parametrize("theirs", [OPTIME, OPTIME + 1])
+def test_who_is_left_out_by_failsafe_keeps_nobody_from_leading_for_more_than_one_ttl(theirs: int) -> None:
+    """It is preferred, or ahead, and does not lead: else nobody ever would."""
+    named = {name: f"http://{name}:8008/patroni" for name in ("pg0", "pg1")}
+    peer = answer("pg2", theirs, tags=tags(failover_priority=2))
+    seen = racing(lost_stream(), left(failsafe=named), peers=(peer,))
+    assert not standing(seen, REMEMBERS).may_lead
+    since = NOW - SETTINGS.ttl_s - 1
+    assert standing(seen, evolve(REMEMBERS, leader_missing_since=since)).may_lead
+
+
 def test_without_any_of_them_it_may_lead_and_explain_says_so() -> None:
     seen = racing(lost_stream())
     assert standing(seen, REMEMBERS).may_lead
