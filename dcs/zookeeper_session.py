@@ -114,14 +114,24 @@ _continuing = threading.Lock()
 def find_or_continue(text: str, make: MakeClient, until: float) -> Session | None:
     """The session of that text; continued when another process of this member left it, None when it is gone.
     Raises KazooTimeoutError while it has no connection."""
-    with _continuing:
-        with _lock:
-            session, known = _table.get(text), _known.get(text)
-        if session is None and known is not None:
-            session = open_session(make, known.ttl_s, until, (known.number, known.password))
-            with _lock:
-                _known.pop(text, None)
+    session, known = _found(text)
+    if session is None and known is not None:
+        if not _continuing.acquire(timeout=max(0.0, until - boottime())):
+            raise KazooTimeoutError("another call continues the session")
+        try:
+            session, known = _found(text)
+            if session is None and known is not None:
+                session = open_session(make, known.ttl_s, until, (known.number, known.password))
+                with _lock:
+                    _known.pop(text, None)
+        finally:
+            _continuing.release()
     return None if session is None or session.dead else session
+
+
+def _found(text: str) -> tuple[Session | None, _Known | None]:
+    with _lock:
+        return _table.get(text), _known.get(text)
 
 
 def sealed(text: str) -> str:

@@ -72,10 +72,13 @@ class ZooKeeperWatch:
                 self._known = self._read_everything()
                 self._tell(WatchGap(cause))
                 self._follow()
-            except (zk.KazooException, KazooTimeoutError, OSError, _Lost) as error:
+            except _Lost as error:
+                cause = str(error)
+            except (zk.KazooException, KazooTimeoutError, OSError) as error:
+                # Also what a connection that stands refuses (ACLs): not asked for again and again at once.
                 cause = str(error) or type(error).__name__
                 logger.debug("watch: %s", cause)
-                self._closed.wait(PAUSE_S if not self._client.connected else 0.0)
+                self._closed.wait(PAUSE_S)
 
     def _forget_news(self) -> None:
         while not self._news.empty():
