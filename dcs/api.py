@@ -177,8 +177,8 @@ class Dcs(Protocol):
         """Write `key` unconditionally, without ttl (detaches it from any session)."""
 
     def compare_and_set(self, key: str, value: str, version: int, deadline_s: float) -> WriteOutcome:
-        """Write `key` only at `version` (0: only if absent). To write what is there already changes nothing,
-        and may keep the version."""
+        """Write `key` only at `version` (0: only if absent). It has another version then, also when it
+        says the same as before."""
 
     def put_if_leader(
         self, handle: LeaseHandle, name: str, key: str, value: str, deadline_s: float

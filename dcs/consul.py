@@ -247,7 +247,11 @@ class ConsulDcs:
     def compare_and_set(self, key: str, value: str, version: int, deadline_s: float) -> WriteOutcome:
         if version == 0:
             return self.create(key, value, deadline_s)
-        return self._transaction([self._op("cas", key, value, index=version)], deadline_s)
+        write = self._op("cas", key, value, index=version)
+        # Consul gives what is written as it was no new version, and a write of before could still arrive.
+        # Flags, which nobody reads, make it another value: no key was ever written at this version before.
+        write["KV"]["Flags"] = version
+        return self._transaction([write], deadline_s)
 
     def delete(self, key: str, deadline_s: float, version: int | None = None) -> WriteOutcome:
         until = boottime() + deadline_s
